@@ -1,0 +1,1 @@
+"""Detectron2 projects that evaluate SparK's encoders on detection and segmentation."""

@@ -1,0 +1,1 @@
+"""Evaluate checkpoints, and turn the results into tables and a report."""

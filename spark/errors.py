@@ -1,0 +1,35 @@
+"""Errors that are for people: one line that names the thing and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+
+
+class UserError(Exception):
+    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ' Did you mean a, b?' for the known names closest to `name`, or '' when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command line's entry point: UserError becomes one line on stderr and exit code 2."""
+
+    @wraps(main)
+    def wrapper(*args: object, **kwargs: object) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapper

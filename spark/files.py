@@ -1,0 +1,61 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(destination: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `destination`; on success it is fsynced and renamed over it.
+
+    If the body raises, the temporary file is removed and `destination` is left as it was.
+    """
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: savers such as matplotlib and numpy choose their format by it.
+    temporary = destination.with_name(f".{destination.stem}.{os.getpid()}.tmp{destination.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, destination)
+        _fsync_folder(destination.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(destination: Path | str, text: str) -> None:
+    """Atomically write `text` as UTF-8."""
+    with atomic_path(destination) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(destination: Path | str, value: Any) -> None:
+    """Atomically write `value` as indented JSON; NaN and infinity are refused (they are not JSON)."""
+    write_text(destination, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256(path: Path | str) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
+            hashlib.sha256(file.read()).hexdigest()
+        )
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename durable (a no-op on file systems that do not support it)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""Our own export: `encoder.safetensors` (dense backbone, timm naming) beside `encoder.json` (provenance)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spark.errors import UserError
+from spark.files import atomic_path, write_json
+
+WEIGHTS, INFO = "encoder.safetensors", "encoder.json"
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What one must know to use an exported encoder."""
+
+    model: str  # timm name
+    in_chans: int
+    input_size: tuple[int, int]  # height, width in pixels
+    mean: tuple[float, ...]  # of images scaled to 0..1
+    std: tuple[float, ...]
+    method: str  # "spark", "imported", …
+    epochs: int | None
+    config_hash: str | None
+    code_version: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A dense backbone's weights in timm naming, without a classification head."""
+
+    state: dict[str, Tensor]
+    info: EncoderInfo
+
+
+def save_encoder(folder: Path, encoder: Encoder) -> Path:
+    """Write both files atomically and return the path of the weights."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state.items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    write_json(folder / INFO, dataclasses.asdict(encoder.info))
+    return folder / WEIGHTS
+
+
+def load_encoder(path: Path | str) -> Encoder:
+    """Read an export, given its folder or its `.safetensors` file.
+
+    Raises:
+        UserError: a file is missing, truncated or not an export.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS if path.is_dir() else path
+    info = weights.with_suffix(".json")
+    for file in (weights, info):
+        if not file.is_file():
+            raise UserError(f"'{file}' does not exist; an exported encoder is {WEIGHTS} beside {INFO}")
+    try:
+        content = json.loads(info.read_text(encoding="utf-8"))
+        for name in ("input_size", "mean", "std"):
+            content[name] = tuple(content[name])
+        description = EncoderInfo(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
+    try:
+        return Encoder(load_file(weights), description)
+    except SafetensorError as error:
+        raise UserError(f"'{weights}' is truncated or not a safetensors file: {error}") from None

@@ -1,0 +1,60 @@
+"""Which code and which machine produced a number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spark import __version__
+
+
+def code_version() -> str:
+    """Return the package version, with the git commit (and '+dirty') when run from a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+dirty", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}-{described}"
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide about numbers."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "numpy", "sal-detectron2", "detectron2", "pycocotools"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware(device: torch.device) -> str:
+    """Return the accelerator's name, or the processor and the number of threads used."""
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name(device)}"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def content_hash(value: Any) -> str:
+    """Return a short hash of a JSON-like value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
