@@ -29,7 +29,9 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path) -> None:
     wheel.write_bytes(b"not the wheel")
     code = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "import install_detectron2 as tool\nfrom pathlib import Path\nfrom spark.errors import exits_cleanly\n"
+        "import install_detectron2 as tool\n"
+        "from pathlib import Path\n"
+        "from spark.errors import exits_cleanly\n"
         f"sys.exit(exits_cleanly(tool.check)(Path({str(wheel)!r})))"
     )
     result = run(code=code)
