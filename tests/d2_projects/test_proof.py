@@ -1,0 +1,61 @@
+"""The proof accepts a right conversion and rejects every wrong one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from d2_projects.proof import largest_feature_difference
+from spark.errors import UserError
+
+
+def randomised_state(model: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state = timm.create_model(model, num_classes=0).state_dict()
+    for name, tensor in state.items():
+        if name.endswith("running_mean"):
+            tensor.normal_(std=0.2)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    return state
+
+
+def by_hand(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename timm's ResNet-18 to Detectron2's, independently of the project's converter."""
+    renamed = {}
+    for old, tensor in state.items():
+        name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", old)
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+        renamed[name if name.startswith("res") else f"stem.{name}"] = tensor
+    return renamed
+
+
+def test_right_weights_agree() -> None:
+    state = randomised_state("resnet18")
+    assert largest_feature_difference(state, by_hand(state), "resnet18") < 1e-5
+
+
+@pytest.mark.parametrize("name", ["res5.1.conv2.norm.running_mean", "stem.conv1.weight"])
+def test_one_wrong_tensor_shows(name: str) -> None:
+    state = randomised_state("resnet18")
+    converted = by_hand(state)
+    converted[name] = converted[name] + 0.05
+    assert largest_feature_difference(state, converted, "resnet18") > 1e-3
+
+
+def test_a_forgotten_tensor_is_named() -> None:
+    state = randomised_state("resnet18")
+    converted = by_hand(state)
+    del converted["res3.0.shortcut.norm.running_var"]
+    with pytest.raises(UserError, match=r"res3\.0\.shortcut\.norm\.running_var missing"):
+        largest_feature_difference(state, converted, "resnet18")
+
+
+def test_a_network_that_detectron2_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match="'resnet26' is not a ResNet that Detectron2 has"):
+        largest_feature_difference({}, {}, "resnet26")
