@@ -10,7 +10,7 @@ from spark.errors import UserError
 
 INPUT_SHAPE = (2, 3, 96, 96)
 # timm's block and number of blocks in each stage -> depth. The same numbers make ResNet-34 and 50.
-DEPTHS = {
+DEPTHS: dict[tuple[str | int | None, ...], int] = {
     ("BasicBlock", 2, 2, 2, 2): 18,
     ("BasicBlock", 3, 4, 6, 3): 34,
     ("Bottleneck", 3, 4, 6, 3): 50,
@@ -30,7 +30,8 @@ def largest_feature_difference(
         model: the timm name, such as "resnet50".
 
     Both run in evaluation mode on one random picture batch; randomise the batch-norm statistics before
-    converting, or a forgotten running mean goes unnoticed.
+    converting, or a forgotten running mean goes unnoticed; and their weights, of which timm starts some at
+    zero.
 
     Raises:
         UserError: Detectron2 is not installed, has no such network, or a state does not fit exactly.

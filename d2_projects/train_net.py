@@ -1,0 +1,146 @@
+"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: the whole run in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils.env import seed_all_rng
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from d2_projects.data import CocoData
+from d2_projects.hooks import MetricsHook, ProgressHook
+from d2_projects.proof import load_exactly
+from spark.errors import UserError
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    model: nn.Module
+    metrics: dict[str, float]  # such as "bbox/AP", 0 to 100; nan where nothing could be computed
+    images_per_second: float | None  # None when nothing was left to train
+
+
+def point_at(cfg: DictConfig, data: CocoData, names: tuple[str, str]) -> None:
+    """Let a recipe's model and loaders use a registered data set; changes `cfg`."""
+    cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = names
+    cfg.model.roi_heads.num_classes = len(data.train.categories)
+    if data.train.run_length:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+
+def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None) -> Outcome:
+    """Train from where the run folder stands (an empty one: from the start), then evaluate.
+
+    A continued run goes on with the model, optimizer and schedule of its last checkpoint; the order of
+    pictures is drawn anew from the seed and the iteration it continues at.
+
+    Args:
+        cfg: a recipe with `model`, `dataloader`, `optimizer`, `lr_multiplier` and `train`.
+        run: where checkpoints and `metrics.jsonl` go.
+        backbone: weights of `model.backbone.bottom_up` to start with, every tensor of it.
+
+    Raises:
+        UserError: the backbone's weights do not fit, the device is not there, the loss became infinite.
+    """
+    device = pick_device(cfg.train.device, cfg.train.amp.enabled)
+    seed_all_rng(cfg.train.seed)
+    model = instantiate(cfg.model).to(device)
+    if backbone is not None:
+        load_exactly(model.backbone.bottom_up, backbone, "the recipe's backbone")
+    optimizer_cfg = copy.deepcopy(cfg.optimizer)
+    optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
+    optimizer = instantiate(optimizer_cfg)
+
+    metrics: dict[str, float] = {}
+
+    def evaluate_now() -> dict[str, Any]:
+        results = evaluate(cfg, model)
+        metrics.update({f"{task}/{name}": value for task in results for name, value in results[task].items()})
+        return results
+
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, optimizer)
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    checkpointer = DetectionCheckpointer(model, str(run / "checkpoints"), trainer=trainer)
+    resumed = checkpointer.has_checkpoint()
+    checkpointer.resume_or_load("", resume=resumed)
+    start = trainer.iter + 1 if resumed else 0
+    seed_all_rng(cfg.train.seed + start)
+    trainer.reset_data_loader(lambda: instantiate(cfg.dataloader.train))
+
+    progress = ProgressHook("detect", cfg.dataloader.train.total_batch_size)
+    trainer.register_hooks([
+        progress,
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        # Precise statistics first, so that they are what is saved and evaluated.
+        hooks.PreciseBN(cfg.train.eval_period, model, trainer.data_loader, cfg.train.precise_bn_iter),
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+        hooks.EvalHook(cfg.train.eval_period, evaluate_now),
+        MetricsHook(run, cfg.train.log_period),
+    ])
+    with logged_to(run / LOG):
+        try:
+            trainer.train(start, cfg.train.max_iter)
+        except FloatingPointError as error:
+            raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+    return Outcome(model, metrics, progress.images_per_second)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return COCO's metrics of the recipe's test set, such as {"bbox": {"AP": …}, "segm": {…}}."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
+        return inference_on_dataset(
+            model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+        )
+
+
+def pick_device(wanted: str, amp: bool) -> torch.device:
+    """Return the device that `wanted` ("auto", "cpu", "cuda", "cuda:1") names."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else (
+            torch.device(wanted)
+        )
+    except RuntimeError:
+        raise UserError(f"train.device={wanted} is not a device: use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"train.device={wanted}, but there is no CUDA device")
+    if amp and device.type != "cuda":
+        raise UserError("train.amp.enabled needs a CUDA device")
+    return device
+
+
+@contextlib.contextmanager
+def logged_to(file: Path) -> Iterator[None]:
+    """Append what Detectron2 says to `file` instead of the terminal while the body runs."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(logger.propagate, logger.level) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+        yield
+    finally:
+        for logger, (propagate, level) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+        handler.close()
