@@ -1,0 +1,153 @@
+"""Labelled images for fine-tuning: an ImageFolder with `train/` and `val/`, timm's augmentation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWide
+
+from eval_suite.finetune_config import FinetuneConfig
+from spark.errors import UserError
+from spark.provenance import content_hash
+
+UNREADABLE = -1  # the label of an image that could not be decoded
+LARGEST_UNREADABLE_FRACTION = 0.01
+
+
+class LabelledImages(ImageFolder):
+    """An ImageFolder whose unreadable images come back black and labelled `UNREADABLE`.
+
+    So a batch can be filtered, and the losses counted, where it is used: workers share no state.
+    """
+
+    def __init__(self, root: Path, transform: Callable[[Any], Tensor], input_size: int) -> None:
+        if not root.is_dir():
+            raise UserError(f"folder '{root}' does not exist; data.root needs train/<class>/, val/<class>/")
+        try:
+            super().__init__(str(root), transform)
+        except FileNotFoundError as error:  # no class folder, or one without images
+            reason = str(error).partition(" Supported")[0]
+            raise UserError(f"'{root}' is not a folder of class folders with images: {reason}") from None
+        self._blank = torch.zeros(3, input_size, input_size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        try:
+            image = self.loader(path)
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+            warnings.warn(f"unreadable image skipped: {path} ({error})", stacklevel=2)
+            return self._blank, UNREADABLE
+        return self.transform(image), label
+
+
+class ReadableImages:
+    """Drops unreadable images from the batches of one pass, and stops when they are over 1% of its images.
+
+    >>> readable = ReadableImages(total=len(loader.dataset))
+    >>> images, labels = readable(images, labels)
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self.lost = 0
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the readable part of a batch: images [B, 3, H, W], labels [B]."""
+        kept = labels != UNREADABLE
+        lost = int((~kept).sum())
+        self.lost += lost
+        if self.lost > LARGEST_UNREADABLE_FRACTION * self._total:
+            raise UserError(
+                f"at least {self.lost} of {self._total} images are unreadable, more than "
+                f"{LARGEST_UNREADABLE_FRACTION:.0%}; repair or remove the files that the warnings name"
+            )
+        return (images[kept], labels[kept]) if lost else (images, labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, ready to iterate."""
+
+    train: DataLoader[tuple[Tensor, Tensor]]
+    val: DataLoader[tuple[Tensor, Tensor]]
+    classes: list[str]
+    identity: dict[str, Any]  # what distinguishes this data set from another, wherever it lies
+
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the order of the training images of an epoch."""
+        assert isinstance(self.train.sampler, DistributedSampler | RepeatAugSampler)
+        self.train.sampler.set_epoch(epoch)
+
+
+def open_data(config: FinetuneConfig) -> Data:
+    """Open `data.root`.
+
+    Raises:
+        UserError: a split is missing, the classes differ, or there is less than one batch of images.
+    """
+    root, size = Path(config.data.root), config.data.input_size
+    train = LabelledImages(root / "train", train_transform(config), size)
+    val = LabelledImages(root / "val", val_transform(config), size)
+    if train.classes != val.classes:
+        different = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"'{root}': classes differ between train and val: {', '.join(different[:5])}")
+    if len(train) < config.train.batch:
+        raise UserError(f"train.batch={config.train.batch} exceeds the {len(train)} images of '{root}/train'")
+    workers = config.data.workers
+    pinned = torch.cuda.is_available()
+    return Data(
+        # Workers are not persistent, so that their random state follows from the epoch's seed.
+        DataLoader(train, config.train.batch, sampler=_sampler(config, train), drop_last=True,
+                   num_workers=workers, pin_memory=pinned),
+        DataLoader(val, config.train.batch, num_workers=workers, pin_memory=pinned),
+        train.classes,
+        {
+            "classes": len(train.classes), "train_images": len(train), "val_images": len(val),
+            "files": content_hash([_relative_names(train), _relative_names(val)]),
+        },
+    )
+
+
+def train_transform(config: FinetuneConfig) -> Compose:
+    """Return crop, flip, the augmentation policy, normalisation and random erasing."""
+    augment = config.augment
+    crop, policy, finish = create_transform(
+        config.data.input_size, is_training=True, separate=True, interpolation="bicubic",
+        scale=(augment.min_crop, 1.0), hflip=augment.flip, color_jitter=None,
+        auto_augment="v0" if augment.policy == "autoaugment" else None,
+        re_prob=augment.random_erasing, re_mode="pixel",
+        mean=tuple(config.data.mean), std=tuple(config.data.std),
+    )
+    if augment.policy == "trivial":
+        policy = TrivialAugmentWide(interpolation=InterpolationMode.BICUBIC)
+    return Compose([crop, policy, finish])
+
+
+def val_transform(config: FinetuneConfig) -> Compose:
+    """Return the deterministic resize, crop and normalisation of validation."""
+    return create_transform(
+        config.data.input_size, is_training=False, interpolation="bicubic",
+        crop_pct=config.data.crop_pct, crop_mode=config.data.crop_mode,
+        mean=tuple(config.data.mean), std=tuple(config.data.std),
+    )
+
+
+def _sampler(config: FinetuneConfig, dataset: Sized) -> DistributedSampler[Any] | RepeatAugSampler:
+    repeats = config.augment.repeated_augmentation
+    if repeats:
+        return RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=repeats)
+    return DistributedSampler(dataset, num_replicas=1, rank=0, seed=config.seed)  # type: ignore[arg-type]
+
+
+def _relative_names(images: ImageFolder) -> list[str]:
+    return [str(Path(path).relative_to(images.root)) for path, _ in images.samples]

@@ -1,0 +1,244 @@
+"""Fine-tuning end to end on a few generated images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from eval_suite.finetune_config import FinetuneConfig
+from eval_suite.finetune_data import open_data
+from eval_suite.initialise import build_model
+from eval_suite.schema import load_record
+from eval_suite.tasks import imagenet_finetune
+from eval_suite.tasks.imagenet_finetune import Finetuning
+from spark.errors import UserError
+from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
+from spark.metrics import read_metrics
+
+MODEL = "test_resnet"  # timm's tiny ResNet: a checkpoint is a megabyte
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 40-pixel images that differ in colour: 16 to train, 8 to validate."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(colour + random.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def recipe(images: Path, tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+out: {tmp_path}/run
+origin: smoke
+device: cpu
+model: {{name: {MODEL}, drop_path: 0.1}}
+data: {{root: {images}, input_size: 32, workers: 0}}
+optimizer: {{base_lr: 0.02}}
+train: {{epochs: 2, warmup_epochs: 1, batch: 8, ema_decay: 0.5}}
+""")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with recognisable weights, exported."""
+    torch.manual_seed(7)
+    state = {k: v for k, v in timm.create_model(MODEL).state_dict().items() if not k.startswith("fc.")}
+    folder = tmp_path_factory.mktemp("encoder")
+    save_encoder(folder, Encoder(state, encoder_info()))
+    return folder
+
+
+def encoder_info(model: str = MODEL, in_chans: int = 3, mean: tuple[float, ...] = MEAN) -> EncoderInfo:
+    return EncoderInfo(model, in_chans, (64, 64), mean, STD, "spark", 5, "hash", "version")
+
+
+def config_for(images: Path, **changes: str) -> FinetuneConfig:
+    config = FinetuneConfig(out="unused", device="cpu", **changes)  # type: ignore[arg-type]
+    config.model.name, config.train.batch = MODEL, 8
+    config.data.root, config.data.input_size, config.data.workers = str(images), 32, 0
+    return config
+
+
+def test_record_says_what_was_measured(recipe: str, encoder: Path) -> None:
+    result = imagenet_finetune.run(recipe, [f"init={encoder}", "seed=3"])
+    record = load_record(result)
+    assert (record.task, record.model, record.seed, record.epochs) == ("imagenet_finetune", MODEL, 3, 2)
+    assert record.origin == "smoke"
+    assert record.main_metric == "top1_last"
+    assert record.metrics.keys() == {"top1_last", "top1_best", "top1_ema"}
+    assert record.init.kind == "spark"
+    assert record.init.pretrained_epochs == 5
+    assert record.init.checkpoint_sha256
+    assert record.wall_seconds > 0
+    log = read_metrics(result.parent)
+    assert [(entry["step"], entry["epoch"]) for entry in log] == [(2, 1), (4, 2)]
+    assert log[-1]["top1"] == record.metrics["top1_last"].value
+    assert max(entry["top1"] for entry in log) == record.metrics["top1_best"].value
+
+
+def test_protocol_ignores_seed_initialisation_and_place_but_not_the_schedule(
+    recipe: str, encoder: Path, images: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    one_epoch = ["train.epochs=1", "train.warmup_epochs=0"]
+    first = imagenet_finetune.run(recipe, [*one_epoch, f"out={tmp_path}/a"])
+    same = imagenet_finetune.run(
+        recipe, [*one_epoch, f"out={tmp_path}/b", "seed=1", f"init={encoder}", f"data.root={moved}"]
+    )
+    other = imagenet_finetune.run(recipe, [*one_epoch, f"out={tmp_path}/c", "optimizer.base_lr=0.01"])
+    identities = [load_record(path).protocol_id for path in (first, same, other)]
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize("extra", [[], ["data.workers=1"]], ids=["in-process", "workers"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    imagenet_finetune.run(recipe, [f"out={whole}", *extra])
+
+    evaluate, calls = Finetuning._evaluate, iter(range(100))
+
+    def killed(self: Finetuning, model: torch.nn.Module) -> float:
+        if next(calls) == 2:  # after training the second epoch, before its checkpoint
+            raise KeyboardInterrupt
+        return evaluate(self, model)
+
+    monkeypatch.setattr(Finetuning, "_evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        imagenet_finetune.run(recipe, [f"out={parts}", *extra])
+    assert not (parts / "result.json").exists()
+    imagenet_finetune.run(recipe, [f"out={parts}", *extra])
+
+    states = [torch.load(run / "checkpoints/last.pt", weights_only=True) for run in (whole, parts)]
+    for part in ("model", "ema"):
+        assert states[0][part].keys() == states[1][part].keys()
+        for name, tensor in states[0][part].items():
+            assert torch.equal(tensor, states[1][part][name]), f"{part} {name}"
+    assert read_metrics(whole) == read_metrics(parts)
+
+
+def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encoder: Path) -> None:
+    config = config_for(images, init=str(encoder))
+    data = open_data(config)
+    model, _ = build_model(config, len(data.classes))
+    torch.manual_seed(7)
+    exported = timm.create_model(MODEL).state_dict()
+    averaged = Finetuning(config, data, model, torch.device("cpu")).state_dict()["ema"]
+    assert torch.equal(model.state_dict()["layer3.0.conv2.weight"], exported["layer3.0.conv2.weight"])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(averaged[name], tensor), name
+
+
+def test_it_learns(recipe: str) -> None:
+    plain = ["augment.policy=none", "augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0"]
+    result = imagenet_finetune.run(recipe, [
+        *plain, "train.epochs=6", "optimizer.name=adamw", "optimizer.layer_decay=1", "train.loss=soft_target_ce",
+    ])
+    assert load_record(result).metrics["top1_best"].value == 100
+
+
+def test_schedule_starts_at_a_two_hundredth_peaks_after_warmup_and_ends_at_a_thousandth(images: Path) -> None:
+    config = config_for(images)
+    config.train.epochs, config.train.warmup_epochs = 10, 2
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=config.lr)
+    schedule = imagenet_finetune.build_schedule(config, optimizer, steps_per_epoch=5)
+    rates = []
+    for step in range(50):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"] / config.lr)
+    assert rates[0] == pytest.approx(0.005)
+    assert rates[10] == pytest.approx(1.0)
+    assert max(rates) == rates[10]
+    assert rates[-1] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("info", "message"), [
+    (encoder_info(model="resnet34"), "it is a resnet34"),
+    (encoder_info(in_chans=1), "takes 1 channels"),
+    (encoder_info(mean=(0.5, 0.5, 0.5)), "data.mean="),
+])
+def test_an_encoder_of_another_kind_is_refused(
+    recipe: str, encoder: Path, tmp_path: Path, info: EncoderInfo, message: str
+) -> None:
+    shutil.copytree(encoder, tmp_path / "other")
+    fields = {**info.__dict__}
+    (tmp_path / "other" / "encoder.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
+        imagenet_finetune.run(recipe, [f"init={tmp_path}/other"])
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_only_the_head_may_be_missing(recipe: str, tmp_path: Path, change: str) -> None:
+    state = {k: v for k, v in timm.create_model(MODEL).state_dict().items() if not k.startswith("fc.")}
+    if change == "missing":
+        del state["layer4.0.conv1.weight"]
+    elif change == "unexpected":
+        state["mask_token"] = torch.zeros(3)
+    else:
+        state["conv1.0.weight"] = torch.zeros(16, 3, 7, 7)
+    save_encoder(tmp_path / "bad", Encoder(state, encoder_info()))
+    with pytest.raises(UserError, match=r"layer4\.0\.conv1|mask_token|16x3x7x7 instead of 16x3x3x3"):
+        imagenet_finetune.run(recipe, [f"init={tmp_path}/bad"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_another_configuration_is_not_continued(recipe: str) -> None:
+    imagenet_finetune.run(recipe, ["train.epochs=1", "train.warmup_epochs=0"])
+    with pytest.raises(UserError, match=r"train\.epochs was 1, is 2"):
+        imagenet_finetune.run(recipe, [])
+    imagenet_finetune.run(recipe, ["resume=never"])
+
+
+def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
+    imagenet_finetune.run(recipe, [])
+    checkpoint = tmp_path / "run/checkpoints/last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match="resume=never"):
+        imagenet_finetune.run(recipe, [])
+
+
+def test_unreadable_images_stop_a_run_above_one_percent(recipe: str, images: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    (copy / "val/red/0.png").write_bytes(b"not an image")
+    with warnings.catch_warnings(), pytest.raises(UserError, match="unreadable"):
+        warnings.simplefilter("ignore")
+        imagenet_finetune.run(recipe, [f"data.root={copy}"])
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("model.name=resnet81", "Did you mean"),
+    ("data.root=/nowhere", "does not exist"),
+    ("train.batch=64", "exceeds the 16 images"),
+    ("train.batch=7", "even"),
+    ("optimizer.nme=lamb", "optimizer.name"),
+    ("train.loss=mse", "bce, soft_target_ce"),
+])
+def test_bad_input_is_one_clear_message_and_leaves_nothing(
+    recipe: str, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        imagenet_finetune.run(recipe, [override])
+    assert not (tmp_path / "run").exists()
