@@ -12,8 +12,8 @@ from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer
 data.root = "data/demo/detection"
 
 train.smoke = True
-train.max_iter = 200
-train.checkpointer.period = 100
+train.max_iter = 120
+train.checkpointer.period = 60
 train.eval_period = 0  # only at the end
 train.precise_bn_iter = 10
 train.log_period = 10
@@ -32,7 +32,7 @@ model.proposal_generator.anchor_generator.strides = [4, 8, 16, 32]
 model.proposal_generator.batch_size_per_image = 128
 model.proposal_generator.pre_nms_topk = (400, 200)
 model.proposal_generator.post_nms_topk = (200, 100)
-model.roi_heads.batch_size_per_image = 64
+model.roi_heads.batch_size_per_image = 48
 model.roi_heads.box_head.input_shape.channels = width
 model.roi_heads.box_head.conv_dims = [width]
 model.roi_heads.box_head.fc_dims = [256]
@@ -46,8 +46,9 @@ model.roi_heads.box_head.conv_norm = model.roi_heads.mask_head.conv_norm = "BN"
 
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 0
-dataloader.train.mapper.augmentations[0].update(short_edge_length=[144, 160, 176, 192], max_size=256)
-dataloader.test.mapper.augmentations[0].update(short_edge_length=176, max_size=256)
+dataloader.train.mapper.augmentations[0].update(short_edge_length=[128, 144, 160], max_size=224)
+dataloader.test.mapper.augmentations[0].update(short_edge_length=144, max_size=224)
 
 optimizer.lr = 1e-3
+optimizer.params.lr_factor_func.decay = 0.8
 lr_multiplier.warmup_length = 0.1

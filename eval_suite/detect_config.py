@@ -1,0 +1,136 @@
+"""A detection recipe (Detectron2 LazyConfig) with dotted overrides, read as strictly as our own recipes."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+from spark.errors import UserError, nearest
+
+SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed"}
+SCRATCH = "scratch"
+# What does not decide whether two numbers may be compared. (The seed and the initialisation are recorded
+# beside the protocol; the data is identified by its content.)
+NOT_PROTOCOL = (
+    "data.root", "train.output_dir", "train.seed", "train.device", "train.log_period", "train.checkpointer",
+    "train.eval_period", "dataloader.train.num_workers", "dataloader.test.num_workers",
+)
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """A recipe ready to run."""
+
+    recipe: Path
+    cfg: DictConfig
+    init: str  # "scratch" or an exported encoder
+    resume: str  # "auto": go on where the run folder stands; "never": start again
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return Path(self.cfg.train.output_dir)
+
+    def protocol_text(self) -> str:
+        """Return everything in the recipe that decides whether two numbers are comparable, as YAML."""
+        cfg = copy.deepcopy(self.cfg)
+        for key in NOT_PROTOCOL:
+            parent, _, name = key.rpartition(".")
+            OmegaConf.select(cfg, parent).pop(name, None)
+        return to_yaml(cfg)
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """Return a LazyConfig as YAML; callables become their dotted names."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        LazyConfig.save(cfg, str(file))
+        return file.read_text(encoding="utf-8")
+
+
+def load(recipe: str, overrides: Sequence[str]) -> DetectConfig:
+    """Read a recipe and apply `key=value` overrides.
+
+    Besides the recipe's own keys there are `out`, `seed`, `init` (scratch, or an exported encoder's folder)
+    and `resume` (auto or never).
+
+    Raises:
+        UserError: one message that lists every unknown key and unsound value.
+    """
+    cfg = _read(Path(recipe))
+    options = {"init": SCRATCH, "resume": "auto"}
+    known = sorted(_names(OmegaConf.to_container(cfg, resolve=False)))
+    problems = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"'{override}' is not an override: write key=value")
+        target = SHORTHANDS.get(key, key)
+        if key in options:
+            options[key] = text
+        elif target not in known:
+            problems.append(f"unknown key '{key}'.{nearest(key, [*known, *SHORTHANDS, *options])}")
+        else:
+            problems.extend(_update(cfg, target, text))
+    problems.extend(_unsound(cfg, options["resume"]) if not problems else [])
+    if problems:
+        raise UserError(f"{recipe}: " + "; ".join(problems))
+    return DetectConfig(Path(recipe), cfg, options["init"], options["resume"])
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"recipe '{path}' does not exist.{nearest(str(path), siblings)}")
+    if path.suffix != ".py":
+        raise UserError(f"recipe '{path}' is not a LazyConfig: a detection recipe is a Python file")
+    try:
+        cfg = LazyConfig.load(str(path))
+    except Exception as error:  # a recipe is a program: whatever it raises is its author's to read
+        raise UserError(f"recipe '{path}' fails with {type(error).__name__}: {error}") from error
+    missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
+    if missing:
+        raise UserError(f"recipe '{path}' does not define {', '.join(sorted(missing))}")
+    return cfg
+
+
+def _names(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every value, inside lists too (`augmentations.0.max_size`)."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in children:
+        if key != "_target_":
+            yield f"{prefix}{key}"
+            if isinstance(value, dict | list):
+                yield from _names(value, f"{prefix}{key}.")
+
+
+def _update(cfg: DictConfig, key: str, text: str) -> list[str]:
+    """Set a value that is written as YAML, and return what is wrong with it."""
+    before = OmegaConf.select(cfg, key)
+    try:
+        value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+    except yaml.YAMLError as error:
+        return [f"{key}={text}: {' '.join(str(error).split())}"]
+    expected = type(before)
+    # A whole number may stand where a fraction is meant, but True is no number.
+    fits = type(value) is expected or (expected is float and type(value) is int)
+    if expected in (bool, int, float, str) and not fits:
+        return [f"{key}={text}: expected {expected.__name__}, such as {before}"]
+    OmegaConf.update(cfg, key, value, merge=False)
+    return []
+
+
+def _unsound(cfg: DictConfig, resume: str) -> Iterator[str]:
+    for key in ("train.max_iter", "dataloader.train.total_batch_size", "train.log_period"):
+        if OmegaConf.select(cfg, key) < 1:
+            yield f"{key} must be at least 1"
+    if resume not in ("auto", "never"):
+        yield f"resume={resume}: expected auto or never"

@@ -1,0 +1,135 @@
+"""`spark-eval detect`: one record for one run, from scratch or from an encoder, and clear refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+from eval_suite.schema import load_record
+from eval_suite.tasks import coco_mask_rcnn
+from spark.errors import UserError
+from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
+from spark.metrics import read_metrics
+
+RECIPE = str(Path(__file__).parents[2] / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py")
+TINY = [
+    "train.max_iter=2", "train.precise_bn_iter=1", "train.log_period=1", "train.device=cpu",
+    "dataloader.train.total_batch_size=2",
+    *(f"dataloader.{split}.mapper.augmentations.0.short_edge_length=64" for split in ("train", "test")),
+]
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def export(folder: Path, model: str = "resnet18", **changes: tuple[float, ...]) -> Path:
+    torch.manual_seed(1)
+    state = timm.create_model(model, num_classes=0).state_dict()
+    statistics = {**IMAGENET, **changes}
+    info = EncoderInfo(model, 3, (64, 64), statistics["mean"], statistics["std"], "spark", 7, "abc", "test")
+    save_encoder(folder, Encoder(state, info))
+    return folder
+
+
+def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*TINY, f"out={out}", f"data.root={coco}", "seed=3"]
+    path = coco_mask_rcnn.run(RECIPE, arguments)
+    assert sorted(tmp_path.rglob("result.json")) == [path] == [out / "result.json"]
+    record = load_record(path)
+    assert (record.task, record.model, record.origin, record.seed) == (
+        "coco_mask_rcnn", "resnet18", "smoke", 3)
+    assert record.init.kind == "scratch"
+    assert set(record.metrics) == {f"{task}/{name}" for task in ("bbox", "segm")
+                                   for name in ("AP", "AP50", "AP75")}
+    assert all(0 <= metric.value <= 100 and metric.unit == "AP (0-100)" for metric in record.metrics.values())
+    assert record.epochs == 1  # two iterations of two of four pictures
+    assert record.protocol["train_images"] == 4
+    assert [entry["step"] for entry in read_metrics(out) if "loss" in entry] == [1, 2]
+    assert (out / "detections.png").stat().st_size > 1000
+    assert Path(record.checkpoint or "").is_file()
+    assert "seed: 3" in (out / "config.yaml").read_text()
+
+    before = path.stat().st_mtime_ns
+    assert coco_mask_rcnn.run(RECIPE, arguments) == path
+    assert path.stat().st_mtime_ns == before  # finished runs are left alone
+    with pytest.raises(UserError, match="another seed; pass another out="):
+        coco_mask_rcnn.run(RECIPE, [*arguments, "seed=4"])
+
+
+def test_an_encoder_gives_the_backbone_and_is_recorded(coco: Path, tmp_path: Path) -> None:
+    encoder = export(tmp_path / "encoder")
+    out = tmp_path / "run"
+    # With a learning rate of nothing, what is saved at the end is what was loaded.
+    path = coco_mask_rcnn.run(
+        RECIPE, [*TINY, f"init={encoder}", f"out={out}", f"data.root={coco}", "optimizer.lr=0"])
+    record = load_record(path)
+    assert (record.init.kind, record.init.pretrained_epochs) == ("spark", 7)
+    assert record.init.checkpoint_sha256
+    saved = torch.load(record.checkpoint or "", weights_only=True)["model"]
+    expected = load_encoder(encoder).state
+    for ours, theirs in (("stem.conv1", "conv1"), ("res5.1.conv2", "layer4.1.conv2")):
+        torch.testing.assert_close(saved[f"backbone.bottom_up.{ours}.weight"], expected[f"{theirs}.weight"])
+
+
+def test_initialisation_and_seed_do_not_change_the_protocol(coco: Path, tmp_path: Path) -> None:
+    from d2_projects.data import check
+    from eval_suite.detect_config import load
+
+    def protocol(*overrides: str) -> dict[str, object]:
+        return coco_mask_rcnn.protocol_of(load(RECIPE, [*TINY, *overrides]), check(coco))
+
+    assert protocol() == protocol("seed=5", "init=elsewhere", f"out={tmp_path}", "data.root=/moved")
+    assert protocol() != protocol("optimizer.lr=0.5")
+
+
+@pytest.mark.parametrize(("model", "changes", "message"), [
+    ("resnet34", {}, "is a resnet34, but .* has a resnet18"),
+    ("resnet18", {"mean": (0.5, 0.5, 0.5)}, r"was trained with model.pixel_mean=\[127.5, 127.5, 127.5\]"),
+])
+def test_an_encoder_that_does_not_fit_is_refused(
+    coco: Path, tmp_path: Path, model: str, changes: dict[str, tuple[float, ...]], message: str
+) -> None:
+    encoder = export(tmp_path / "encoder", model, **changes)
+    with pytest.raises(UserError, match=message):
+        coco_mask_rcnn.run(RECIPE, [*TINY, f"init={encoder}", f"out={tmp_path / 'run'}", f"data.root={coco}"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("train.max_itr=3", "unknown key 'train.max_itr'. Did you mean train.max_iter"),
+    ("train.max_iter=abc", "train.max_iter=abc: expected int"),
+    ("train.max_iter=0", "train.max_iter must be at least 1"),
+    ("resume=maybe", "expected auto or never"),
+    ("seed", "is not an override"),
+    ("data.root=/nowhere", "data folder '/nowhere' does not exist"),
+    ("init=/nowhere", "does not exist; an exported encoder is"),
+])
+def test_bad_overrides_are_one_line_and_write_nothing(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        coco_mask_rcnn.run(RECIPE, [f"out={tmp_path / 'run'}", override])
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_recipe_names_its_neighbours() -> None:
+    with pytest.raises(UserError, match=r"Did you mean .*mask_rcnn_r18_demo\.py"):
+        coco_mask_rcnn.run(RECIPE.replace("demo", "dmo"), [])
+
+
+def test_a_missing_detectron2_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name, *rest: None if name == "detectron2" else original(name, *rest))
+    with pytest.raises(UserError, match=r"python tools/install_detectron2\.py"):
+        coco_mask_rcnn.run(RECIPE, [])
+
+
+def test_a_detector_that_finds_nothing_has_an_ap_of_zero() -> None:
+    names = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+    outcome = SimpleNamespace(metrics={**dict.fromkeys(names, float("nan")), "bbox/AP50": 12.5})
+    values = {name: metric.value for name, metric in coco_mask_rcnn.metrics_of(outcome).items()}
+    assert values == {**dict.fromkeys(names, 0.0), "bbox/AP50": 12.5}
