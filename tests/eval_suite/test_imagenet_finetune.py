@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +151,11 @@ def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encod
 
 def test_it_learns(recipe: str) -> None:
     plain = ["augment.policy=none", "augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0"]
-    result = imagenet_finetune.run(recipe, [
-        *plain, "train.epochs=6", "optimizer.name=adamw", "optimizer.layer_decay=1", "train.loss=soft_target_ce",
-    ])
-    assert load_record(result).metrics["top1_best"].value == 100
+    adamw = ["optimizer.name=adamw", "optimizer.layer_decay=1", "train.loss=soft_target_ce"]
+    result = imagenet_finetune.run(recipe, [*plain, *adamw, "optimizer.base_lr=0.1", "train.epochs=10"])
+    log = read_metrics(result.parent)
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert load_record(result).metrics["top1_last"].value > 80  # chance is 50
 
 
 def test_schedule_starts_at_a_two_hundredth_peaks_after_warmup_and_ends_at_a_thousandth(images: Path) -> None:
@@ -219,12 +219,12 @@ def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
         imagenet_finetune.run(recipe, [])
 
 
+@pytest.mark.filterwarnings("ignore:unreadable image")
 def test_unreadable_images_stop_a_run_above_one_percent(recipe: str, images: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
     (copy / "val/red/0.png").write_bytes(b"not an image")
-    with warnings.catch_warnings(), pytest.raises(UserError, match="unreadable"):
-        warnings.simplefilter("ignore")
+    with pytest.raises(UserError, match="unreadable"):
         imagenet_finetune.run(recipe, [f"data.root={copy}"])
 
 
