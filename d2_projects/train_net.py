@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
@@ -57,7 +59,8 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
         backbone: weights of `model.backbone.bottom_up` to start with, every tensor of it.
 
     Raises:
-        UserError: the backbone's weights do not fit, the device is not there, the loss became infinite.
+        UserError: the backbone's weights do not fit, the device is not there, the checkpoint is damaged, a
+            picture cannot be read, the loss became infinite.
     """
     device = pick_device(cfg.train.device, cfg.train.amp.enabled)
     seed_all_rng(cfg.train.seed)
@@ -78,9 +81,7 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, optimizer)
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     checkpointer = DetectionCheckpointer(model, str(run / "checkpoints"), trainer=trainer)
-    resumed = checkpointer.has_checkpoint()
-    checkpointer.resume_or_load("", resume=resumed)
-    start = trainer.iter + 1 if resumed else 0
+    start = resume(checkpointer, trainer)
     seed_all_rng(cfg.train.seed + start)
     trainer.reset_data_loader(lambda: instantiate(cfg.dataloader.train))
 
@@ -99,7 +100,26 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
             trainer.train(start, cfg.train.max_iter)
         except FloatingPointError as error:
             raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+        except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
+            # A loader's worker process puts its traceback before the message.
+            raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
     return Outcome(model, metrics, progress.images_per_second)
+
+
+def resume(checkpointer: DetectionCheckpointer, trainer: TrainerBase) -> int:
+    """Load the run's last checkpoint if it has one; return the iteration to go on with.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another model.
+    """
+    if not checkpointer.has_checkpoint():
+        return 0
+    file = checkpointer.get_checkpoint_file()
+    try:
+        checkpointer.resume_or_load("", resume=True)
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, pickle.UnpicklingError):
+        raise UserError(f"checkpoint '{file}' is damaged; pass resume=never to start again") from None
+    return trainer.iter + 1
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
 CONFIG, IDENTITY, PICTURE = "config.yaml", "identity.json", "detections.png"
 UNIT = "AP (0-100)"
+# About Detectron2's own code, which a user cannot change.
+DETECTRON2_WARNINGS = ("pkg_resources is deprecated", "torch.meshgrid", "`torch.jit.script` is deprecated")
 
 
 def run(recipe: str, overrides: list[str]) -> Path:
@@ -42,6 +45,14 @@ def run(recipe: str, overrides: list[str]) -> Path:
     """
     if importlib.util.find_spec("detectron2") is None:
         raise UserError("Detectron2 is not installed: run python tools/install_detectron2.py")
+    with warnings.catch_warnings():
+        for message in DETECTRON2_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        return train_and_record(recipe, overrides)
+
+
+def train_and_record(recipe: str, overrides: list[str]) -> Path:
+    """Do what `run` promises, with Detectron2 at hand."""
     from d2_projects.data import check, registered
     from d2_projects.train_net import point_at, train
     from d2_projects.visualize import save_detections
@@ -74,8 +85,6 @@ def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor
     Raises:
         UserError: the encoder is not the recipe's backbone, or was trained on pictures normalised otherwise.
     """
-    from spark.formats.detectron2 import from_timm
-
     info, model = encoder.info, config.cfg.model
     depth = model.backbone.bottom_up.stages.depth
     if info.model.partition(".")[0] != f"resnet{depth}":
@@ -85,6 +94,8 @@ def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor
         wanted = [round(255 * value, 3) for value in expected]
         if not all(math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)):
             raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
+    from spark.formats.detectron2 import from_timm
+
     return from_timm(encoder.state)
 
 

@@ -107,6 +107,29 @@ def test_a_backbone_of_another_network_is_refused(coco: Path, tmp_path: Path) ->
             train(cfg, tmp_path, backbone={"stem.conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
+def test_an_unreadable_picture_is_one_line(coco: Path, tmp_path: Path) -> None:
+    for picture in (coco / "train2017").iterdir():
+        picture.write_bytes(picture.read_bytes()[:200])
+    data, cfg = check(coco), tiny(train__max_iter=2)
+    with registered(data) as names:
+        point_at(cfg, data, names)
+        with pytest.raises(UserError, match="training stopped: ") as raised:
+            train(cfg, tmp_path / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_checkpoint_is_one_line(coco: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "model_0000001.pth").write_bytes(b"torn")
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    data, cfg = check(coco), tiny(train__max_iter=2)
+    with registered(data) as names:
+        point_at(cfg, data, names)
+        with pytest.raises(UserError, match=r"model_0000001\.pth' is damaged; pass resume=never"):
+            train(cfg, tmp_path / "run")
+
+
 @pytest.mark.parametrize(("wanted", "amp", "message"), [
     ("abacus", False, "is not a device"),
     ("cpu", True, "needs a CUDA device"),
