@@ -1,0 +1,86 @@
+"""Tables of records: what may be averaged and compared, and what may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import SCRATCH, SPARK, record
+
+from eval_suite.schema import Metric
+from eval_suite.tables import collect, readable, summarise, to_csv, to_markdown
+from spark.errors import UserError
+
+
+def test_mean_std_and_gain_over_scratch() -> None:
+    runs = [record(50, seed=0), record(54, seed=1), record(60, SPARK, seed=0), record(62, SPARK, seed=1)]
+    scratch, spark = summarise(runs).to_dict("records")
+    assert (scratch["mean"], scratch["n"]) == (52, 2)
+    assert scratch["std"] == pytest.approx(8**0.5)
+    assert pd.isna(scratch["gain"])
+    assert (spark["mean"], spark["n"], spark["gain"]) == (61, 2, 9)
+    assert spark["init"] == "spark, 30 epochs"
+
+
+@pytest.mark.parametrize("change", [{"epochs": 9}, {"origin": "measured"}, {"model": "resnet34"}])
+def test_no_gain_across_protocols_origins_or_models(change: dict[str, object]) -> None:
+    table = summarise([record(50), record(60, SPARK, **change)])  # type: ignore[arg-type]
+    assert len(table) == 2
+    assert table["gain"].isna().all()
+    assert "no scratch run" in to_markdown(table)
+
+
+def test_different_checkpoints_are_different_rows_with_different_names() -> None:
+    other = dataclasses.replace(SPARK, checkpoint_sha256="b" * 64)
+    table = summarise([record(50), record(60, SPARK), record(70, other)])
+    assert list(table["init"]) == ["scratch", "spark, 30 epochs (aaaaaaaa)", "spark, 30 epochs (bbbbbbbb)"]
+    assert list(table["gain"])[1:] == [10, 20]
+
+
+def test_a_copied_run_is_not_a_second_measurement() -> None:
+    assert list(summarise([record(50), record(50)])["n"]) == [1]
+
+
+def test_gain_is_positive_where_lower_is_better_and_falls() -> None:
+    def error(value: float) -> Metric:
+        return Metric(value, "%", higher_is_better=False)
+
+    table = summarise([record(0, metric=error(30)), record(0, SPARK, metric=error(20))])
+    assert table["gain"].iloc[1] == 10
+
+
+def test_markdown_and_csv() -> None:
+    table = summarise([record(50.123, SCRATCH), record(60.5, SPARK)])
+    markdown, csv = to_markdown(table), to_csv(table)
+    assert "not paper numbers" in markdown
+    assert "+10.38" in markdown
+    assert "±" not in markdown.splitlines()[-1]  # one run has no spread
+    assert pd.read_csv(io.StringIO(csv))["mean"].tolist() == [50.123, 60.5]
+    measured = summarise([record(50, origin="measured")])
+    assert "not paper numbers" not in to_markdown(measured)
+    assert readable(measured)["mean ± std"].tolist() == ["50.00"]
+
+
+def test_collect_keeps_what_is_sound_and_says_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "edited").mkdir()
+    record(50).save(tmp_path / "a")
+    (tmp_path / "torn/result.json").write_text("{")
+    content = json.loads((tmp_path / "a/result.json").read_text())
+    content["protocol"]["epochs"] = 99
+    (tmp_path / "edited/result.json").write_text(json.dumps(content))
+    records, unreadable = collect(tmp_path)
+    assert list(records) == [tmp_path / "a"]
+    assert len(unreadable) == 2
+
+
+def test_nothing_to_collect(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json"):
+        collect(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        collect(tmp_path / "nowhere")
