@@ -1,0 +1,56 @@
+"""Any timm network as a feature pyramid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from spark.errors import UserError, nearest
+
+FINEST_STRIDE = 4  # SparK decodes from strides 4, 8, 16, 32; a ResNet's stride-2 stem map is not used
+
+
+class TimmPyramid(nn.Module):
+    """The feature maps of a timm network, the finest first.
+
+    `network` is the timm model with its own parameter names and without a classifier.
+
+    Attributes:
+        channels: of each map.
+        strides: of each map, relative to the image; the last one is the patch size.
+        name: the timm name.
+    """
+
+    def __init__(self, name: str, in_chans: int = 3, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        self.name = name
+        self.network = timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
+        if not hasattr(self.network, "forward_intermediates"):
+            raise UserError(f"model '{name}' has no feature pyramid in this timm version")
+        levels = _coarsest_per_stride(self.network.feature_info)
+        self._indices = [index for index, _ in levels]
+        self.channels: list[int] = [level["num_chs"] for _, level in levels]
+        self.strides: list[int] = [level["reduction"] for _, level in levels]
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Return the maps [B, channels[i], H / strides[i], W / strides[i]]."""
+        return self.network.forward_intermediates(x_BCHW, indices=self._indices, intermediates_only=True)
+
+    def example(self) -> Tensor:
+        """Return a small input of zeros that runs through every level."""
+        first = next(self.network.parameters())
+        side = 2 * self.strides[-1]
+        return torch.zeros(1, first.shape[1], side, side)
+
+
+def _coarsest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Keep the deepest map of each stride: [(index, {num_chs, reduction, module})]."""
+    infos = feature_info.info if hasattr(feature_info, "info") else feature_info
+    deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
+    return [deepest[stride] for stride in sorted(deepest) if stride >= FINEST_STRIDE]

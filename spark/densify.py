@@ -1,0 +1,39 @@
+"""Fill the holes of a sparse feature map so that a dense decoder can read it (SparK, section 3.3)."""
+
+from __future__ import annotations
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+
+from spark.sparse.state import VisiblePatches
+
+
+class Densify(nn.Module):
+    """Norm over visible positions -> mask token in the holes -> projection to the decoder's width."""
+
+    def __init__(self, channels: int, width: int, kernel_size: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.mask_token = nn.Parameter(torch.empty(1, channels, 1, 1))
+        timm.layers.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        if kernel_size == 1 and channels == width:
+            self.project: nn.Module = nn.Identity()
+        else:
+            self.project = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2, bias=True)
+
+    def forward(self, x_BCHW: Tensor, visible: VisiblePatches) -> Tensor:
+        """[B, channels, H, W] with zeros in the holes -> [B, width, H, W] without holes."""
+        x_BCHW = self.norm(x_BCHW)
+        filled = torch.where(visible.at(*x_BCHW.shape[-2:]), x_BCHW, self.mask_token.to(x_BCHW.dtype))
+        return self.project(filled)
+
+
+def norm_like(network: nn.Module) -> type[nn.Module]:
+    """Return the kind of norm that the densify layers take: BN for BN networks, LN for LN networks."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
+            return nn.BatchNorm2d
+        if isinstance(layer, nn.LayerNorm):
+            return timm.layers.LayerNorm2d
+    return nn.Identity

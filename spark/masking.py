@@ -1,0 +1,40 @@
+"""Which patches of an image the encoder sees (SparK, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spark.errors import UserError
+
+
+def visible_count(patches: int, mask_ratio: float) -> int:
+    """Return how many of an image's patches stay visible: `round(patches * (1 - mask_ratio))`.
+
+    Raises:
+        UserError: no patch would be visible, or none masked.
+    """
+    count = round(patches * (1 - mask_ratio))
+    if not 0 < count < patches:
+        raise UserError(
+            f"mask ratio {mask_ratio} leaves {count} of {patches} patches visible; "
+            "at least one must be visible and one masked: change mask.ratio or use larger images"
+        )
+    return count
+
+
+def random_mask(
+    batch: int, grid: tuple[int, int], mask_ratio: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw visible patches uniformly without replacement, independently per image.
+
+    Returns:
+        Boolean tensor [batch, 1, grid_height, grid_width] on the CPU, True where a patch is visible; every
+        image has exactly `visible_count` of them.
+    """
+    height, width = grid
+    count = visible_count(height * width, mask_ratio)
+    order = torch.rand(batch, height * width, generator=generator).argsort(dim=1)
+    mask = torch.zeros(batch, height * width, dtype=torch.bool)
+    mask.scatter_(1, order[:, :count], True)
+    return mask.view(batch, 1, height, width)

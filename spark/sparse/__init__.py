@@ -1,0 +1,6 @@
+"""Sparse (submanifold) convolution for dense networks: state, engines, conversion and its proof."""
+
+from spark.sparse.convert import ENGINES, sparsify
+from spark.sparse.state import VisiblePatches
+
+__all__ = ["ENGINES", "VisiblePatches", "sparsify"]
