@@ -14,7 +14,7 @@ COLOURS = ("#4c8eda", "#e0803c", "#3fa777", "#b86bc9", "#d05a5a", "#8a8f3c")
 Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
 
 
-def draw_curves(title: str, logs: Mapping[str, Log], keys: Sequence[str]) -> bytes | None:
+def draw_curves(logs: Mapping[str, Log], keys: Sequence[str]) -> bytes | None:
     """Draw each key as a panel with one line per run; return SVG, or None if no run has any of the keys.
 
     The horizontal axis is the epoch where a log has one record an epoch, else the optimizer step.
@@ -35,7 +35,6 @@ def draw_curves(title: str, logs: Mapping[str, Log], keys: Sequence[str]) -> byt
         axes.set_title(key, fontsize=10, color=GREY)
         _quieten(axes)
         axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
-    figure.suptitle(title, fontsize=11, color=GREY)
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", transparent=True)
     return stream.getvalue()

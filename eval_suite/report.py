@@ -91,7 +91,7 @@ def _curves(records: dict[Path, ResultRecord], runs: Path) -> list[Picture]:
         groups[title][str(folder.relative_to(runs))] = read_metrics(folder)
     pictures = []
     for title, logs in sorted(groups.items(), key=lambda item: item[0] != "pre-training"):
-        drawing = draw_curves(title, logs, CURVES)
+        drawing = draw_curves(logs, CURVES)
         if drawing:
             pictures.append(Picture(title, _data_uri(drawing, ".svg")))
     return pictures
@@ -134,4 +134,5 @@ def _print_table(table: pd.DataFrame) -> None:
         for row in rows.drop(columns=["task", "protocol"]).astype(str).to_numpy().tolist():
             shown.add_row(*row)
         console.print(shown)
-    console.print(caution_of(table))
+    if caution_of(table):
+        console.print(caution_of(table))

@@ -74,7 +74,10 @@ class ResultRecord:
         bad = [name for name, metric in self.metrics.items() if not math.isfinite(metric.value)]
         if bad:
             raise UserError(f"the run ended with non-finite metrics {', '.join(bad)}; no result is written")
-        identity = content_hash({"task": self.task, "version": self.task_version, **self.protocol})
+        identity = content_hash(
+            # Nested, so that no setting of a protocol can take the place of the task's name or version.
+            {"task": self.task, "version": self.task_version, "protocol": self.protocol}
+        )
         object.__setattr__(self, "protocol_id", identity)
 
     def save(self, run: Path) -> Path:
