@@ -29,6 +29,7 @@ from eval_suite.finetune_data import Data, ReadableImages, open_data
 from eval_suite.initialise import build_model
 from eval_suite.layer_decay import parameter_groups
 from eval_suite.run_folder import CHECKPOINT, load_checkpoint, prepare_run_folder, save_checkpoint
+from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
 from spark.config import load_recipe, to_yaml
 from spark.errors import UserError
@@ -58,6 +59,9 @@ def run(recipe: str, overrides: Sequence[str]) -> Path:
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         training.load_state_dict(checkpoint)
+        if training.epoch == config.train.epochs and (folder / RESULT).is_file():
+            print(f"{folder} is finished already; resume=never starts it again", file=sys.stderr)
+            return folder / RESULT
         print(f"resuming {folder} after epoch {training.epoch}", file=sys.stderr)
     training.fit(folder)
     return training.record(init).save(folder)

@@ -211,6 +211,13 @@ def test_a_run_folder_of_another_configuration_is_not_continued(recipe: str) -> 
     imagenet_finetune.run(recipe, ["resume=never"])
 
 
+def test_a_finished_run_is_left_alone(recipe: str) -> None:
+    result = imagenet_finetune.run(recipe, [])
+    before = result.stat().st_mtime_ns
+    assert imagenet_finetune.run(recipe, []) == result
+    assert result.stat().st_mtime_ns == before
+
+
 def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
     imagenet_finetune.run(recipe, [])
     checkpoint = tmp_path / "run/checkpoints/last.pt"
