@@ -1,0 +1,145 @@
+"""Is a conversion right? Three properties that a correct sparse network must have, measured in float64.
+
+*all visible*: with every patch visible, the sparse features are the dense ones.
+*crop*: a picture surrounded by masked patches has the dense features of the picture alone, zero-padded.
+*leakage*: what is in the masked patches changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spark.backbones import TimmPyramid
+from spark.sparse.convert import sparsify
+from spark.sparse.state import VisiblePatches
+
+TOLERANCE = 1e-9  # relative, in float64
+
+
+class Equivalence(NamedTuple):
+    """Relative errors of the three checks, the largest over all feature maps, in train and in eval mode."""
+
+    all_visible: float
+    crop: float
+    leakage: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether all three errors are within rounding."""
+        return all(error <= TOLERANCE for error in self)
+
+
+def check_equivalence(model: str, engine: str = "auto", patches: int = 3, seed: int = 0) -> Equivalence:
+    """Convert a timm model and measure the three errors on random weights, statistics and images.
+
+    Args:
+        model: timm name.
+        patches: side of the test picture in patches.
+    """
+    dense = _randomised(TimmPyramid(model), seed)
+    sparse = _randomised(TimmPyramid(model), seed)
+    sparse.load_state_dict(dense.state_dict())
+    visible = VisiblePatches()
+    sparsify(sparse, visible, sparse.example().double(), engine)
+    generator = torch.Generator().manual_seed(seed)
+    side = patches * dense.strides[-1]
+    picture = torch.randn(2, dense.example().shape[1], side, side, dtype=torch.float64, generator=generator)
+    worst = [0.0, 0.0, 0.0]
+    for training in (False, True):
+        dense.train(training)
+        sparse.train(training)
+        checks = (_all_visible, _crop, _leakage)
+        errors = [check(dense, sparse, visible, picture, patches, generator) for check in checks]
+        worst = [max(pair) for pair in zip(worst, errors, strict=True)]
+    return Equivalence(*worst)
+
+
+def _all_visible(
+    dense: nn.Module, sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int, _: torch.Generator
+) -> float:
+    mask = torch.ones(len(picture), 1, patches, patches, dtype=torch.bool)
+    return _error(_sparse_features(sparse, visible, picture, mask), _features(dense, picture))
+
+
+def _crop(
+    dense: nn.Module, sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int, _: torch.Generator
+) -> float:
+    """Put the picture left of a masked half, and into the middle of a masked frame."""
+    stride = picture.shape[-1] // patches
+    wanted = _features(dense, picture)
+    worst = 0.0
+    for top, left, rows, columns in ((0, 0, patches, 2 * patches), (1, 1, patches + 2, patches + 2)):
+        mask = torch.zeros(len(picture), 1, rows, columns, dtype=torch.bool)
+        mask[..., top : top + patches, left : left + patches] = True
+        canvas = picture.new_zeros(*picture.shape[:2], rows * stride, columns * stride)
+        canvas[_window(picture, top * stride, left * stride)] = picture
+        found = _sparse_features(sparse, visible, canvas, mask)
+        inside = []
+        for map_, dense_map in zip(found, wanted, strict=True):
+            scale = map_.shape[-1] / columns
+            window = _window(dense_map, int(top * scale), int(left * scale))
+            inside.append(map_[window])
+            outside = map_.clone()
+            outside[window] = 0
+            worst = max(worst, outside.abs().max().item())
+        worst = max(worst, _error(inside, wanted))
+    return worst
+
+
+def _leakage(
+    dense: nn.Module,
+    sparse: nn.Module,
+    visible: VisiblePatches,
+    picture: Tensor,
+    patches: int,
+    generator: torch.Generator,
+) -> float:
+    mask = torch.rand(len(picture), 1, patches, patches, generator=generator) < 0.5
+    mask[..., 0, 0], mask[..., -1, -1] = True, False
+    stride = picture.shape[-1] // patches
+    hidden = ~mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+    noise = torch.randn(picture.shape, dtype=picture.dtype, generator=generator)
+    changed = torch.where(hidden, noise, picture)
+    first = _sparse_features(sparse, visible, picture, mask)
+    return _error(_sparse_features(sparse, visible, changed, mask), first)
+
+
+def _sparse_features(sparse: nn.Module, visible: VisiblePatches, images: Tensor, mask: Tensor) -> list[Tensor]:
+    with torch.no_grad(), visible.showing(mask):
+        return sparse(images * visible.at(*images.shape[-2:]))
+
+
+def _features(dense: nn.Module, images: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return dense(images)
+
+
+def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Return the largest relative l2 error over the maps; NaN counts as infinite."""
+    errors = [((f - w).norm() / w.norm()).item() for f, w in zip(found, wanted, strict=True)]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
+    height, width = small.shape[-2:]
+    return (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
+
+
+def _randomised(network: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(1 + 0.2 * noise.abs())
+            elif tensor.ndim <= 1:
+                tensor.add_(0.2 * noise)
+            else:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+    return network.double()
