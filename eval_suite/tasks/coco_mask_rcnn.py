@@ -19,6 +19,7 @@ from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
 from spark.errors import UserError
 from spark.files import sha256, write_json, write_text
+from spark.formats.detectron2 import from_timm
 from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
 from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import code_version, content_hash, environment, hardware
@@ -94,8 +95,6 @@ def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor
         wanted = [round(255 * value, 3) for value in expected]
         if not all(math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)):
             raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
-    from spark.formats.detectron2 import from_timm
-
     return from_timm(encoder.state)
 
 
