@@ -118,8 +118,8 @@ def _flatten(tree: dict[str, Any], known: Sequence[str], prefix: str = "") -> di
 
 def _dotted_names(schema: type, prefix: str = "") -> Iterator[str]:
     types = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+    for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(types[field.name]):
-            yield from _dotted_names(types[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from _dotted_names(types[field.name], f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}"

@@ -53,7 +53,8 @@ class SparK(nn.Module):
         in_chans = backbone.example().shape[1]
 
         norm = norm_like(backbone)  # asked before conversion changes the layers' classes
-        self.encoder = sparsify(backbone, self.visible, backbone.example(), engine)
+        self.encoder = backbone
+        sparsify(self.encoder, self.visible, backbone.example(), engine)
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
         self.densify = nn.ModuleList()
         self._levels: list[int | None] = []  # for each decoder block, which densified map joins it
@@ -92,7 +93,7 @@ class SparK(nn.Module):
             mask = random_mask(len(images), grid, self.mask_ratio)
         mask = mask.to(images.device, non_blocking=True)
         with self.visible.showing(mask):
-            features = self.encoder(images * self.visible.at(*images.shape[-2:]))
+            features = self.encoder(self.visible.hide(images))
             coarsest_first = features[::-1]
             maps = [
                 None if level is None else self.densify[level](coarsest_first[level], self.visible)

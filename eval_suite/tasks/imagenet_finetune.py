@@ -11,7 +11,6 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,17 @@ from eval_suite.finetune_config import FinetuneConfig
 from eval_suite.finetune_data import Data, ReadableImages, open_data
 from eval_suite.initialise import build_model
 from eval_suite.layer_decay import parameter_groups
-from eval_suite.run_folder import CHECKPOINT, load_checkpoint, prepare_run_folder, save_checkpoint
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from spark.checkpoint import LAST, load_latest, save_checkpoint
 from spark.config import load_recipe, to_yaml
+from spark.device import autocast, choose_device
 from spark.errors import UserError
 from spark.metrics import FILE_NAME as METRICS
 from spark.metrics import MetricsLog
 from spark.progress import TrainingProgress
 from spark.provenance import code_version, environment, hardware
+from spark.run_folder import CHECKPOINTS, prepare_run_folder
 
 TASK, TASK_VERSION = "imagenet_finetune", 1
 WARMUP_START, COSINE_END = 0.005, 0.001  # of the peak learning rate, as in the original
@@ -52,11 +53,11 @@ def run(recipe: str, overrides: Sequence[str]) -> Path:
     device = choose_device(config.device)
     data = open_data(config)
     model, init = build_model(config, len(data.classes))
-    folder = prepare_run_folder(Path(config.out), config, fresh=config.resume == "never")
+    folder = prepare_run_folder(Path(config.out), config, fresh=config.resume == "never", yields=[RESULT])
     print(to_yaml(config), file=sys.stderr)
 
     training = Finetuning(config, data, model, device)
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_latest(folder / CHECKPOINTS)
     if checkpoint:
         training.load_state_dict(checkpoint)
         if training.epoch == config.train.epochs and (folder / RESULT).is_file():
@@ -65,13 +66,6 @@ def run(recipe: str, overrides: Sequence[str]) -> Path:
         print(f"resuming {folder} after epoch {training.epoch}", file=sys.stderr)
     training.fit(folder)
     return training.record(init).save(folder)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; 'auto' prefers a GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but no CUDA device is visible; pass device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Finetuning:
@@ -118,7 +112,7 @@ class Finetuning:
                     top1=self.top1_last, top1_ema=self.top1_ema, skipped_images=skipped,
                 )
                 self._seconds += time.monotonic() - started
-                save_checkpoint(folder, self.state_dict())
+                save_checkpoint(folder / CHECKPOINTS, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
@@ -153,7 +147,7 @@ class Finetuning:
             code_version=code_version(), environment=environment(), hardware=hardware(self._device),
             wall_seconds=round(self._seconds, 3), images_per_second=self._images_per_second,
             peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
-            log=METRICS, checkpoint=CHECKPOINT,
+            log=METRICS, checkpoint=f"{CHECKPOINTS}/{LAST}",
         )
 
     def _train_epoch(self, progress: TrainingProgress) -> tuple[float, int]:
@@ -179,7 +173,7 @@ class Finetuning:
             even = len(images) // 2 * 2  # an unreadable image may have left another without its partner
             images, targets = self._mix(images[:even], targets[:even])
         images, targets = self._to_device(images), targets.to(self._device, non_blocking=True)
-        with self._autocast():
+        with autocast(self._device):
             logits = self._model(images)
         loss = self._loss(logits.float(), targets)
         self._optimizer.zero_grad()
@@ -198,7 +192,7 @@ class Finetuning:
         right = count = 0
         for batch in self._data.val:
             images, labels = readable(*batch)
-            with self._autocast():
+            with autocast(self._device):
                 predicted = model(self._to_device(images)).argmax(dim=1).cpu()
             right += int((predicted == labels).sum())
             count += len(labels)
@@ -206,10 +200,6 @@ class Finetuning:
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self._device, non_blocking=True, memory_format=torch.channels_last)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        fast = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=fast)
 
 
 def build_optimizer(config: FinetuneConfig, model: nn.Module) -> torch.optim.Optimizer:

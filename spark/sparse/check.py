@@ -109,7 +109,7 @@ def _leakage(
 
 def _sparse_features(sparse: nn.Module, visible: VisiblePatches, images: Tensor, mask: Tensor) -> list[Tensor]:
     with torch.no_grad(), visible.showing(mask):
-        return sparse(images * visible.at(*images.shape[-2:]))
+        return sparse(visible.hide(images))
 
 
 def _features(dense: nn.Module, images: Tensor) -> list[Tensor]:
@@ -128,7 +128,7 @@ def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
     return (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
 
 
-def _randomised(network: nn.Module, seed: int) -> nn.Module:
+def _randomised(network: TimmPyramid, seed: int) -> TimmPyramid:
     """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

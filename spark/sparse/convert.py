@@ -54,7 +54,7 @@ def sparsify(
     example: Tensor,
     engine: str = "auto",
     extra_rules: Mapping[type[nn.Module], Rule] | None = None,
-) -> nn.Module:
+) -> None:
     """Convert in place every module that `network(example)` runs, and freeze the parameters of the others.
 
     What the example does not reach (a classification head, say) is no part of the sparse network.
@@ -85,7 +85,6 @@ def sparsify(
         layer.__class__ = _sparse_class(type(layer), rule)
         layer._visible = visible  # type: ignore[assignment]
     _freeze_unused(network, set(used.values()))
-    return network
 
 
 def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:

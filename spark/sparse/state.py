@@ -47,3 +47,7 @@ class VisiblePatches:
             scaled = self._mask.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)
             self._scaled[height, width] = scaled
         return self._scaled[height, width]
+
+    def hide(self, images: Tensor) -> Tensor:
+        """Return the images [B, C, H, W] with zeros, whatever was there, in their masked patches."""
+        return images.masked_fill(~self.at(*images.shape[-2:]), 0)

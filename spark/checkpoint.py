@@ -1,0 +1,72 @@
+"""Checkpoints that survive: written whole, verified when read, the previous one kept until then."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spark.errors import UserError
+from spark.files import atomic_path
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Write `last.pt`; the one before it stays as `previous.pt`.
+
+    At every moment at least one of the two is whole: the new file gets its name only after it is on disk.
+    """
+    with atomic_path(folder / LAST) as temporary:
+        torch.save(content, temporary)
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / PREVIOUS)
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    torn = []
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            return load_file(path)
+        except UserError as error:
+            warnings.warn(f"{error}; trying the one before", stacklevel=2)
+            torn.append(str(path))
+    if torn:
+        raise UserError(f"no checkpoint is whole: {', '.join(torn)}; remove them to start over")
+    return None
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a `torch.save` file without running code from it, on the CPU.
+
+    Raises:
+        UserError: missing, truncated or damaged, or holding more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        # torch.load does not look at the checksums that torch.save writes; legacy (non-zip) files have none.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise UserError(f"checkpoint '{path}' is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
+        raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None

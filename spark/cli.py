@@ -1,0 +1,69 @@
+"""The command line `spark`: pretrain, convert, check."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from spark import __version__
+from spark.errors import UserError, exits_cleanly
+from spark.formats.convert import TARGETS
+
+
+@exits_cleanly
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the arguments and run the verb."""
+    options = _parser().parse_args(arguments)
+    return options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spark", description="Masked pre-training for convolutional networks.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    pretrain = verbs.add_parser("pretrain", help="pre-train a network on a folder of images")
+    pretrain.add_argument("recipe", metavar="RECIPE", help="a YAML file such as configs/pretrain/resnet50.yaml")
+    pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos out=runs/a")
+    pretrain.set_defaults(run=_pretrain)
+
+    convert = verbs.add_parser("convert", help="convert a checkpoint, explain every key, prove the result")
+    convert.add_argument("source", type=Path, metavar="SRC")
+    convert.add_argument("destination", type=Path, metavar="DST", help="a folder (timm) or a .pkl file (detectron2)")
+    convert.add_argument("--to", choices=TARGETS, required=True)
+    convert.add_argument("--model", help="timm name, where the checkpoint does not tell")
+    convert.set_defaults(run=_convert)
+
+    check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
+    check.add_argument("model", metavar="MODEL", help="timm name")
+    check.add_argument("--engine", default="auto")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from spark.config import load_recipe
+    from spark.pretrain_config import PretrainConfig
+    from spark.train import pretrain
+
+    pretrain(load_recipe(PretrainConfig, options.recipe, options.overrides))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from spark.formats.convert import convert
+
+    convert(options.source, options.destination, options.to, options.model)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from spark.sparse.check import TOLERANCE, check_equivalence
+
+    result = check_equivalence(options.model, options.engine)
+    for name, error in result._asdict().items():
+        print(f"{name.replace('_', ' '):<12} {error:.1e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
+    if not result.holds:
+        raise UserError(f"'{options.model}' is not converted correctly; do not pre-train it")
+    print(f"{options.model}: verified")
+    return 0

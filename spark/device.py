@@ -1,0 +1,30 @@
+"""Which device to compute on, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from spark.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" prefers a GPU.
+
+    Raises:
+        UserError: a GPU is asked for and none is there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but no CUDA device is visible; pass device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
+    """Return a context of mixed precision; "auto" takes bfloat16 on GPUs that have it, float32 elsewhere."""
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = capable if precision == "auto" else precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

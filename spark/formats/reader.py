@@ -1,0 +1,164 @@
+"""Read any checkpoint that we know into a dense encoder in timm's naming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
+
+from spark import checkpoint
+from spark.errors import UserError, nearest
+from spark.formats import official_convnext, original_spark
+from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
+from spark.formats.naming import Conversion, rename
+from spark.provenance import code_version
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CANDIDATES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
+    "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
+)  # fmt: skip
+
+
+class Source(NamedTuple):
+    """What was read, in which format it was, and what became of each of its tensors."""
+
+    encoder: Encoder
+    format: str
+    conversion: Conversion
+
+
+def read(path: Path, model: str | None = None) -> Source:
+    """Read a checkpoint of any known format.
+
+    Args:
+        path: our export (folder or file), our `last.pt`, an original SparK checkpoint of either kind, or a
+            plain state dict in timm's (for ResNets: also torchvision's) or the official ConvNeXt naming.
+        model: the timm name; without it, the export says it or the tensors' shapes tell.
+
+    Raises:
+        UserError: missing, truncated or unknown file, or keys that nothing explains.
+    """
+    if path.is_dir() or path.with_suffix(".json").name == INFO or path.name == WEIGHTS:
+        encoder = load_encoder(path)
+        return Source(encoder, "our export", Conversion(encoder.state, {key: key for key in encoder.state}))
+    content = _load(path)
+    state, details = _state_dict(content, path)
+    kind, conversion = _to_timm(state)
+    name = model or details.get("arch")
+    name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
+    conversion = conversion.then(_fit(conversion.state, name))
+    config = details.get("config", {})
+    data = config.get("data", {}) if isinstance(config, dict) else {}
+    info = EncoderInfo(
+        model=name, in_chans=3, input_size=_size(data.get("input_size", details.get("input_size", 224))),
+        mean=tuple(data.get("mean", IMAGENET_MEAN)), std=tuple(data.get("std", IMAGENET_STD)),
+        method="supervised" if kind == "timm or torchvision naming" else "spark",
+        epochs=_epochs(details), config_hash=None, code_version=code_version(),
+    )
+    return Source(Encoder(conversion.state, info), kind, conversion)
+
+
+def infer_model(state: Mapping[str, Tensor]) -> str:
+    """Return the one candidate whose parameters have just these names and shapes (the classifier aside).
+
+    Raises:
+        UserError: no candidate fits.
+    """
+    given = {key: tensor.shape for key, tensor in state.items() if "num_batches_tracked" not in key}
+    for name in CANDIDATES:
+        own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
+        body = {key: shape for key, shape in own.items() if not _optional(key)}
+        if body.items() <= given.items():
+            return name
+    raise UserError(
+        f"no known model has these tensors (tried {', '.join(CANDIDATES)}); name it with --model"
+    )
+
+
+def _fit(state: Mapping[str, Tensor], name: str) -> Conversion:
+    """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
+    own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
+    kept = rename(
+        state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", "classifier, not part of an encoder")]
+    )
+    unexpected = [key for key in kept.state if key not in own]
+    missing = [key for key in own if key not in kept.state and not _optional(key)]
+    misshapen = [key for key in kept.state if key in own and kept.state[key].shape != own[key]]
+    if unexpected or missing or misshapen:
+        problems = {"unexpected": unexpected, "missing": missing, "of another shape": misshapen}
+        told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in problems.items() if keys)
+        raise UserError(f"the checkpoint is not a {name}: {told}")
+    return kept
+
+
+def _optional(key: str) -> bool:
+    """Whether a pre-trained encoder may lack this tensor: a head's norm, or a count of batches."""
+    return key.startswith("head.") or key.endswith("num_batches_tracked")
+
+
+def _load(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return checkpoint.load_file(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        return load_safetensors(path)
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is truncated or not a safetensors file: {error}") from None
+
+
+def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate the tensors from what a checkpoint says beside them."""
+    details: dict[str, Any] = {}
+    for key in ("module", "model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            details = {name: value for name, value in content.items() if name != key}
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds no state dict")
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    extra = [key for key in content if key not in state and key != "config"]
+    if extra or not state:
+        raise UserError(f"'{path}' holds no state dict of a known kind (found {', '.join(map(str, extra[:5]))})")
+    if all(key.startswith("module.") for key in state):  # saved from a DDP wrapper
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state, details
+
+
+def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion]:
+    if original_spark.recognised(state):
+        return "original SparK, whole model", original_spark.to_timm(state)
+    if any(key.startswith(original_spark.OURS) for key in state):
+        same = Conversion(state, {key: key for key in state})
+        return "our pre-training checkpoint", original_spark.keep_encoder(same)
+    if official_convnext.recognised(state):
+        return "official ConvNeXt naming", official_convnext.to_timm(state)
+    return "timm or torchvision naming", rename(state, [(r"(.*)", r"\1")])
+
+
+def _known(name: str) -> str:
+    if not timm.is_model(name):
+        raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
+    return name
+
+
+def _empty(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _epochs(details: Mapping[str, Any]) -> int | None:
+    epoch = details.get("epoch")
+    return epoch + 1 if isinstance(epoch, int) else None

@@ -1,0 +1,126 @@
+"""The configuration of a pre-training run. Defaults are the paper's recipe for ResNet-50 at 224 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from spark.device import DEVICES, PRECISIONS
+from spark.errors import nearest
+from spark.optim import OPTIMIZERS
+
+
+@dataclass
+class ModelConfig:
+    """The encoder."""
+
+    name: str = "resnet50"  # any timm model that the engine supports
+    drop_path: float = 0.05
+
+
+@dataclass
+class DataConfig:
+    """The images."""
+
+    root: str = MISSING  # a folder of images, nested or not
+    input_size: list[int] = field(default_factory=lambda: [224, 224])  # height, width in pixels
+    min_scale: float = 0.67  # smallest share of the area that a random crop takes
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    workers: int = 8
+
+
+@dataclass
+class MaskConfig:
+    """What is hidden."""
+
+    ratio: float = 0.6
+
+
+@dataclass
+class DecoderConfig:
+    """The decoder."""
+
+    width: int = 768
+
+
+@dataclass
+class OptimizerConfig:
+    """LAMB as in the paper."""
+
+    name: str = "lamb"
+    base_lr: float = 2e-4  # per 256 images; the learning rate is base_lr * batch / 256
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # the paper: .95 for BN nets, .999 for ConvNeXt
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.2
+    clip_grad_norm: float = 5.0
+
+
+@dataclass
+class TrainConfig:
+    """The schedule."""
+
+    epochs: int = 1600
+    warmup_epochs: int = 40
+    batch: int = 4096
+    precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
+    checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
+    picture_epochs: int = 20  # a reconstruction picture every so many epochs
+
+
+@dataclass
+class PretrainConfig:
+    """A whole run."""
+
+    out: str = MISSING  # the run's folder
+    seed: int = 0
+    device: str = "auto"  # auto: cuda if there is one
+    resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
+    engine: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate (linear scaling rule)."""
+        return self.optimizer.base_lr * self.train.batch / 256
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with the values, each in a line."""
+        found = []
+        positive = {
+            "train.epochs": self.train.epochs,
+            "train.batch": self.train.batch,
+            "train.picture_epochs": self.train.picture_epochs,
+            "optimizer.base_lr": self.optimizer.base_lr,
+            "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
+            "data.min_scale": self.data.min_scale,
+            "decoder.width": self.decoder.width,
+        }
+        found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
+        if self.data.workers < 0:
+            found.append(f"data.workers={self.data.workers} must not be negative")
+        if not 0 < self.mask.ratio < 1:
+            found.append(f"mask.ratio={self.mask.ratio} must lie between 0 and 1")
+        if not self.train.warmup_epochs < self.train.epochs:
+            found.append(f"train.warmup_epochs={self.train.warmup_epochs} must be less than train.epochs")
+        for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
+            if len(values) != 2:
+                found.append(f"{name}={list(values)} must have two numbers")
+        if len(self.data.mean) != 3 or len(self.data.std) != 3:
+            found.append("data.mean and data.std must have three numbers each")
+        choices = {
+            "resume": (self.resume, ("auto", "never")),
+            "device": (self.device, DEVICES),
+            "train.precision": (self.train.precision, PRECISIONS),
+            "optimizer.name": (self.optimizer.name, OPTIMIZERS),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                found.append(f"{name}={value} is not one of {', '.join(known)}.{nearest(value, known)}")
+        return found

@@ -1,0 +1,77 @@
+"""The folder of a run: `config.yaml`, `checkpoints/`, `metrics.jsonl`, and what the run yields."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from spark.config import save_resolved
+from spark.errors import UserError
+from spark.metrics import FILE_NAME as METRICS
+
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+# What may change between a run and its continuation without changing its numbers.
+FREE_TO_CHANGE = frozenset({"out", "resume", "device", "data.root", "data.workers"})
+
+
+def prepare_run_folder(
+    folder: Path, config: Any, fresh: bool, yields: Collection[str], free_to_change: Collection[str] = ()
+) -> Path:
+    """Create the run's folder and write its resolved configuration.
+
+    Args:
+        folder: where the run lives.
+        config: a dataclass.
+        fresh: remove an earlier run in it (its own files only).
+        yields: names of files and folders that this kind of run leaves beside the common ones.
+        free_to_change: dotted keys, beside FREE_TO_CHANGE, that a continued run may change.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out='{folder}' is a file; pass out=<a folder>")
+    if fresh:
+        for name in (CONFIG, CHECKPOINTS, METRICS, "tensorboard", *yields):
+            _remove(folder / name)
+    elif (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir():
+        _check_same(folder, config, FREE_TO_CHANGE.union(free_to_change))
+    save_resolved(config, folder / CONFIG)
+    return folder
+
+
+def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
+    before = _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = _flat(dataclasses.asdict(config))
+    changed = [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in free_to_change
+    ]
+    if changed:
+        raise UserError(
+            f"'{folder}' holds a run of another configuration ({'; '.join(changed)}); "
+            "pass another out=…, or resume=never to replace it"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,224 @@
+"""Pre-training: a loop that can be read from top to bottom, and killed at any moment.
+
+What a step draws at random (images, crops, masks, drop path) follows from the seed and the step's number
+alone. So a run that was killed and resumed has the numbers of one that never stopped, without any random
+generator's state being kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spark.checkpoint import load_latest, save_checkpoint
+from spark.config import to_yaml
+from spark.data import (
+    Draw,
+    EpochSampler,
+    ImagePool,
+    Sample,
+    UnreadableFiles,
+    build_loader,
+    mixed_seed,
+    normalise,
+)
+from spark.device import autocast, choose_device
+from spark.errors import UserError
+from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
+from spark.masking import random_mask, visible_count
+from spark.metrics import MetricsLog
+from spark.model import build_spark
+from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
+from spark.pretrain_config import PretrainConfig
+from spark.progress import TrainingProgress
+from spark.provenance import code_version, content_hash
+from spark.run_folder import CHECKPOINTS, prepare_run_folder
+from spark.visualize import reconstruction_grid, save_picture
+
+PICTURES = "reconstructions"
+IMAGES_PER_PICTURE = 6
+STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in so many steps
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run, or go on with, a pre-training and return the run's folder.
+
+    Raises:
+        UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("pre-training runs in one process for now; start it without torchrun")
+    training = Pretraining(config)
+    run = prepare_run_folder(
+        Path(config.out), config, fresh=config.resume == "never", yields=(WEIGHTS, INFO, PICTURES),
+        free_to_change=("train.checkpoint_minutes", "train.picture_epochs"),
+    )
+    print(to_yaml(config), file=sys.stderr)
+    checkpoint = load_latest(run / CHECKPOINTS)
+    if checkpoint:
+        training.load_state_dict(checkpoint)
+        print(f"resuming {run} after step {training.step} of {training.total_steps}", file=sys.stderr)
+    training.fit(run)
+    weights = save_encoder(run, training.encoder())
+    print(f"encoder exported to {weights}", file=sys.stderr)
+    return run
+
+
+class Pretraining:
+    """A pre-training between two steps: model, optimizer, and how many steps are done."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self._config = config
+        self._device = choose_device(config.device)
+        torch.manual_seed(config.seed)
+        self._model = build_spark(
+            config.model.name, drop_path=config.model.drop_path, mask_ratio=config.mask.ratio,
+            decoder_width=config.decoder.width, engine=config.engine,
+        )
+        height, width = config.data.input_size
+        self._grid = self._model.grid(height, width)
+        visible_count(math.prod(self._grid), config.mask.ratio)
+        self._pool = ImagePool(config.data.root, (height, width), config.data.min_scale, config.seed)
+        self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
+        self.total_steps = self._steps_per_epoch * config.train.epochs
+        self._model.to(self._device).to(memory_format=torch.channels_last)
+        betas = (config.optimizer.betas[0], config.optimizer.betas[1])
+        self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
+        self.step = 0  # steps done
+
+    def fit(self, run: Path) -> None:
+        """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
+        config, batch = self._config, self._config.train.batch
+        loader = build_loader(
+            self._pool, self._sampler(self.step), batch, config.data.workers, pin=self._device.type == "cuda"
+        )
+        unreadable = UnreadableFiles(self._pool.files)
+        saved = time.monotonic()
+        status, losses = "", []
+        self._model.train()
+        with (
+            MetricsLog(run, resume_step=self.step) as log,
+            TrainingProgress("pretrain", self.total_steps, batch, self.step) as progress,
+        ):
+            for sample in loader if self.step < self.total_steps else ():
+                unreadable.note(sample.unreadable)
+                loss, grad_norm, rate, decay = self._train_step(sample)
+                losses.append(loss)
+                epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
+                due = into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes
+                if due or self.step % STEPS_PER_RECORD == 0:
+                    mean = self._finite(losses)
+                    losses = []
+                    log.write(
+                        self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
+                        weight_decay=decay, grad_norm=grad_norm.item(),
+                    )
+                    status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
+                progress.advance(status)
+                if due:
+                    save_checkpoint(run / CHECKPOINTS, self.state_dict())
+                    saved = time.monotonic()
+                if into_epoch == 0 and (epochs_done % config.train.picture_epochs == 0 or self._finished):
+                    save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on."""
+        return {
+            "step": self.step,
+            "images": len(self._pool),
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "config": dataclasses.asdict(self._config),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state_dict` returned.
+
+        Raises:
+            UserError: the folder of images has changed since.
+        """
+        if state["images"] != len(self._pool):
+            raise UserError(
+                f"the run began with {state['images']} images, '{self._config.data.root}' now holds "
+                f"{len(self._pool)}; restore them, or pass resume=never to start again"
+            )
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def encoder(self) -> Encoder:
+        """Return the dense encoder in timm's naming, with its provenance."""
+        config = self._config
+        height, width = config.data.input_size
+        info = EncoderInfo(
+            model=config.model.name, in_chans=3, input_size=(height, width), mean=tuple(config.data.mean),
+            std=tuple(config.data.std), method="spark", epochs=self.step // self._steps_per_epoch,
+            config_hash=content_hash(dataclasses.asdict(config)), code_version=code_version(),
+        )
+        return Encoder(self._model.encoder.network.state_dict(), info)
+
+    @property
+    def _finished(self) -> bool:
+        return self.step == self.total_steps
+
+    def _sampler(self, first_step: int) -> EpochSampler:
+        train = self._config.train
+        return EpochSampler(len(self._pool), train.batch, train.epochs, self._config.seed, first_step)
+
+    def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
+        """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
+        torch.manual_seed(mixed_seed(self._config.seed, self.step))
+        mask = random_mask(len(sample.image), self._grid, self._config.mask.ratio)
+        rate, decay = self._schedule()
+        set_schedule(self._optimizer, rate, decay)
+        with autocast(self._device, self._config.train.precision):
+            loss = self._model(self._images(sample.image), mask).loss
+        self._optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip_grad_norm)
+        self._optimizer.step()
+        self.step += 1
+        return loss.detach(), grad_norm, rate, decay
+
+    def _schedule(self) -> tuple[float, float]:
+        """Return this step's learning rate and weight decay."""
+        train, optimizer = self._config.train, self._config.optimizer
+        warmup = train.warmup_epochs * self._steps_per_epoch
+        rate = learning_rate_at(self.step, self.total_steps, warmup, self._config.learning_rate)
+        decay = weight_decay_at(
+            self.step, self.total_steps, optimizer.weight_decay, optimizer.weight_decay_end
+        )
+        return rate, decay
+
+    def _images(self, images: Tensor) -> Tensor:
+        """Normalise uint8 images on the device, in the memory format that its convolutions like."""
+        normal = normalise(images, self._config.data.mean, self._config.data.std, self._device)
+        return normal.contiguous(memory_format=torch.channels_last)
+
+    def _finite(self, losses: list[Tensor]) -> float:
+        """Return the mean of the losses since the last record."""
+        mean = torch.stack(losses).mean().item()
+        if not math.isfinite(mean):
+            raise UserError(
+                f"the loss became {mean} near step {self.step}; the last checkpoint is kept: "
+                "lower optimizer.base_lr, or set train.precision=float32"
+            )
+        return mean
+
+    def _picture(self) -> Tensor:
+        """Draw reconstructions of the same images under the same masks every time."""
+        count = min(IMAGES_PER_PICTURE, len(self._pool))
+        chosen = [i * len(self._pool) // count for i in range(count)]
+        images = torch.stack([self._pool[Draw(0, index)].image for index in chosen])
+        generator = torch.Generator().manual_seed(self._config.seed)
+        mask = random_mask(count, self._grid, self._config.mask.ratio, generator)
+        data = self._config.data
+        return reconstruction_grid(self._model, self._images(images), mask, data.mean, data.std)

@@ -1,0 +1,50 @@
+"""Pictures of what a model has learnt to fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from spark.files import atomic_path
+from spark.model import SparK
+
+GREY = 0.5  # what a masked patch looks like in the picture
+
+
+@torch.no_grad()
+def reconstruction_grid(model: SparK, images: Tensor, mask: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Draw a row per image: masked | reconstruction with the visible patches pasted | original.
+
+    Args:
+        model: left in the mode (train or eval) that it is in.
+        images: normalised, [B, 3, H, W].
+        mask: boolean [B, 1, H / stride, W / stride], True = visible.
+        mean: of the normalisation.
+        std: of the normalisation.
+
+    Returns:
+        One picture [3, height, width] with values in 0..1.
+    """
+    was_training = model.training
+    model.eval()
+    output = model(images, mask)
+    model.train(was_training)
+    visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
+    shape = (1, -1, 1, 1)
+    to_unit = torch.tensor(std, device=images.device).view(shape), torch.tensor(mean, device=images.device).view(shape)
+    original = (images * to_unit[0] + to_unit[1]).clamp(0, 1)
+    drawn = (model.reconstruct(images, output) * to_unit[0] + to_unit[1]).clamp(0, 1)
+    masked = torch.where(visible, original, GREY)
+    columns = torch.stack([masked, drawn, original], dim=1).flatten(0, 1)
+    return make_grid(columns.float().cpu(), nrow=3, padding=4, pad_value=1.0)
+
+
+def save_picture(picture: Tensor, destination: Path) -> None:
+    """Write a picture [3, height, width] with values in 0..1 as PNG."""
+    with atomic_path(destination) as temporary:
+        to_pil_image(picture).save(temporary)
