@@ -17,7 +17,9 @@ GREY = 0.5  # what a masked patch looks like in the picture
 
 
 @torch.no_grad()
-def reconstruction_grid(model: SparK, images: Tensor, mask: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def reconstruction_grid(
+    model: SparK, images: Tensor, mask: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """Draw a row per image: masked | reconstruction with the visible patches pasted | original.
 
     Args:
@@ -35,10 +37,9 @@ def reconstruction_grid(model: SparK, images: Tensor, mask: Tensor, mean: Sequen
     output = model(images, mask)
     model.train(was_training)
     visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
-    shape = (1, -1, 1, 1)
-    to_unit = torch.tensor(std, device=images.device).view(shape), torch.tensor(mean, device=images.device).view(shape)
-    original = (images * to_unit[0] + to_unit[1]).clamp(0, 1)
-    drawn = (model.reconstruct(images, output) * to_unit[0] + to_unit[1]).clamp(0, 1)
+    scale, shift = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (std, mean))
+    original = (images * scale + shift).clamp(0, 1)
+    drawn = (model.reconstruct(images, output) * scale + shift).clamp(0, 1)
     masked = torch.where(visible, original, GREY)
     columns = torch.stack([masked, drawn, original], dim=1).flatten(0, 1)
     return make_grid(columns.float().cpu(), nrow=3, padding=4, pad_value=1.0)

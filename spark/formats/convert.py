@@ -67,7 +67,8 @@ def prove_timm(encoder: Encoder) -> None:
     with torch.no_grad():
         features = network.forward_features(torch.randn(1, encoder.info.in_chans, *encoder.info.input_size))
     if missing or unexpected or not features.isfinite().all():
-        raise UserError(f"the converted weights do not work in timm's {encoder.info.model}: {missing[:3]}{unexpected[:3]}")
+        problems = ", ".join([*missing[:3], *unexpected[:3]]) or "features are not finite"
+        raise UserError(f"the converted weights do not work in timm's {encoder.info.model}: {problems}")
     print(f"proof: timm's {encoder.info.model} takes every tensor and yields finite features")
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,7 @@ def _features(dense: nn.Module, images: Tensor) -> list[Tensor]:
 def _error(found: list[Tensor], wanted: list[Tensor]) -> float:
     """Return the largest relative l2 error over the maps; NaN counts as infinite."""
     errors = [((f - w).norm() / w.norm()).item() for f, w in zip(found, wanted, strict=True)]
-    return max(error if error == error else float("inf") for error in errors)
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
