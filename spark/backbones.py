@@ -30,7 +30,13 @@ class TimmPyramid(nn.Module):
             raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         self.name = name
-        self.network = timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
+        self._in_chans = in_chans
+        try:
+            self.network = timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise UserError(f"model '{name}' has no drop path; set model.drop_path=0") from None
         if not hasattr(self.network, "forward_intermediates"):
             raise UserError(f"model '{name}' has no feature pyramid in this timm version")
         levels = _coarsest_per_stride(self.network.feature_info)
@@ -44,9 +50,8 @@ class TimmPyramid(nn.Module):
 
     def example(self) -> Tensor:
         """Return a small input of zeros that runs through every level."""
-        first = next(self.network.parameters())
         side = 2 * self.strides[-1]
-        return torch.zeros(1, first.shape[1], side, side)
+        return torch.zeros(1, self._in_chans, side, side)
 
 
 def _coarsest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:

@@ -31,21 +31,27 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
 
+    Damaged ones that are newer are removed.
+
     Raises:
         UserError: there are checkpoints, but none is whole.
     """
-    torn = []
+    torn: list[Path] = []
     for name in (LAST, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
         try:
-            return load_file(path)
+            content = load_file(path)
         except UserError as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
-            torn.append(str(path))
+            torn.append(path)
+            continue
+        for damaged in torn:  # it would take the whole one's place when the next is saved
+            damaged.unlink()
+        return content
     if torn:
-        raise UserError(f"no checkpoint is whole: {', '.join(torn)}; remove them to start over")
+        raise UserError(f"no checkpoint is whole: {', '.join(map(str, torn))}; remove them to start over")
     return None
 
 
@@ -63,7 +69,9 @@ def load_file(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
                     raise UserError(f"checkpoint '{path}' is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of old pickles that it then reads, or refuses, anyway
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None

@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=Path, metavar="SRC")
     convert.add_argument("destination", type=Path, metavar="DST", help="a folder (timm) or a .pkl file (detectron2)")
     convert.add_argument("--to", choices=TARGETS, required=True)
+    convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
     convert.add_argument("--model", help="timm name, where the checkpoint does not tell")
     convert.set_defaults(run=_convert)
 
@@ -53,7 +54,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from spark.formats.convert import convert
 
-    convert(options.source, options.destination, options.to, options.model)
+    convert(options.source, options.destination, options.to, options.model, options.verbose)
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data.readers.img_extensions import get_img_extensions
@@ -21,6 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 from spark.errors import UserError
 
 UNREADABLE_LIMIT = 0.01  # share of a data set's files
+SUBSTITUTES = 16  # images that are tried in place of an unreadable one
 
 
 class Draw(NamedTuple):
@@ -52,7 +54,7 @@ class ImagePool(Dataset[Sample]):
 
     def __init__(self, root: str | Path, size: tuple[int, int], min_scale: float = 0.67, seed: int = 0) -> None:
         self.files = list_images(Path(root))
-        self._seed = seed
+        self._size, self._seed = size, seed
         self._augment = v2.Compose(
             [
                 v2.PILToTensor(),
@@ -67,9 +69,9 @@ class ImagePool(Dataset[Sample]):
         return len(self.files)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """Load and augment an image; in place of an unreadable one comes the next that can be read."""
+        """Load and augment an image; in place of an unreadable one comes one of the next."""
         unreadable = -1
-        for offset in range(len(self.files)):
+        for offset in range(SUBSTITUTES):
             index = (draw.image + offset) % len(self.files)
             try:
                 image = load_image(self.files[index])
@@ -79,7 +81,8 @@ class ImagePool(Dataset[Sample]):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mixed_seed(self._seed, draw.epoch, draw.image))
                 return Sample(self._augment(image), unreadable)
-        raise UserError(f"none of the {len(self.files)} images can be read, '{self.files[0]}' for one")
+        # Not raised here, where a worker's traceback would be wrapped around it: the loop stops at the count.
+        return Sample(torch.zeros(3, *self._size, dtype=torch.uint8), unreadable)
 
 
 class EpochSampler(Sampler[Draw]):
@@ -170,9 +173,25 @@ def list_images(root: Path) -> list[Path]:
 
 
 def load_image(path: Path) -> Image.Image:
-    """Read an image upright (by its EXIF orientation) as RGB."""
+    """Read an image upright (by its EXIF orientation) as RGB with 8 bits.
+
+    Raises:
+        OSError, ValueError, SyntaxError or DecompressionBombError: it cannot be read.
+    """
     with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey values to 8 bits; Pillow's own conversion would clip them to white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("pixels have more than 16 bits")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def mixed_seed(*parts: int) -> int:

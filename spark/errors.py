@@ -26,7 +26,7 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -19,8 +20,8 @@ TARGETS = ("timm", "detectron2")
 TOLERANCE = 1e-4  # of the features of both models, relative
 
 
-def convert(source: Path, destination: Path, to: str, model: str | None = None) -> None:
-    """Convert a checkpoint and print what became of each tensor.
+def convert(source: Path, destination: Path, to: str, model: str | None = None, verbose: bool = False) -> None:
+    """Convert a checkpoint and print what became of its tensors: of each one with `verbose`, else examples.
 
     Raises:
         UserError: the source cannot be read or explained, the target cannot hold it, or the proof fails.
@@ -28,7 +29,7 @@ def convert(source: Path, destination: Path, to: str, model: str | None = None) 
     found = read(source, model)
     print(f"{source}: {found.format}, {found.encoder.info.model}")
     if to == "timm":
-        report(found.conversion)
+        report(found.conversion, verbose)
         prove_timm(found.encoder)
         written = [save_encoder(destination, found.encoder)]
     else:
@@ -36,23 +37,24 @@ def convert(source: Path, destination: Path, to: str, model: str | None = None) 
             raise UserError(f"Detectron2 reads its own weights from .pkl files; write to '{destination}.pkl'")
         converted = detectron2.convert(found.encoder.state)
         detectron2.depth_of(found.encoder.info.model)
-        report(found.conversion.then(converted))
+        report(found.conversion.then(converted), verbose)
         prove_detectron2(found.encoder.info.model, found.encoder.state)
         written = detectron2.save(destination, converted.state, found.encoder.info)
     print(f"wrote {', '.join(map(str, written))}")
 
 
-def report(conversion: Conversion) -> None:
-    """Print how many tensors were mapped, a sample of how, and why others were dropped."""
-    print(f"mapped {len(conversion.mapped)} tensors:")
+def report(conversion: Conversion, verbose: bool) -> None:
+    """Print how many tensors were mapped and to what, and why others were dropped."""
+    print(f"mapped {len(conversion.mapped)} tensors{'' if verbose else ', among them'}:")
     renamed = list(conversion.mapped.items())
-    for old, new in renamed[:3] + renamed[-1:]:
+    for old, new in renamed if verbose else renamed[:3] + renamed[-1:]:
         print(f"  {old} -> {new}")
     reasons: dict[str, list[str]] = {}
     for key, reason in conversion.dropped.items():
         reasons.setdefault(reason, []).append(key)
     for reason, keys in reasons.items():
-        print(f"dropped {len(keys)} ({reason}): {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}")
+        shown = keys if verbose else keys[:3]
+        print(f"dropped {len(keys)} ({reason}): {', '.join(shown)}{', …' if len(shown) < len(keys) else ''}")
 
 
 def prove_timm(encoder: Encoder) -> None:
@@ -81,13 +83,15 @@ def prove_detectron2(model: str, state: dict[str, Tensor]) -> None:
         UserError: the features differ.
     """
     proofs = entry_points(group="spark.proofs", name="detectron2")
-    try:
-        difference = next(iter(proofs)).load()
-    except (ImportError, StopIteration) as error:
-        print(f"not proven: Detectron2 is not installed ({error}); run tools/install_detectron2.py")
-        return
     randomised = randomise_statistics(state)
-    largest = difference(randomised, detectron2.from_timm(randomised), model)
+    with warnings.catch_warnings():  # Detectron2 2024 uses calls that newer torch deprecates
+        warnings.simplefilter("ignore")
+        try:
+            difference = next(iter(proofs)).load()
+        except (ImportError, StopIteration) as error:
+            print(f"not proven: Detectron2 is not installed ({error}); run tools/install_detectron2.py")
+            return
+        largest = difference(randomised, detectron2.from_timm(randomised), model)
     if not largest <= TOLERANCE:
         raise UserError(f"proof failed: features of timm's and Detectron2's {model} differ by {largest:.1e}")
     print(f"proof: features of timm's and Detectron2's {model} agree within {largest:.1e} (relative)")

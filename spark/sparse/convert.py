@@ -18,6 +18,7 @@ from spark.sparse import masked
 from spark.sparse.masked import Rule
 from spark.sparse.state import VisiblePatches
 
+LAYERS_NAMED = 8  # in an error message; a network that is not supported at all has hundreds
 ENGINES: Mapping[str, Mapping[type[nn.Module], Rule]] = MappingProxyType({"masked": masked.RULES})
 
 
@@ -67,15 +68,20 @@ def sparsify(
         extra_rules: rules for a user's own layers, by exact type.
 
     Raises:
-        UserError: names each layer, by path, that has no rule.
+        UserError: names the layers, by path, that have no rule; or the network does not take the example.
     """
     engine = resolve_engine(engine)
     rules = {**ENGINES[engine], **(extra_rules or {})}
-    used = modules_used(network, example)
+    try:
+        used = modules_used(network, example)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        shape = "x".join(map(str, example.shape))
+        raise UserError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
     unknown = [f"{path}: {type(layer).__name__}" for path, layer in used.items() if type(layer) not in rules]
     if unknown:
+        more = f"; and {len(unknown) - LAYERS_NAMED} more" if len(unknown) > LAYERS_NAMED else ""
         raise UserError(
-            f"these layers are not supported by the {engine} engine: {'; '.join(unknown)}. "
+            f"these layers are not supported by the {engine} engine: {'; '.join(unknown[:LAYERS_NAMED])}{more}. "
             "Choose another model, or pass a rule for the layer"
         )
     for layer in used.values():

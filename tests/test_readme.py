@@ -1,0 +1,100 @@
+"""Every command of the README runs: make's as a dry run, the others for real with the work made small."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+# Appended to a command of the README, by its verb, so that it ends in seconds.
+SMALLER = {
+    "spark pretrain": "data.input_size=[64,64] data.workers=0 decoder.width=32 train.batch=4 train.epochs=1 "
+    "train.warmup_epochs=0 model.drop_path=0",
+    "spark-eval finetune": "train.epochs=1 train.warmup_epochs=0 data.workers=0",
+    "spark-eval detect": "train.max_iter=2 train.precise_bn_iter=1",
+}
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Return the README's shell commands, in order."""
+    lines = "".join(blocks("bash")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README finds it: recipes, the demo's data and encoder, and a folder of photos."""
+    place = tmp_path_factory.mktemp("readme")
+    for folder in ("configs", "d2_projects", "tools", "tests/golden"):
+        shutil.copytree(ROOT / folder, place / folder)
+    run(place, f"{sys.executable} tools/make_demo_data.py data/demo")
+    rng = np.random.default_rng(0)
+    (place / "photos").mkdir()
+    for index in range(8):
+        pixels = rng.integers(0, 255, (96, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "photos" / f"{index}.jpg")
+    small = SMALLER["spark pretrain"].replace("train.batch=4", "train.batch=64")
+    run(place, f"spark pretrain configs/pretrain/resnet18_demo.yaml {small}")
+    return place
+
+
+def run(place: Path, command: str) -> str:
+    """Run a command and return what it printed; it must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(shlex.split(command), cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_commands_of_the_readme_run_in_order(place: Path) -> None:
+    """Make targets are looked up (their work is this suite, or the slow test below)."""
+    ran = []
+    for command in commands():
+        if command.startswith("make "):
+            run(ROOT, f"{command} --dry-run")
+            continue
+        verb = " ".join(command.split()[:2])
+        run(place, f"{command} {SMALLER.get(verb, '')}")
+        ran.append(verb)
+    assert {"spark pretrain", "spark check", "spark convert", "spark-eval finetune", "spark-eval detect",
+            "spark-eval report"} <= set(ran)
+    assert (place / "runs/mine/report/report.html").is_file()
+    assert (place / "runs/mine/r18.yaml").is_file()
+
+
+def test_the_python_of_the_readme_runs(place: Path) -> None:
+    """The three lines that load an encoder."""
+    (code,) = blocks("python")
+    run(place, f"{sys.executable} -c {shlex.quote(code)}")
+
+
+def test_the_readme_shows_the_table_that_the_demo_wrote() -> None:
+    """Nobody typed the numbers."""
+    table = (ROOT / "tools/demo_results/table.md").read_text().strip()
+    assert table in (ROOT / "README.md").read_text()
+    assert (ROOT / "tools/demo_results/reconstruction.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
+    """The whole main job."""
+    for folder in ("configs", "d2_projects", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    printed = run(tmp_path, "tools/demo.sh runs/demo")
+    assert "report.html" in printed
+    assert len(list((tmp_path / "runs/demo").glob("*/result.json"))) == 4
