@@ -76,5 +76,7 @@ def load_file(path: Path) -> dict[str, Any]:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
         raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except UserError:
+        raise
+    except Exception:  # a damaged pickle makes its reader stumble in any way
         raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None

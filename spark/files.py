@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,15 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from spark.errors import UserError
+
 
 @contextmanager
 def atomic_path(destination: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `destination`; on success it is fsynced and renamed over it.
 
     If the body raises, the temporary file is removed and `destination` is left as it was.
+
+    Raises:
+        UserError: the destination is a folder, or its folder cannot be made.
     """
     destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if destination.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write '{destination}': {error.strerror}") from None
     # The suffix is kept: savers such as matplotlib and numpy choose their format by it.
     temporary = destination.with_name(f".{destination.stem}.{os.getpid()}.tmp{destination.suffix}")
     try:

@@ -51,11 +51,12 @@ def read(path: Path, model: str | None = None) -> Source:
     content = _load(path)
     state, details = _state_dict(content, path)
     kind, conversion = _to_timm(state)
-    name = model or details.get("arch")
+    config = details.get("config")
+    config = config if isinstance(config, dict) else {}
+    name = model or details.get("arch") or config.get("model", {}).get("name")
     name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
     conversion = conversion.then(_fit(conversion.state, name))
-    config = details.get("config", {})
-    data = config.get("data", {}) if isinstance(config, dict) else {}
+    data = config.get("data", {})
     info = EncoderInfo(
         model=name, in_chans=3, input_size=_size(data.get("input_size", details.get("input_size", 224))),
         mean=tuple(data.get("mean", IMAGENET_MEAN)), std=tuple(data.get("std", IMAGENET_STD)),
