@@ -48,5 +48,5 @@ def test_an_input_that_is_not_hidden_leaks(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
-    with pytest.raises(UserError, match="unknown model 'resnet5O'. Did you mean .*resnet50"):
+    with pytest.raises(UserError, match=r"unknown model 'resnet5O'. Did you mean .*resnet50"):
         check_equivalence("resnet5O")

@@ -102,7 +102,7 @@ def test_a_perfect_prediction_reconstructs_the_image(model: SparK) -> None:
 
 @pytest.mark.parametrize("size", [(100, 96), (96, 100)])
 def test_a_size_that_the_stride_does_not_divide_is_refused(model: SparK, size: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match="not divisible by the encoder's stride 32; use e.g. 96x96"):
+    with pytest.raises(UserError, match=r"not divisible by the encoder's stride 32; use e.g. 96x96"):
         model(torch.zeros(1, 3, *size))
 
 

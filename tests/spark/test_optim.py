@@ -58,7 +58,7 @@ def test_lamb_moves_a_weight_by_lr_times_its_norm() -> None:
 
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="'adamv'. Did you mean adamw"):
+    with pytest.raises(UserError, match=r"'adamv'. Did you mean adamw"):
         build_optimizer("adamv", [], (0.9, 0.95))
 
 

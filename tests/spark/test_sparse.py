@@ -46,9 +46,13 @@ def test_a_mask_is_seen_at_every_resolution() -> None:
 
 def test_a_mask_ends_with_its_block_even_after_an_error() -> None:
     visible = VisiblePatches()
-    with pytest.raises(KeyError), visible.showing(MASK):
-        assert visible.active
-        raise KeyError
+    def fail() -> None:
+        with visible.showing(MASK):
+            assert visible.active
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert not visible.active
     with pytest.raises(RuntimeError, match="no mask is set"):
         visible.at(2, 2)
@@ -158,7 +162,7 @@ def test_a_model_without_drop_path_says_so() -> None:
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(UserError, match="'maskd'.*Did you mean masked"):
+    with pytest.raises(UserError, match=r"'maskd'.*Did you mean masked"):
         sparsify(nn.Sequential(nn.ReLU()), VisiblePatches(), torch.zeros(1, 1, 2, 2), engine="maskd")
 
 

@@ -1,0 +1,227 @@
+"""What a run sees follows from the seed and the step alone; bad files are counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spark.data import (
+    Draw,
+    EpochSampler,
+    ImagePool,
+    UnreadableFiles,
+    build_loader,
+    list_images,
+    load_image,
+    normalise,
+)
+from spark.errors import UserError
+
+
+def batches(folder: Path, *, workers: int = 0, first_step: int = 0, seed: int = 0, epochs: int = 2) -> list[Tensor]:
+    """Return all batches of four images of a training."""
+    pool = ImagePool(folder, (32, 32), seed=seed)
+    sampler = EpochSampler(len(pool), 4, epochs, seed, first_step)
+    return [sample.image for sample in build_loader(pool, sampler, 4, workers, pin=False)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+def test_any_number_of_workers_sees_the_same(pictures: Path) -> None:
+    torch.manual_seed(1)
+    alone = batches(pictures)
+    torch.manual_seed(2)
+    assert same(alone, batches(pictures, workers=1))
+    assert alone[0].dtype == torch.uint8
+    assert alone[0].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 4])
+def test_a_run_resumed_in_the_middle_sees_the_rest(pictures: Path, first_step: int) -> None:
+    assert same(batches(pictures)[first_step:], batches(pictures, first_step=first_step))
+
+
+def test_epochs_and_seeds_differ(pictures: Path) -> None:
+    first = batches(pictures)
+    assert len(first) == 6
+    assert not same(first[:3], first[3:])
+    assert not same(first, batches(pictures, seed=1))
+
+
+def test_an_image_is_cropped_anew_in_every_epoch(pictures: Path) -> None:
+    pool = ImagePool(pictures, (32, 32))
+    assert pool[Draw(0, 5)].image.equal(pool[Draw(0, 5)].image)
+    assert not pool[Draw(0, 5)].image.equal(pool[Draw(1, 5)].image)
+
+
+def test_loading_leaves_the_random_generator_alone(pictures: Path) -> None:
+    pool = ImagePool(pictures, (32, 32))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    _ = pool[Draw(0, 0)]
+    assert torch.get_rng_state().equal(before)
+
+
+def test_an_epoch_shows_no_image_twice() -> None:
+    draws = list(EpochSampler(10, 3, epochs=3, seed=0))
+    assert len(draws) == 27
+    for epoch in range(3):
+        images = [draw.image for draw in draws if draw.epoch == epoch]
+        assert len(set(images)) == len(images) == 9
+    assert len({draw.image for draw in draws}) == 10
+
+
+def test_a_batch_of_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.batch=8 is more than the 5 images"):
+        EpochSampler(5, 8, 1, 0)
+
+
+# Unreadable files
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def test_an_unreadable_image_is_replaced_and_told(pictures: Path) -> None:
+    pool = ImagePool(pictures, (32, 32))
+    damage(pool.files[3])
+    sample = pool[Draw(0, 3)]
+    assert sample.unreadable == 3
+    assert sample.image.shape == (3, 32, 32)
+    assert pool[Draw(0, 4)].unreadable == -1
+
+
+def test_unreadable_images_are_counted_once_with_a_warning() -> None:
+    counter = UnreadableFiles([Path(f"{i}.png") for i in range(200)])
+    with pytest.warns(UserWarning, match=r"7\.png is skipped \(1 so far\)"):
+        counter.note(torch.tensor([-1, 7, 7, -1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counter.note(torch.tensor([7, -1]))
+    with pytest.warns(UserWarning, match=r"9\.png is skipped \(2 so far\)"):
+        counter.note(torch.tensor([9]))
+    assert counter.found == {7, 9}
+
+
+def test_more_than_one_per_cent_stops_the_run() -> None:
+    counter = UnreadableFiles([Path(f"{i}.png") for i in range(200)])
+    with (
+        pytest.warns(UserWarning, match="is skipped"),
+        pytest.raises(UserError, match=r"3 of 200 images cannot be read \(more than 1%\)"),
+    ):
+        counter.note(torch.tensor([1, 2, 3]))
+
+
+def test_a_folder_of_nothing_readable_stops(pictures: Path) -> None:
+    pool = ImagePool(pictures, (32, 32))
+    for file in pool.files:
+        damage(file)
+    loader = build_loader(pool, EpochSampler(12, 4, 1, 0), 4, workers=1, pin=False)
+    counter = UnreadableFiles(pool.files)
+
+    def run() -> None:
+        for sample in loader:
+            counter.note(sample.unreadable)
+
+    with pytest.warns(UserWarning, match="is skipped"), pytest.raises(UserError, match="cannot be read") as caught:
+        run()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path, existing: bool) -> None:
+    folder = tmp_path / "nothing"
+    if existing:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("no picture")
+    with pytest.raises(UserError, match="no images found below" if existing else "does not exist"):
+        list_images(folder)
+
+
+# Kinds of images
+
+GREY_16 = np.repeat(np.array([[0, 257 * 100, 65535]], dtype=np.uint16), 2, axis=0)
+GREY_8 = (GREY_16 // 257).astype(np.uint8)
+COLOUR = np.array([[[255, 0, 0], [0, 128, 255], [10, 20, 30]]] * 2, dtype=np.uint8)
+
+
+def save_grey(path: Path) -> None:
+    Image.fromarray(GREY_8).save(path)
+
+
+def save_grey_16(path: Path) -> None:
+    Image.fromarray(GREY_16).save(path)
+
+
+def save_colour(path: Path) -> None:
+    Image.fromarray(COLOUR).save(path)
+
+
+def save_transparent(path: Path) -> None:
+    Image.fromarray(np.dstack([COLOUR, np.full((2, 3), 200, np.uint8)])).save(path)
+
+
+def save_palette(path: Path) -> None:
+    Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "suffix", "expected"),
+    [
+        (save_grey, "png", GREY_8),
+        (save_grey_16, "png", GREY_8),
+        (save_grey_16, "tif", GREY_8),
+        (save_colour, "png", COLOUR),
+        (save_colour, "bmp", COLOUR),
+        (save_transparent, "png", COLOUR),
+        (save_palette, "png", COLOUR),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb(
+    save: Callable[[Path], None], suffix: str, expected: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    save(path)
+    image = load_image(path)
+    assert image.mode == "RGB"
+    if expected.ndim == 2:
+        expected = np.dstack([expected] * 3)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    path = tmp_path / "print.jpg"
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path, quality=100)
+    red, green, blue = np.asarray(load_image(path)).reshape(-1, 3).mean(0)
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    path = tmp_path / "phone.png"
+    Image.fromarray(COLOUR).save(path, exif=exif)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.rot90(COLOUR, -1))
+
+
+def test_floating_point_images_are_refused_as_unreadable(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "depth.tif")
+    with pytest.raises(ValueError, match="no known range"):
+        load_image(tmp_path / "depth.tif")
+
+
+def test_normalising_gives_the_usual_numbers() -> None:
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    result = normalise(images, (0.5, 0.4, 0.1), (0.25, 0.2, 0.1), torch.device("cpu"))
+    torch.testing.assert_close(result.flatten(), torch.tensor([-2.0, 3.0, 1.0]))
