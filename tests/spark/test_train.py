@@ -1,0 +1,208 @@
+"""A run leaves what it should, and being killed changes nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from spark.checkpoint import load_latest
+from spark.config import load_recipe
+from spark.errors import UserError
+from spark.formats.reader import read
+from spark.metrics import read_metrics
+from spark.pretrain_config import PretrainConfig
+from spark.train import pretrain
+
+EPOCHS, STEPS = 4, 3  # of 12 pictures, 4 in a batch
+
+
+def settings(pictures: Path, out: Path, *more: str) -> list[str]:
+    return [
+        f"data.root={pictures}", f"out={out}", "device=cpu", "model.name=resnet18", "model.drop_path=0.1",
+        "data.input_size=[64,64]", "data.workers=1", "decoder.width=32", "train.batch=4", f"train.epochs={EPOCHS}",
+        "train.warmup_epochs=1", "optimizer.base_lr=0.1", "train.checkpoint_minutes=0.00001",
+        "train.picture_epochs=2", *more,
+    ]  # fmt: skip
+
+
+def run(pictures: Path, out: Path, *more: str) -> Path:
+    return pretrain(load_recipe(PretrainConfig, None, settings(pictures, out, *more)))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files but TensorBoard's."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.RandomState(0)
+    for number in range(12):
+        coarse = Image.fromarray(generator.randint(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((80, 80), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was never interrupted; tests leave it as it is."""
+    return run(photos, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_leaves_its_results(finished: Path) -> None:
+    files = set(content(finished))
+    assert files == {
+        "config.yaml", "metrics.jsonl", "encoder.safetensors", "encoder.json", "checkpoints/last.pt",
+        "checkpoints/previous.pt", "reconstructions/epoch_00002.png", "reconstructions/epoch_00004.png",
+    }  # fmt: skip
+    assert list((finished / "tensorboard").iterdir())
+    with Image.open(finished / "reconstructions" / "epoch_00004.png") as picture:
+        assert picture.size == (3 * 68 + 4, 6 * 68 + 4)
+
+
+def test_metrics_follow_the_schedule(finished: Path) -> None:
+    records = read_metrics(finished)
+    assert [record["step"] for record in records] == list(range(1, EPOCHS * STEPS + 1))
+    assert records[-1]["epoch"] == EPOCHS
+    peak = 0.1 * 4 / 256
+    assert records[0]["lr"] == pytest.approx(0.005 * peak)
+    assert records[STEPS]["lr"] == pytest.approx(peak)
+    assert records[-1]["lr"] == pytest.approx(0.001 * peak)
+    assert (records[0]["weight_decay"], records[-1]["weight_decay"]) == pytest.approx((0.04, 0.2))
+    assert all(0.5 < record["loss"] < 2 and record["grad_norm"] > 0 for record in records)
+
+
+def test_the_export_is_the_encoder_of_the_last_checkpoint(finished: Path) -> None:
+    checkpoint = load_latest(finished / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint["step"] == EPOCHS * STEPS
+    exported = load_file(finished / "encoder.safetensors")
+    assert len(exported) == 120
+    for name, tensor in exported.items():
+        assert tensor.equal(checkpoint["model"][f"encoder.network.{name}"])
+    info = read(finished).encoder.info
+    assert (info.model, info.epochs, info.input_size, info.method) == ("resnet18", EPOCHS, (64, 64), "spark")
+
+
+def test_a_checkpoint_reads_like_the_export(finished: Path) -> None:
+    from_checkpoint = read(finished / "checkpoints" / "last.pt").encoder
+    exported = read(finished).encoder
+    assert from_checkpoint.info.model == exported.info.model
+    assert from_checkpoint.state.keys() == exported.state.keys()
+    assert all(tensor.equal(exported.state[name]) for name, tensor in from_checkpoint.state.items())
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, photos: Path) -> None:
+    before = content(finished)
+    run(photos, finished)
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_run_ends_with_the_same_weights(workers: int, finished: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [
+        sys.executable, "-c", "import sys; from spark.cli import main; sys.exit(main())", "pretrain",
+        str(empty_recipe(tmp_path)), *settings(photos, out, f"data.workers={workers}"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    moment = random.SystemRandom()
+    kill_after = moment.randint(2, 8)
+    while process.poll() is None and len(read_metrics(out)) < kill_after:
+        time.sleep(0.01)
+    time.sleep(moment.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it should not have finished before the kill"
+    stopped_at = load_latest(out / "checkpoints")
+    assert stopped_at is not None
+    run(photos, out, f"data.workers={workers}")
+    whole, resumed = load_latest(finished / "checkpoints"), load_latest(out / "checkpoints")
+    assert whole is not None
+    assert resumed is not None
+    different = [name for name, tensor in whole["model"].items() if not tensor.equal(resumed["model"][name])]
+    assert not different, f"after a kill at step {stopped_at['step']}"
+    assert read_metrics(out) == read_metrics(finished)
+    for name in ("encoder.safetensors", "reconstructions/epoch_00004.png"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_every_step_is_a_place_to_go_on_from(finished: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """Stop after each step in turn (in one process): the numbers stay those of the whole run."""
+
+    class StoppedError(Exception):
+        pass
+
+    from spark import train
+
+    original = train.save_checkpoint
+
+    def stop_after_saving(folder: Path, state: dict) -> None:
+        original(folder, state)
+        raise StoppedError
+
+    out = tmp_path / "stopped"
+    for _ in range(5):
+        monkeypatch.setattr(train, "save_checkpoint", stop_after_saving)
+        with pytest.raises(StoppedError):
+            run(photos, out, "data.workers=0")
+    monkeypatch.setattr(train, "save_checkpoint", original)
+    run(photos, out, "data.workers=0")
+    assert (out / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
+    assert read_metrics(out) == read_metrics(finished)
+
+
+def test_another_configuration_is_refused_and_the_run_kept(finished: Path, photos: Path) -> None:
+    before = content(finished)
+    with pytest.raises(UserError, match=r"another configuration \(mask\.ratio was 0\.6, is 0\.5\).*resume=never"):
+        run(photos, finished, "mask.ratio=0.5")
+    assert content(finished) == before
+
+
+def test_a_folder_that_lost_an_image_is_refused(photos: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(photos, out, "train.epochs=2", "data.workers=0")
+    next(pictures.rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="began with 12 images, .* now holds 11"):
+        run(pictures, out, "train.epochs=2", "data.workers=0")
+
+
+def test_never_resuming_starts_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    few = ("train.epochs=2", "data.workers=0", "train.picture_epochs=1")
+    run(photos, out, *few)
+    (out / "mine.txt").write_text("not the run's")
+    first = (out / "encoder.safetensors").read_bytes()
+    run(photos, out, *few, "resume=never", "seed=1")
+    assert (out / "encoder.safetensors").read_bytes() != first
+    assert (out / "mine.txt").exists()
+    assert len(read_metrics(out)) == 2 * STEPS
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"the loss became .* lower optimizer\.base_lr"):
+        run(photos, out, "optimizer.base_lr=1e30", "optimizer.name=adamw", "data.workers=0")
+    saved = load_latest(out / "checkpoints")
+    assert saved is None or saved["step"] < EPOCHS * STEPS
+    assert not (out / "encoder.safetensors").exists()
+
+
+def empty_recipe(folder: Path) -> Path:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text("{}\n")
+    return recipe
