@@ -1,0 +1,108 @@
+"""Bad input is one clear line and exit code 2, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from spark.cli import main
+
+SMALL = [
+    "model.name=resnet18", "model.drop_path=0", "data.input_size=[64,64]", "data.workers=0", "decoder.width=32",
+    "train.batch=4", "train.epochs=1", "train.warmup_epochs=0", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def workplace(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a current folder with pictures, a recipe, an empty folder and a truncated checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "recipe.yaml").write_text("out: run\ndata: {root: pictures}\n")
+    torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), "whole.pth")
+    Path("cut.pth").write_bytes(Path("whole.pth").read_bytes()[:100_000])
+    return tmp_path
+
+
+def pretrain(*overrides: str, recipe: str = "recipe.yaml") -> list[str]:
+    return ["pretrain", recipe, *SMALL, *overrides]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (pretrain("data.root=nowhere"), ["'nowhere' does not exist", "data.root"]),
+        (pretrain("data.root=empty"), ["no images found below 'empty'"]),
+        (pretrain("model.name=resnet5O"), ["unknown model 'resnet5O'", "Did you mean", "resnet50"]),
+        (pretrain("train.batchs=4"), ["unknown key 'train.batchs'", "Did you mean train.batch"]),
+        (pretrain("data.input_size=[64,70]"), ["64x70 is not divisible", "32", "use e.g. 64x64"]),
+        (pretrain("mask.ratio=0.99"), ["mask ratio 0.99 leaves 0 of 4 patches visible"]),
+        (pretrain("train.batch=500"), ["train.batch=500 is more than the 12 images"]),
+        (pretrain("model.name=seresnet50"), ["layer1.0.se: SEModule"]),
+        (pretrain("model.name=vit_tiny_patch16_224"), ["does not run on an input of"]),
+        (pretrain("engine=fast"), ["unknown engine 'fast'"]),
+        (pretrain("decoder.width=48"), ["divisible by 32"]),
+        (pretrain(recipe="recipes.yaml"), ["'recipes.yaml' does not exist", "Did you mean recipe.yaml"]),
+        (pretrain("out=recipe.yaml"), ["out='recipe.yaml' is a file"]),
+        (["check", "resnet5O"], ["unknown model 'resnet5O'", "resnet50"]),
+        (["check", "efficientnet_b0"], ["bn1: BatchNormAct2d"]),
+        (["convert", "nowhere.pth", "out", "--to", "timm"], ["'nowhere.pth' does not exist"]),
+        (["convert", "cut.pth", "out", "--to", "timm"], ["'cut.pth' is truncated"]),
+        (["convert", "recipe.yaml", "out", "--to", "timm"], ["'recipe.yaml' is truncated or no checkpoint"]),
+        (["convert", "whole.pth", "out", "--to", "detectron2"], [".pkl"]),
+        (["convert", "whole.pth", "out", "--to", "timm", "--model", "resnet50"], ["not a resnet50"]),
+        (["convert", "whole.pth", "recipe.yaml", "--to", "timm"], ["cannot write 'recipe.yaml"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value[0], str) and len(value) < 3 else None,
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], parts: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    assert {path: path.stat().st_mtime_ns for path in workplace.rglob("*")} == before
+
+
+def test_too_many_unreadable_images_stop_the_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in list((workplace / "pictures").rglob("*.png"))[:3]:
+        path.write_bytes(b"not a picture")
+    with pytest.warns(UserWarning, match="is skipped"):
+        assert main(pretrain()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "of 12 images cannot be read" in last
+    assert not (workplace / "run" / "encoder.safetensors").exists()
+
+
+def test_a_run_with_torn_checkpoints_only_says_so(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = workplace / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="last"):
+        assert main(pretrain()) == 2
+    assert "no checkpoint is whole" in capsys.readouterr().err.splitlines()[-1]
+    assert (checkpoints / "last.pt").read_bytes() == b"torn"
+
+
+def test_pretrain_then_convert(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(pretrain()) == 0
+    assert (workplace / "run" / "encoder.safetensors").is_file()
+    assert main(["convert", "run", "r18.pkl", "--to", "detectron2"]) == 0
+    printed = capsys.readouterr().out
+    assert "proof: features of timm's and Detectron2's resnet18 agree" in printed
+    assert (workplace / "r18.pkl").is_file()
+
+
+def test_check_prints_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "resnet18"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" ok\n") == 3
+    assert printed.endswith("resnet18: verified\n")
