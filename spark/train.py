@@ -93,6 +93,7 @@ class Pretraining:
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
         self.step = 0  # steps done
+        self._losses: list[Tensor] = []  # since the last record, still on the device
 
     def fit(self, run: Path) -> None:
         """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
@@ -102,7 +103,7 @@ class Pretraining:
         )
         unreadable = UnreadableFiles(self._pool.files)
         saved = time.monotonic()
-        status, losses = "", []
+        status = ""
         self._model.train()
         with (
             MetricsLog(run, resume_step=self.step) as log,
@@ -111,19 +112,20 @@ class Pretraining:
             for sample in loader if self.step < self.total_steps else ():
                 unreadable.note(sample.unreadable)
                 loss, grad_norm, rate, decay = self._train_step(sample)
-                losses.append(loss)
+                self._losses.append(loss)
                 epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
-                due = into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes
-                if due or self.step % STEPS_PER_RECORD == 0:
-                    mean = self._finite(losses)
-                    losses = []
+                if into_epoch == 0 or self.step % STEPS_PER_RECORD == 0:
+                    mean = self._finite_mean()
+                    self._losses = []
                     log.write(
                         self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
                         weight_decay=decay, grad_norm=grad_norm.item(),
                     )
                     status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
                 progress.advance(status)
-                if due:
+                if into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
+                    if self._losses:
+                        self._finite_mean()
                     save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
                 if into_epoch == 0 and (epochs_done % config.train.picture_epochs == 0 or self._finished):
@@ -133,6 +135,7 @@ class Pretraining:
         """Return everything needed to go on."""
         return {
             "step": self.step,
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
             "images": len(self._pool),
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -152,6 +155,7 @@ class Pretraining:
             )
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._losses = list(state["losses"].to(self._device))
         self.step = state["step"]
 
     def encoder(self) -> Encoder:
@@ -203,9 +207,13 @@ class Pretraining:
         normal = normalise(images, self._config.data.mean, self._config.data.std, self._device)
         return normal.contiguous(memory_format=torch.channels_last)
 
-    def _finite(self, losses: list[Tensor]) -> float:
-        """Return the mean of the losses since the last record."""
-        mean = torch.stack(losses).mean().item()
+    def _finite_mean(self) -> float:
+        """Return the mean of the losses since the last record.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        mean = torch.stack(self._losses).mean().item()
         if not math.isfinite(mean):
             raise UserError(
                 f"the loss became {mean} near step {self.step}; the last checkpoint is kept: "
