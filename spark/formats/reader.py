@@ -67,17 +67,22 @@ def read(path: Path, model: str | None = None) -> Source:
 
 
 def infer_model(state: Mapping[str, Tensor]) -> str:
-    """Return the one candidate whose parameters have just these names and shapes (the classifier aside).
+    """Return the largest candidate all of whose parameters are there, with their shapes (the classifier aside).
+
+    The largest, because a ResNet-101 also has all that a ResNet-50 has.
 
     Raises:
         UserError: no candidate fits.
     """
     given = {key: tensor.shape for key, tensor in state.items() if "num_batches_tracked" not in key}
+    fitting: dict[str, int] = {}
     for name in CANDIDATES:
         own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
         body = {key: shape for key, shape in own.items() if not _optional(key)}
         if body.items() <= given.items():
-            return name
+            fitting[name] = len(body)
+    if fitting:
+        return max(fitting, key=lambda name: fitting[name])
     raise UserError(
         f"no known model has these tensors (tried {', '.join(CANDIDATES)}); name it with --model"
     )

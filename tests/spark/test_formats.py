@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 
 def test_an_unknown_architecture_asks_for_its_name(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="no known model has these tensors.*--model"):
+    with pytest.raises(UserError, match=r"no known model has these tensors.*--model"):
         read(tmp_path / "x.pth")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -75,13 +76,12 @@ def test_a_run_leaves_its_results(finished: Path) -> None:
 
 def test_metrics_follow_the_schedule(finished: Path) -> None:
     records = read_metrics(finished)
-    assert [record["step"] for record in records] == list(range(1, EPOCHS * STEPS + 1))
+    assert [record["step"] for record in records] == [3, 6, 9, 10, 12]  # epochs' ends and each tenth step
     assert records[-1]["epoch"] == EPOCHS
     peak = 0.1 * 4 / 256
-    assert records[0]["lr"] == pytest.approx(0.005 * peak)
-    assert records[STEPS]["lr"] == pytest.approx(peak)
+    assert records[0]["lr"] == pytest.approx((0.005 + 0.995 * 2 / 3) * peak)
     assert records[-1]["lr"] == pytest.approx(0.001 * peak)
-    assert (records[0]["weight_decay"], records[-1]["weight_decay"]) == pytest.approx((0.04, 0.2))
+    assert records[-1]["weight_decay"] == pytest.approx(0.2)
     assert all(0.5 < record["loss"] < 2 and record["grad_norm"] > 0 for record in records)
 
 
@@ -122,9 +122,11 @@ def test_a_killed_run_ends_with_the_same_weights(workers: int, finished: Path, p
         command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     )
     moment = random.SystemRandom()
-    kill_after = moment.randint(2, 8)
-    while process.poll() is None and len(read_metrics(out)) < kill_after:
-        time.sleep(0.01)
+    kill_after, seen = moment.randint(1, 7), set()
+    while process.poll() is None and len(seen) < kill_after:  # checkpoints, of which each step leaves one
+        with contextlib.suppress(FileNotFoundError):  # between two renames
+            seen.add((out / "checkpoints" / "last.pt").stat().st_mtime_ns)
+        time.sleep(0.005)
     time.sleep(moment.uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it should not have finished before the kill"
@@ -177,7 +179,7 @@ def test_a_folder_that_lost_an_image_is_refused(photos: Path, pictures: Path, tm
     out = tmp_path / "run"
     run(photos, out, "train.epochs=2", "data.workers=0")
     next(pictures.rglob("*.png")).unlink()
-    with pytest.raises(UserError, match="began with 12 images, .* now holds 11"):
+    with pytest.raises(UserError, match=r"began with 12 images, .* now holds 11"):
         run(pictures, out, "train.epochs=2", "data.workers=0")
 
 
@@ -190,7 +192,7 @@ def test_never_resuming_starts_again(photos: Path, tmp_path: Path) -> None:
     run(photos, out, *few, "resume=never", "seed=1")
     assert (out / "encoder.safetensors").read_bytes() != first
     assert (out / "mine.txt").exists()
-    assert len(read_metrics(out)) == 2 * STEPS
+    assert [record["step"] for record in read_metrics(out)] == [3, 6]
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(photos: Path, tmp_path: Path) -> None:
