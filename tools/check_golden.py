@@ -109,16 +109,7 @@ def compute(case: dict[str, Any], engine: str, dtype: torch.dtype, rounding_seed
         return model
 
     numbers = picture_numbers(fresh().eval(), images[0], masks[0])
-    model = fresh().train()
-    output = model(images[0], masks[0])
-    output.loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    numbers["loss"] = output.loss.item()
-    numbers["features"] = [summary(map_) for map_ in output.features]
-    numbers["grad"] = summaries(gradients, names)
-    numbers["buffers"] = summaries(dict(model.named_buffers()), names)
-    numbers["lamb"] = lamb_numbers(fresh().train(), case["expected"]["lamb"], images, masks, names)
-    return numbers
+    return numbers | training_numbers(fresh().train(), case["expected"]["lamb"], images, masks, names)
 
 
 def picture_numbers(model: SparK, images: Tensor, masks: Tensor) -> Numbers:
@@ -129,25 +120,32 @@ def picture_numbers(model: SparK, images: Tensor, masks: Tensor) -> Numbers:
     return {"eval_reconstruction": summary(picture) | {"masked_l2": seen.double().norm().item()}}
 
 
-def lamb_numbers(
+def training_numbers(
     model: SparK, settings: Numbers, images: list[Tensor], masks: list[Tensor], names: Mapping[str, str]
 ) -> Numbers:
-    """Run the case's optimizer steps."""
+    """Run the case's optimizer steps; the first one's forward and backward pass is looked at closely."""
     optimizer = build_optimizer("lamb", parameter_groups(model), tuple(settings["betas"]))
     total = settings["total_steps"]
-    numbers: Numbers = {key: [] for key in ("losses", "lr_per_step", "wd_per_step", "grad_norm_per_step")}
+    numbers: Numbers = {}
+    lamb: Numbers = {key: [] for key in ("losses", "lr_per_step", "wd_per_step", "grad_norm_per_step")}
     for step in range(total):
         rate = learning_rate_at(step, total, settings["warmup_steps"], settings["peak_lr"])
         decay = weight_decay_at(step, total, settings["wd"], settings["wd_end"])
         set_schedule(optimizer, rate, decay)
         optimizer.zero_grad()
-        loss = model(images[step], masks[step]).loss
-        loss.backward()
+        output = model(images[step], masks[step])
+        output.loss.backward()
+        if step == 0:
+            gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            numbers["loss"] = output.loss.item()
+            numbers["features"] = [summary(feature) for feature in output.features]
+            numbers["grad"] = summaries(gradients, names)
+            numbers["buffers"] = summaries(dict(model.named_buffers()), names)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["max_grad_norm"])
         optimizer.step()
-        for key, value in zip(numbers, (loss.item(), rate, decay, norm.item()), strict=True):
-            numbers[key].append(value)
-    return numbers | {"param": summaries(dict(model.named_parameters()), names)}
+        for key, value in zip(lamb, (output.loss.item(), rate, decay, norm.item()), strict=True):
+            lamb[key].append(value)
+    return numbers | {"lamb": lamb | {"param": summaries(dict(model.named_parameters()), names)}}
 
 
 def compare(expected: Numbers, numbers: Numbers) -> dict[str, float]:
