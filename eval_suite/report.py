@@ -105,7 +105,7 @@ def _reconstructions(runs: Path) -> list[Picture]:
     """Return the last picture of each pre-training run."""
     pictures = []
     for folder in sorted(path for path in runs.rglob("reconstructions") if path.is_dir()):
-        images = sorted(folder.glob("*.png"), key=_by_number)
+        images = sorted(folder.glob("[!.]*.png"), key=_by_number)
         if images:
             pictures.append(_picture(images[-1], f"{folder.parent.relative_to(runs)}, {images[-1].stem}"))
     return pictures

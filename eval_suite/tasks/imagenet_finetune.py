@@ -7,6 +7,7 @@ the moving average's (starts from the loaded weights, so it lags in short runs) 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import time
@@ -56,16 +57,17 @@ def run(recipe: str, overrides: Sequence[str]) -> Path:
     folder = prepare_run_folder(Path(config.out), config, fresh=config.resume == "never", yields=[RESULT])
     print(to_yaml(config), file=sys.stderr)
 
-    training = Finetuning(config, data, model, device)
+    training = Finetuning(config, data, model, device, init)
     checkpoint = load_latest(folder / CHECKPOINTS)
     if checkpoint:
+        check_continues(checkpoint, training, folder)
         training.load_state_dict(checkpoint)
         if training.epoch == config.train.epochs and (folder / RESULT).is_file():
             print(f"{folder} is finished already; resume=never starts it again", file=sys.stderr)
             return folder / RESULT
         print(f"resuming {folder} after epoch {training.epoch}", file=sys.stderr)
     training.fit(folder)
-    return training.record(init).save(folder)
+    return training.record().save(folder)
 
 
 class Finetuning:
@@ -75,8 +77,12 @@ class Finetuning:
     repeats the numbers of one that never stopped without any generator's state being kept.
     """
 
-    def __init__(self, config: FinetuneConfig, data: Data, model: nn.Module, device: torch.device) -> None:
-        self._config, self._data, self._device = config, data, device
+    def __init__(
+        self, config: FinetuneConfig, data: Data, model: nn.Module, device: torch.device, init: Initialisation
+    ) -> None:
+        self._config, self._data, self._device, self._init = config, data, device, init
+        # What the numbers came from, by content: neither follows from the configuration.
+        self.origin = {"data": data.identity, "init": dataclasses.asdict(init)}
         self._model = model.to(device).to(memory_format=torch.channels_last)
         # The average starts here, from the weights that were loaded: the original copied it before loading.
         self._ema = ModelEmaV3(self._model, decay=config.train.ema_decay)
@@ -117,7 +123,7 @@ class Finetuning:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
         return {
-            "epoch": self.epoch, "seconds": self._seconds, "images_per_second": self._images_per_second,
+            **self.origin, "epoch": self.epoch, "seconds": self._seconds, "images_per_second": self._images_per_second,
             "top1_last": self.top1_last, "top1_best": self.top1_best, "top1_ema": self.top1_ema,
             "model": self._model.state_dict(), "ema": self._ema.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -134,12 +140,12 @@ class Finetuning:
         self._ema.module.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def record(self, init: Initialisation) -> ResultRecord:
+    def record(self) -> ResultRecord:
         """Return the result of the finished run."""
         on_gpu = self._device.type == "cuda"
         top1 = {"top1_last": self.top1_last, "top1_best": self.top1_best, "top1_ema": self.top1_ema}
         return ResultRecord(
-            task=TASK, task_version=TASK_VERSION, model=self._config.model.name, init=init,
+            task=TASK, task_version=TASK_VERSION, model=self._config.model.name, init=self._init,
             metrics={name: Metric(value, "%") for name, value in top1.items()}, main_metric="top1_last",
             protocol={**self._config.protocol(), "dataset": self._data.identity},
             seed=self._config.seed, epochs=self._config.train.epochs,
@@ -200,6 +206,15 @@ class Finetuning:
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self._device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def check_continues(checkpoint: dict[str, Any], training: Finetuning, folder: Path) -> None:
+    """Refuse to go on with a checkpoint that came from other data or another encoder, by content."""
+    names = {"data": "other data", "init": "another encoder"}
+    changed = [names[key] for key, value in training.origin.items() if checkpoint.get(key) != value]
+    if changed:
+        raise UserError(f"'{folder}' holds a run with {' and '.join(changed)}; pass another out=…, "
+                        "or resume=never to replace it")
 
 
 def build_optimizer(config: FinetuneConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -140,10 +140,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encoder: Path) -> None:
     config = config_for(images, init=str(encoder))
     data = open_data(config)
-    model, _ = build_model(config, len(data.classes))
+    model, init = build_model(config, len(data.classes))
     torch.manual_seed(7)
     exported = timm.create_model(MODEL).state_dict()
-    averaged = Finetuning(config, data, model, torch.device("cpu")).state_dict()["ema"]
+    averaged = Finetuning(config, data, model, torch.device("cpu"), init).state_dict()["ema"]
     assert torch.equal(model.state_dict()["layer3.0.conv2.weight"], exported["layer3.0.conv2.weight"])
     for name, tensor in model.state_dict().items():
         assert torch.equal(averaged[name], tensor), name
@@ -218,11 +218,33 @@ def test_a_finished_run_is_left_alone(recipe: str) -> None:
     assert result.stat().st_mtime_ns == before
 
 
+def test_other_data_in_the_place_of_a_runs_is_refused(recipe: str, images: Path, tmp_path: Path) -> None:
+    imagenet_finetune.run(recipe, [])
+    shutil.copytree(images, tmp_path / "copy")
+    imagenet_finetune.run(recipe, [f"data.root={tmp_path}/copy"])  # the same files elsewhere
+    (tmp_path / "copy/train/red/0.png").unlink()
+    with pytest.raises(UserError, match=r"holds a run with other data; pass another out="):
+        imagenet_finetune.run(recipe, [f"data.root={tmp_path}/copy"])
+
+
+def test_another_encoder_in_the_place_of_a_runs_is_refused(recipe: str, tmp_path: Path) -> None:
+    place = tmp_path / "encoder"
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = {k: v for k, v in timm.create_model(MODEL).state_dict().items() if not k.startswith("fc.")}
+        save_encoder(place, Encoder(state, encoder_info()))
+        if seed == 1:
+            imagenet_finetune.run(recipe, [f"init={place}"])
+    with pytest.raises(UserError, match=r"holds a run with another encoder; pass another out="):
+        imagenet_finetune.run(recipe, [f"init={place}"])
+    imagenet_finetune.run(recipe, [f"init={place}", "resume=never"])
+
+
 def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
     imagenet_finetune.run(recipe, [])
-    checkpoint = tmp_path / "run/checkpoints/last.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(UserError, match="resume=never"):
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="truncated"), pytest.raises(UserError, match="no checkpoint is whole"):
         imagenet_finetune.run(recipe, [])
 
 
