@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,44 @@ from spark.errors import UserError
 from spark.files import sha256
 
 SPLITS = ("train2017", "val2017")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_segmentation(value: object) -> bool:
+    if isinstance(value, dict):
+        size, counts = value.get("size"), value.get("counts")
+        return isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size)) and (
+            isinstance(counts, str) or _are_numbers(counts)
+        )
+    return isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
+
+
+# What a value must be, and how to tell.
+_WHOLE: tuple[str, Callable[[Any], bool]] = ("a whole number", _is_whole)
+_SIDE: tuple[str, Callable[[Any], bool]] = ("a positive whole number", lambda v: _is_whole(v) and v > 0)
+_TEXT: tuple[str, Callable[[Any], bool]] = ("a text", lambda v: isinstance(v, str) and bool(v))
+_BOX: tuple[str, Callable[[Any], bool]] = ("a list of four numbers", lambda v: _are_numbers(v) and len(v) == 4)
+_MASK: tuple[str, Callable[[Any], bool]] = ("polygons or a run-length encoding", _is_segmentation)
+# The keys that are read later, by us, Detectron2 or pycocotools.
+KEYS = {
+    "images": {"id": _WHOLE, "file_name": _TEXT, "width": _SIDE, "height": _SIDE},
+    "categories": {"id": _WHOLE, "name": _TEXT},
+    "annotations": {
+        "id": _WHOLE, "image_id": _WHOLE, "category_id": _WHOLE, "bbox": _BOX, "area": ("a number", _is_number),
+        "segmentation": _MASK,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -115,17 +155,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_annotations(content: dict[str, Any], file: Path) -> None:
-    """Every entry has the keys that are read later, and refers to a picture and a category that exist."""
-    wanted = {
-        "images": ("id", "file_name", "width", "height"),
-        "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "segmentation"),
-    }
-    for kind, keys in wanted.items():
+    """Every entry has sound KEYS and an id of its own, and refers to a picture and a category that exist."""
+    for kind, keys in KEYS.items():
         for index, entry in enumerate(content[kind]):
             absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if absent:
                 raise UserError(f"'{file}': {kind}[{index}] has no {', '.join(absent)}")
+            for key, (wanted, fits) in keys.items():
+                if not fits(entry[key]):
+                    shown = json.dumps(entry[key])[:40]
+                    raise UserError(f"'{file}': {kind}[{index}] has {key} {shown}, which is not {wanted}")
+        identifier, count = Counter(entry["id"] for entry in content[kind]).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"'{file}': {count} {kind} have the id {identifier}")
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     for entry in content["annotations"]:
