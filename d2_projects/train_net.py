@@ -138,8 +138,12 @@ def pick_device(wanted: str, amp: bool) -> torch.device:
         )
     except RuntimeError:
         raise UserError(f"train.device={wanted} is not a device: use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"train.device={wanted} is not supported: use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={wanted}, but there is no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"train.device={wanted}, but there are {torch.cuda.device_count()} CUDA devices")
     if amp and device.type != "cuda":
         raise UserError("train.amp.enabled needs a CUDA device")
     return device

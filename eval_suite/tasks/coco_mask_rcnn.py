@@ -23,6 +23,7 @@ from spark.formats.detectron2 import from_timm
 from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
 from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import code_version, content_hash, environment, hardware
+from spark.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from d2_projects.data import CocoData
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from eval_suite.detect_config import DetectConfig
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
-CONFIG, IDENTITY, PICTURE = "config.yaml", "identity.json", "detections.png"
+CONFIG, IDENTITY, PICTURE, LOG = "config.yaml", "identity.json", "detections.png", "log.txt"
 UNIT = "AP (0-100)"
 # About Detectron2's own code, which a user cannot change.
 DETECTRON2_WARNINGS = ("pkg_resources is deprecated", "torch.meshgrid", "`torch.jit.script` is deprecated")
@@ -55,11 +56,12 @@ def run(recipe: str, overrides: list[str]) -> Path:
 def train_and_record(recipe: str, overrides: list[str]) -> Path:
     """Do what `run` promises, with Detectron2 at hand."""
     from d2_projects.data import check, registered
-    from d2_projects.train_net import point_at, train
+    from d2_projects.train_net import pick_device, point_at, train
     from d2_projects.visualize import save_detections
     from eval_suite.detect_config import SCRATCH, load
 
     config = load(recipe, overrides)
+    pick_device(config.cfg.train.device, config.cfg.train.amp.enabled)  # refused before anything is written
     encoder = None if config.init == SCRATCH else load_encoder(config.init)
     backbone = None if encoder is None else backbone_weights(encoder, config)
     data = check(config.cfg.data.root)
@@ -141,18 +143,27 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
         if changed:
             raise UserError(f"'{out}' holds a run with another {' and '.join(changed)}; pass another out=…, "
                             "or resume=never to replace it")
+    elif (out / CHECKPOINTS / "last_checkpoint").exists() or (out / RESULT).exists():
+        raise UserError(f"'{out}' holds a run without {IDENTITY}, so what it trained is not known; "
+                        "pass another out=…, or resume=never to replace it")
     write_json(out / IDENTITY, identity)
     write_text(out / CONFIG, to_yaml(config.cfg))
     return (out / RESULT).is_file()
 
 
 def remove_run(out: Path) -> None:
-    """Remove what a run of this task writes, and nothing else."""
-    for name in (RESULT, CONFIG, IDENTITY, PICTURE, METRICS, "log.txt"):
+    """Remove what a run of this task writes, and nothing else.
+
+    Checkpoints go before what tells whose they are: whenever this is interrupted, no other run takes them up.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (out / RESULT).unlink()
+    for name in (CHECKPOINTS, "tensorboard"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(out / name)
+    for name in (CONFIG, PICTURE, METRICS, LOG, IDENTITY):
         with contextlib.suppress(FileNotFoundError):
             (out / name).unlink()
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def summary(config: DetectConfig, data: CocoData, backbone: dict[str, Tensor] | None) -> str:

@@ -132,6 +132,7 @@ def test_a_damaged_checkpoint_is_one_line(coco: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wanted", "amp", "message"), [
     ("abacus", False, "is not a device"),
+    ("meta", False, "is not supported"),
     ("cpu", True, "needs a CUDA device"),
 ])
 def test_impossible_devices_are_refused(wanted: str, amp: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,42 @@ def test_bad_overrides_are_one_line_and_write_nothing(tmp_path: Path, override: 
         coco_mask_rcnn.run(RECIPE, [f"out={tmp_path / 'run'}", override])
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("train.device=abacus", "is not a device"),
+    ("train.amp.enabled=true", "needs a CUDA device"),
+])
+def test_impossible_devices_leave_no_folder(coco: Path, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        coco_mask_rcnn.run(RECIPE, [*TINY, f"data.root={coco}", f"out={tmp_path / 'run'}", override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_removal_that_is_interrupted_leaves_no_checkpoint_to_another_run(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last_checkpoint").write_text("model_0000001.pth")
+    (out / "identity.json").write_text("{}")
+    removed: list[str] = []
+    unlink, rmtree = Path.unlink, shutil.rmtree
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: removed.append(path.name) or unlink(path, **options))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: removed.append(path.name) or rmtree(path, **options))
+    coco_mask_rcnn.remove_run(out)
+    assert removed.index("result.json") < removed.index("checkpoints") < removed.index("identity.json")
+    assert removed[-1] == "identity.json"
+    assert not list(out.iterdir())
+
+
+def test_checkpoints_of_an_unknown_run_are_not_taken_up(coco: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(UserError, match=r"a run without identity\.json.* resume=never"):
+        coco_mask_rcnn.run(RECIPE, [*TINY, f"data.root={coco}", f"out={out}"])
+    assert not (out / "identity.json").exists()
 
 
 def test_a_missing_recipe_names_its_neighbours() -> None:
