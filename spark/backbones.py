@@ -37,9 +37,11 @@ class TimmPyramid(nn.Module):
             if "drop_path_rate" not in str(error):
                 raise
             raise UserError(f"model '{name}' has no drop path; set model.drop_path=0") from None
+        except RuntimeError as error:  # timm: a pretrained tag that it does not know
+            raise UserError(f"timm cannot build '{name}': {error}") from None
         if not hasattr(self.network, "forward_intermediates"):
             raise UserError(f"model '{name}' has no feature pyramid in this timm version")
-        levels = _coarsest_per_stride(self.network.feature_info)
+        levels = _deepest_per_stride(self.network.feature_info)
         self._indices = [index for index, _ in levels]
         self.channels: list[int] = [level["num_chs"] for _, level in levels]
         self.strides: list[int] = [level["reduction"] for _, level in levels]
@@ -54,7 +56,7 @@ class TimmPyramid(nn.Module):
         return torch.zeros(1, self._in_chans, side, side)
 
 
-def _coarsest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
+def _deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
     """Keep the deepest map of each stride: [(index, {num_chs, reduction, module})]."""
     infos = feature_info.info if hasattr(feature_info, "info") else feature_info
     deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import warnings
@@ -15,44 +16,66 @@ from spark.errors import UserError
 from spark.files import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may well be whole
+
+
+class DamagedCheckpoint(UserError):
+    """A file is there and can be read, but it is not a whole checkpoint."""
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     """Write `last.pt`; the one before it stays as `previous.pt`.
 
-    At every moment at least one of the two is whole: the new file gets its name only after it is on disk.
+    Raises:
+        UserError: it cannot be written; the checkpoints that are there stay.
     """
     with atomic_path(folder / LAST) as temporary:
-        torch.save(content, temporary)
-        if (folder / LAST).exists():
-            os.replace(folder / LAST, folder / PREVIOUS)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"cannot write '{folder / LAST}': {str(error).splitlines()[0]}") from None
+        _keep_as_previous(folder)
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
 
-    Damaged ones that are newer are removed.
+    Damaged ones that are newer are set aside as `*.damaged`.
 
     Raises:
-        UserError: there are checkpoints, but none is whole.
+        UserError: there are checkpoints, but none is whole; or one cannot be read now.
     """
-    torn: list[Path] = []
+    damaged: list[Path] = []
     for name in (LAST, PREVIOUS):
         path = folder / name
         if not path.exists():
             continue
         try:
             content = load_file(path)
-        except UserError as error:
+        except DamagedCheckpoint as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
-            torn.append(path)
+            damaged.append(path)
             continue
-        for damaged in torn:  # it would take the whole one's place when the next is saved
-            damaged.unlink()
+        for other in damaged:  # it would take the whole one's place when the next is saved
+            other.rename(other.with_name(other.name + ".damaged"))
         return content
-    if torn:
-        raise UserError(f"no checkpoint is whole: {', '.join(map(str, torn))}; remove them to start over")
+    if damaged:
+        raise UserError(f"no checkpoint is whole: {', '.join(map(str, damaged))}; remove them to start over")
     return None
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """Give `last.pt` a second name, so that it exists until the new one replaces it."""
+    last, link = folder / LAST, folder / ".previous.tmp.pt"
+    if not last.exists():
+        return
+    link.unlink(missing_ok=True)
+    try:
+        os.link(last, link)
+    except OSError:  # a file system without hard links
+        os.replace(last, folder / PREVIOUS)
+        return
+    os.replace(link, folder / PREVIOUS)
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -68,15 +91,17 @@ def load_file(path: Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
-                    raise UserError(f"checkpoint '{path}' is damaged")
+                    raise DamagedCheckpoint(f"checkpoint '{path}' is damaged")
         with warnings.catch_warnings():  # torch warns of old pickles that it then reads, or refuses, anyway
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it will not make
             raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
-        raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None
-    except UserError:
+        raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None
+    except (UserError, MemoryError):
         raise
-    except Exception:  # a damaged pickle makes its reader stumble in any way
-        raise UserError(f"checkpoint '{path}' is truncated or no checkpoint") from None
+    except Exception as error:  # a damaged file makes its readers stumble in any way
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+            raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
+        raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None

@@ -6,6 +6,7 @@ of an epoch sees exactly what it would have seen, with any number of workers.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +21,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
 from spark.errors import UserError
+from spark.provenance import content_hash
 
 UNREADABLE_LIMIT = 0.01  # share of a data set's files
 SUBSTITUTES = 16  # images that are tried in place of an unreadable one
+
+
+AUGMENT, SHUFFLE, STEP = range(3)  # keep the seeds of different purposes apart
 
 
 class Draw(NamedTuple):
@@ -53,7 +58,8 @@ class ImagePool(Dataset[Sample]):
     """
 
     def __init__(self, root: str | Path, size: tuple[int, int], min_scale: float = 0.67, seed: int = 0) -> None:
-        self.files = list_images(Path(root))
+        self._root = Path(root)
+        self.files = list_images(self._root)
         self._size, self._seed = size, seed
         self._augment = v2.Compose(
             [
@@ -68,6 +74,11 @@ class ImagePool(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def identity(self) -> str:
+        """A hash of the files' names below the folder, wherever that is."""
+        return content_hash([str(file.relative_to(self._root)) for file in self.files])
+
     def __getitem__(self, draw: Draw) -> Sample:
         """Load and augment an image; in place of an unreadable one comes one of the next."""
         unreadable = -1
@@ -79,7 +90,7 @@ class ImagePool(Dataset[Sample]):
                 unreadable = unreadable if unreadable >= 0 else index
                 continue
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self._seed, draw.epoch, draw.image))
+                torch.manual_seed(mixed_seed(self._seed, AUGMENT, draw.epoch, draw.image))
                 return Sample(self._augment(image), unreadable)
         # Not raised here, where a worker's traceback would be wrapped around it: the loop stops at the count.
         return Sample(torch.zeros(3, *self._size, dtype=torch.uint8), unreadable)
@@ -105,7 +116,7 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         start_epoch, start_step = divmod(self._first_step, self.steps_per_epoch)
         for epoch in range(start_epoch, self._epochs):
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, SHUFFLE, epoch))
             order = torch.randperm(self._images, generator=generator)[: self.steps_per_epoch * self._batch]
             skipped = start_step * self._batch if epoch == start_epoch else 0
             yield from (Draw(epoch, index) for index in order[skipped:].tolist())
@@ -166,7 +177,9 @@ def list_images(root: Path) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"image folder '{root}' does not exist; set data.root to a folder of images")
     extensions = set(get_img_extensions())
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in extensions and path.is_file())
+    # os.walk, as it follows links to class folders. Hidden files are companions that some systems leave.
+    found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    files = sorted(path for path in found if path.suffix.lower() in extensions and path.name[0] != ".")
     if not files:
         raise UserError(f"no images found below '{root}' (looked for {', '.join(sorted(extensions))})")
     return files

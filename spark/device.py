@@ -25,6 +25,7 @@ def choose_device(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
     """Return a context of mixed precision; "auto" takes bfloat16 on GPUs that have it, float32 elsewhere."""
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # Not torch.cuda.is_bf16_supported(), which counts slow emulation too.
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     enabled = capable if precision == "auto" else precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

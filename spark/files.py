@@ -21,7 +21,7 @@ def atomic_path(destination: Path | str) -> Iterator[Path]:
     If the body raises, the temporary file is removed and `destination` is left as it was.
 
     Raises:
-        UserError: the destination is a folder, or its folder cannot be made.
+        UserError: the destination is a folder, its folder cannot be made, the disk is full.
     """
     destination = Path(destination)
     try:
@@ -30,14 +30,17 @@ def atomic_path(destination: Path | str) -> Iterator[Path]:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write '{destination}': {error.strerror}") from None
-    # The suffix is kept: savers such as matplotlib and numpy choose their format by it.
-    temporary = destination.with_name(f".{destination.stem}.{os.getpid()}.tmp{destination.suffix}")
+    # The suffix is kept: savers such as matplotlib and numpy choose their format by it. The name is always the
+    # same, so what a killed process leaves behind is overwritten by the next.
+    temporary = destination.with_name(f".{destination.stem}.tmp{destination.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, destination)
         _fsync_folder(destination.parent)
+    except OSError as error:  # a full disk, no permission
+        raise UserError(f"cannot write '{destination}': {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

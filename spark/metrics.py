@@ -38,7 +38,7 @@ class MetricsLog:
 
     def write(self, step: int, **values: Any) -> None:
         """Record the values that belong to optimizer step `step` (the first is 1)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, int | float):

@@ -99,14 +99,29 @@ class PretrainConfig:
             "train.picture_epochs": self.train.picture_epochs,
             "optimizer.base_lr": self.optimizer.base_lr,
             "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
-            "data.min_scale": self.data.min_scale,
             "decoder.width": self.decoder.width,
         }
         found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
-        if self.data.workers < 0:
-            found.append(f"data.workers={self.data.workers} must not be negative")
+        not_negative = {
+            "seed": self.seed,
+            "data.workers": self.data.workers,
+            "train.warmup_epochs": self.train.warmup_epochs,
+            "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.weight_decay_end": self.optimizer.weight_decay_end,
+        }
+        found += [f"{name}={value} must not be negative" for name, value in not_negative.items() if value < 0]
         if not 0 < self.mask.ratio < 1:
             found.append(f"mask.ratio={self.mask.ratio} must lie between 0 and 1")
+        if not 0 < self.data.min_scale <= 1:
+            found.append(f"data.min_scale={self.data.min_scale} must be more than 0 and at most 1")
+        if not 0 <= self.model.drop_path < 1:
+            found.append(f"model.drop_path={self.model.drop_path} must be at least 0 and less than 1")
+        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            found.append(f"optimizer.betas={list(self.optimizer.betas)} must be at least 0 and less than 1")
+        if not all(side > 0 for side in self.data.input_size):
+            found.append(f"data.input_size={list(self.data.input_size)} must be positive")
+        if not all(deviation > 0 for deviation in self.data.std):
+            found.append(f"data.std={list(self.data.std)} must be positive")
         if not self.train.warmup_epochs < self.train.epochs:
             found.append(f"train.warmup_epochs={self.train.warmup_epochs} must be less than train.epochs")
         for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -19,13 +20,12 @@ class TrainingProgress:
     ...     progress.advance("epoch 1/10 loss 0.75")
     """
 
-    def __init__(self, title: str, total: int, batch: int, done: int = 0, enabled: bool = True) -> None:
+    def __init__(self, title: str, total: int, batch: int, done: int = 0) -> None:
         self._title, self._total, self._batch = title, total, batch
         self._step = self._first = done
-        self._enabled = enabled
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        if enabled and sys.stderr.isatty():
+        if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
@@ -52,8 +52,6 @@ class TrainingProgress:
     def advance(self, status: str) -> None:
         """One more step is done; `status` is what a person wants to see beside it, such as the loss."""
         self._step += 1
-        if not self._enabled:
-            return
         status = f"{status}  {self.images_per_second:.0f} img/s"
         now = time.monotonic()
         if self._bar:
@@ -61,5 +59,5 @@ class TrainingProgress:
         elif now - self._last_line > SECONDS_BETWEEN_LINES or self._step == self._total:
             self._last_line = now
             remaining = (now - self._started) / (self._step - self._first) * (self._total - self._step)
-            eta = time.strftime("%H:%M:%S", time.gmtime(remaining))
+            eta = timedelta(seconds=round(remaining))
             print(f"{self._title} {self._step}/{self._total}  eta {eta}  {status}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from spark.config import save_resolved
 from spark.errors import UserError
 from spark.metrics import FILE_NAME as METRICS
+from spark.provenance import content_hash
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 # What may change between a run and its continuation without changing its numbers.
@@ -22,7 +23,19 @@ FREE_TO_CHANGE = frozenset({"out", "resume", "device", "data.root", "data.worker
 def prepare_run_folder(
     folder: Path, config: Any, fresh: bool, yields: Collection[str], free_to_change: Collection[str] = ()
 ) -> Path:
-    """Create the run's folder and write its resolved configuration.
+    """Make sure that the run may live in this folder, and write its resolved configuration there.
+
+    Args and errors: as `check_run_folder`.
+    """
+    check_run_folder(folder, config, fresh, yields, free_to_change)
+    save_resolved(config, folder / CONFIG)
+    return folder
+
+
+def check_run_folder(
+    folder: Path, config: Any, fresh: bool, yields: Collection[str], free_to_change: Collection[str] = ()
+) -> None:
+    """Make sure that a run may begin, or go on, in this folder.
 
     Args:
         folder: where the run lives.
@@ -37,12 +50,19 @@ def prepare_run_folder(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out='{folder}' is a file; pass out=<a folder>")
     if fresh:
-        for name in (CONFIG, CHECKPOINTS, METRICS, "tensorboard", *yields):
+        # Checkpoints go first: without a configuration beside them, nobody could tell whose they are.
+        for name in (CHECKPOINTS, CONFIG, METRICS, "tensorboard", *yields):
             _remove(folder / name)
-    elif (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir():
+    elif (folder / CHECKPOINTS).is_dir():
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"'{folder}' has checkpoints but no {CONFIG}; pass another out=…, or resume=never")
         _check_same(folder, config, FREE_TO_CHANGE.union(free_to_change))
-    save_resolved(config, folder / CONFIG)
-    return folder
+
+
+def protocol_hash(config: Any) -> str:
+    """Return a hash of all settings that decide about a run's numbers."""
+    settings = _flat(dataclasses.asdict(config))
+    return content_hash({name: value for name, value in settings.items() if name not in FREE_TO_CHANGE})
 
 
 def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
@@ -62,7 +82,10 @@ def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> N
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)  # at once, so that a kill leaves either all of it or nothing
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 

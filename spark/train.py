@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from spark.checkpoint import load_latest, save_checkpoint
-from spark.config import to_yaml
+from spark.config import save_resolved, to_yaml
 from spark.data import (
+    STEP,
     Draw,
     EpochSampler,
     ImagePool,
@@ -39,11 +40,12 @@ from spark.model import build_spark
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
-from spark.provenance import code_version, content_hash
-from spark.run_folder import CHECKPOINTS, prepare_run_folder
+from spark.provenance import code_version
+from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_hash
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES = "reconstructions"
+FREE_TO_CHANGE_HERE = ("train.checkpoint_minutes", "train.picture_epochs")  # neither touches the weights
 IMAGES_PER_PICTURE = 6
 STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in so many steps
 
@@ -57,15 +59,18 @@ def pretrain(config: PretrainConfig) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("pre-training runs in one process for now; start it without torchrun")
     training = Pretraining(config)
-    run = prepare_run_folder(
-        Path(config.out), config, fresh=config.resume == "never", yields=(WEIGHTS, INFO, PICTURES),
-        free_to_change=("train.checkpoint_minutes", "train.picture_epochs"),
-    )
-    print(to_yaml(config), file=sys.stderr)
+    run = Path(config.out)
+    fresh = config.resume == "never"
+    check_run_folder(run, config, fresh, yields=(WEIGHTS, INFO, PICTURES), free_to_change=FREE_TO_CHANGE_HERE)
     checkpoint = load_latest(run / CHECKPOINTS)
     if checkpoint:
         training.load_state_dict(checkpoint)
+        if training.finished and (run / WEIGHTS).is_file() and (run / INFO).is_file():
+            print(f"{run} is finished already; resume=never starts it again", file=sys.stderr)
+            return run
         print(f"resuming {run} after step {training.step} of {training.total_steps}", file=sys.stderr)
+    save_resolved(config, run / CONFIG)
+    print(to_yaml(config), file=sys.stderr)
     training.fit(run)
     weights = save_encoder(run, training.encoder())
     print(f"encoder exported to {weights}", file=sys.stderr)
@@ -85,7 +90,8 @@ class Pretraining:
         )
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
-        visible_count(math.prod(self._grid), config.mask.ratio)
+        if visible_count(math.prod(self._grid), config.mask.ratio) * config.train.batch < 2:
+            raise UserError("a batch norm needs two visible patches or more: raise train.batch or data.input_size")
         self._pool = ImagePool(config.data.root, (height, width), config.data.min_scale, config.seed)
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
@@ -115,7 +121,8 @@ class Pretraining:
                 self._losses.append(loss)
                 epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
                 if into_epoch == 0 or self.step % STEPS_PER_RECORD == 0:
-                    mean = self._finite_mean()
+                    self._require_finite(grad_norm)
+                    mean = torch.stack(self._losses).mean().item()
                     self._losses = []
                     log.write(
                         self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
@@ -123,20 +130,20 @@ class Pretraining:
                     )
                     status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
                 progress.advance(status)
+                # The picture comes before the checkpoint: a run that is killed in between draws it again.
+                if into_epoch == 0 and (epochs_done % config.train.picture_epochs == 0 or self.finished):
+                    save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 if into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
-                    if self._losses:
-                        self._finite_mean()
+                    self._require_finite(grad_norm)
                     save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
-                if into_epoch == 0 and (epochs_done % config.train.picture_epochs == 0 or self._finished):
-                    save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
         return {
             "step": self.step,
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
-            "images": len(self._pool),
+            "images": self._pool.identity,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "config": dataclasses.asdict(self._config),
@@ -148,10 +155,10 @@ class Pretraining:
         Raises:
             UserError: the folder of images has changed since.
         """
-        if state["images"] != len(self._pool):
+        if state["images"] != self._pool.identity:
             raise UserError(
-                f"the run began with {state['images']} images, '{self._config.data.root}' now holds "
-                f"{len(self._pool)}; restore them, or pass resume=never to start again"
+                f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
+                "names); restore them, or pass resume=never to start again"
             )
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -165,12 +172,13 @@ class Pretraining:
         info = EncoderInfo(
             model=config.model.name, in_chans=3, input_size=(height, width), mean=tuple(config.data.mean),
             std=tuple(config.data.std), method="spark", epochs=self.step // self._steps_per_epoch,
-            config_hash=content_hash(dataclasses.asdict(config)), code_version=code_version(),
+            config_hash=protocol_hash(config), code_version=code_version(),
         )
         return Encoder(self._model.encoder.network.state_dict(), info)
 
     @property
-    def _finished(self) -> bool:
+    def finished(self) -> bool:
+        """Whether no step is left."""
         return self.step == self.total_steps
 
     def _sampler(self, first_step: int) -> EpochSampler:
@@ -179,7 +187,7 @@ class Pretraining:
 
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
         """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
-        torch.manual_seed(mixed_seed(self._config.seed, self.step))
+        torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
         mask = random_mask(len(sample.image), self._grid, self._config.mask.ratio)
         rate, decay = self._schedule()
         set_schedule(self._optimizer, rate, decay)
@@ -207,19 +215,18 @@ class Pretraining:
         normal = normalise(images, self._config.data.mean, self._config.data.std, self._device)
         return normal.contiguous(memory_format=torch.channels_last)
 
-    def _finite_mean(self) -> float:
-        """Return the mean of the losses since the last record.
+    def _require_finite(self, grad_norm: Tensor) -> None:
+        """Stop before a bad step is recorded or saved.
 
         Raises:
-            UserError: it is not finite.
+            UserError: the last gradient, or a loss since the last record, is not finite.
         """
-        mean = torch.stack(self._losses).mean().item()
-        if not math.isfinite(mean):
+        values = torch.stack([*self._losses, grad_norm.to(self._device)])
+        if not values.isfinite().all().item():
             raise UserError(
-                f"the loss became {mean} near step {self.step}; the last checkpoint is kept: "
+                f"loss or gradient is no longer finite near step {self.step}; the last checkpoint is kept: "
                 "lower optimizer.base_lr, or set train.precision=float32"
             )
-        return mean
 
     def _picture(self) -> Tensor:
         """Draw reconstructions of the same images under the same masks every time."""

@@ -20,13 +20,20 @@ TARGETS = ("timm", "detectron2")
 TOLERANCE = 1e-4  # of the features of both models, relative
 
 
-def convert(source: Path, destination: Path, to: str, model: str | None = None, verbose: bool = False) -> None:
+def convert(
+    source: Path,
+    destination: Path,
+    to: str,
+    model: str | None = None,
+    method: str | None = None,
+    verbose: bool = False,
+) -> None:
     """Convert a checkpoint and print what became of its tensors: of each one with `verbose`, else examples.
 
     Raises:
         UserError: the source cannot be read or explained, the target cannot hold it, or the proof fails.
     """
-    found = read(source, model)
+    found = read(source, model, method)
     print(f"{source}: {found.format}, {found.encoder.info.model}")
     if to == "timm":
         report(found.conversion, verbose)
@@ -80,18 +87,15 @@ def prove_detectron2(model: str, state: dict[str, Tensor]) -> None:
     A fresh network's statistics (0 and 1) would hide a norm that went to the wrong place.
 
     Raises:
-        UserError: the features differ.
+        UserError: the features differ, or Detectron2 is not there to compare with.
     """
     proofs = entry_points(group="spark.proofs", name="detectron2")
+    if not proofs:
+        raise UserError("the proof for Detectron2 is not installed; install this project again (make setup)")
     randomised = randomise_statistics(state)
     with warnings.catch_warnings():  # Detectron2 2024 uses calls that newer torch deprecates
         warnings.simplefilter("ignore")
-        try:
-            difference = next(iter(proofs)).load()
-        except (ImportError, StopIteration) as error:
-            print(f"not proven: Detectron2 is not installed ({error}); run tools/install_detectron2.py")
-            return
-        largest = difference(randomised, detectron2.from_timm(randomised), model)
+        largest = next(iter(proofs)).load()(randomised, detectron2.from_timm(randomised), model)
     if not largest <= TOLERANCE:
         raise UserError(f"proof failed: features of timm's and Detectron2's {model} differ by {largest:.1e}")
     print(f"proof: features of timm's and Detectron2's {model} agree within {largest:.1e} (relative)")

@@ -1,4 +1,4 @@
-"""Detectron2's ResNet naming, and its `.pkl` weight files. Detectron2 itself is not needed to write one."""
+"""Detectron2's ResNet naming, and its `.pkl` weight files. Nothing in this file needs Detectron2."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class EncoderInfo:
     input_size: tuple[int, int]  # height, width in pixels
     mean: tuple[float, ...]  # of images scaled to 0..1
     std: tuple[float, ...]
-    method: str  # "spark", "imported", …
+    method: str  # "spark", "supervised", "imported" (nobody said how it was trained)
     epochs: int | None
     config_hash: str | None
     code_version: str
@@ -44,7 +44,10 @@ def save_encoder(folder: Path, encoder: Encoder) -> Path:
     """Write both files atomically and return the path of the weights."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        try:
+            save_file(state, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"cannot write '{folder / WEIGHTS}': {error}") from None
     write_json(folder / INFO, dataclasses.asdict(encoder.info))
     return folder / WEIGHTS
 

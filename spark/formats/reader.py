@@ -20,6 +20,7 @@ from spark.formats.naming import Conversion, rename
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ORIGINAL, OURS = "original SparK, whole model", "our pre-training checkpoint"
 CANDIDATES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
     "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
@@ -34,18 +35,20 @@ class Source(NamedTuple):
     conversion: Conversion
 
 
-def read(path: Path, model: str | None = None) -> Source:
+def read(path: Path, model: str | None = None, method: str | None = None) -> Source:
     """Read a checkpoint of any known format.
 
     Args:
         path: our export (folder or file), our `last.pt`, an original SparK checkpoint of either kind, or a
             plain state dict in timm's (for ResNets: also torchvision's) or the official ConvNeXt naming.
         model: the timm name; without it, the export says it or the tensors' shapes tell.
+        method: how the weights were trained ("spark", "supervised"); names of tensors alone do not tell, and
+            such an encoder counts as "imported" without it.
 
     Raises:
         UserError: missing, truncated or unknown file, or keys that nothing explains.
     """
-    if path.is_dir() or path.with_suffix(".json").name == INFO or path.name == WEIGHTS:
+    if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
         encoder = load_encoder(path)
         return Source(encoder, "our export", Conversion(encoder.state, {key: key for key in encoder.state}))
     content = _load(path)
@@ -53,14 +56,14 @@ def read(path: Path, model: str | None = None) -> Source:
     kind, conversion = _to_timm(state)
     config = details.get("config")
     config = config if isinstance(config, dict) else {}
-    name = model or details.get("arch") or config.get("model", {}).get("name")
+    name = model or details.get("arch") or _mapping(config.get("model")).get("name")
     name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
     conversion = conversion.then(_fit(conversion.state, name))
-    data = config.get("data", {})
+    data = _mapping(config.get("data"))
     info = EncoderInfo(
         model=name, in_chans=3, input_size=_size(data.get("input_size", details.get("input_size", 224))),
         mean=tuple(data.get("mean", IMAGENET_MEAN)), std=tuple(data.get("std", IMAGENET_STD)),
-        method="supervised" if kind == "timm or torchvision naming" else "spark",
+        method=method or ("spark" if kind in (ORIGINAL, OURS) else "imported"),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
     )
     return Source(Encoder(conversion.state, info), kind, conversion)
@@ -101,7 +104,14 @@ def _fit(state: Mapping[str, Tensor], name: str) -> Conversion:
         problems = {"unexpected": unexpected, "missing": missing, "of another shape": misshapen}
         told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in problems.items() if keys)
         raise UserError(f"the checkpoint is not a {name}: {told}")
+    for key in own:  # only a batch norm without momentum would use it, but strict loaders want it
+        if key.endswith("num_batches_tracked"):
+            kept.state.setdefault(key, torch.tensor(0))
     return kept
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _optional(key: str) -> bool:
@@ -141,10 +151,10 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion]:
     if original_spark.recognised(state):
-        return "original SparK, whole model", original_spark.to_timm(state)
+        return ORIGINAL, original_spark.to_timm(state)
     if any(key.startswith(original_spark.OURS) for key in state):
         same = Conversion(state, {key: key for key in state})
-        return "our pre-training checkpoint", original_spark.keep_encoder(same)
+        return OURS, original_spark.keep_encoder(same)
     if official_convnext.recognised(state):
         return "official ConvNeXt naming", official_convnext.to_timm(state)
     return "timm or torchvision naming", rename(state, [(r"(.*)", r"\1")])
@@ -162,7 +172,9 @@ def _empty(name: str) -> torch.nn.Module:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    return int(value), int(value)
 
 
 def _epochs(details: Mapping[str, Any]) -> int | None:

@@ -2,19 +2,20 @@
 
 *all visible*: with every patch visible, the sparse features are the dense ones.
 *crop*: a picture surrounded by masked patches has the dense features of the picture alone, zero-padded.
-*leakage*: what is in the masked patches changes nothing.
+*leakage*: what is in the masked patches changes nothing, and no layer puts anything into them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spark.backbones import TimmPyramid
-from spark.sparse.convert import sparsify
+from spark.sparse import masked
+from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.state import VisiblePatches
 
 TOLERANCE = 1e-9  # relative, in float64
@@ -98,14 +99,25 @@ def _leakage(
     patches: int,
     generator: torch.Generator,
 ) -> float:
+    """Change the masked pixels; and look for anything in the holes of any layer's output on the way."""
     mask = torch.rand(len(picture), 1, patches, patches, generator=generator) < 0.5
     mask[..., 0, 0], mask[..., -1, -1] = True, False
     stride = picture.shape[-1] // patches
     hidden = ~mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
     noise = torch.randn(picture.shape, dtype=picture.dtype, generator=generator)
     changed = torch.where(hidden, noise, picture)
+    in_holes = [0.0]
+
+    def look(layer: SparseLayer, _inputs: Any, output: Tensor) -> None:
+        channels_last = type(layer)._rule is masked.zero_masked_channels_last
+        output_BCHW = output.permute(0, 3, 1, 2) if channels_last else output
+        in_holes.append(output_BCHW.masked_fill(visible.at(*output_BCHW.shape[-2:]), 0).abs().max().item())
+
+    hooks = [layer.register_forward_hook(look) for layer in sparse.modules() if isinstance(layer, SparseLayer)]
     first = _sparse_features(sparse, visible, picture, mask)
-    return _error(_sparse_features(sparse, visible, changed, mask), first)
+    for hook in hooks:
+        hook.remove()
+    return max(_error(_sparse_features(sparse, visible, changed, mask), first), *in_holes)
 
 
 def _sparse_features(sparse: nn.Module, visible: VisiblePatches, images: Tensor, mask: Tensor) -> list[Tensor]:

@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor, nn
 
 from spark.errors import UserError
-from spark.sparse import convert
-from spark.sparse.check import check_equivalence
+from spark.sparse import ENGINES, convert
+from spark.sparse.check import TOLERANCE, check_equivalence
 from spark.sparse.masked import RULES, Dense, Rule, unchanged, zero_masked
 from spark.sparse.state import VisiblePatches
 
@@ -50,3 +50,13 @@ def test_an_input_that_is_not_hidden_leaks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(UserError, match=r"unknown model 'resnet5O'. Did you mean .*resnet50"):
         check_equivalence("resnet5O")
+
+
+def test_a_layer_that_leaves_something_in_the_holes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a ResNet the next batch norm would clear it away, so that the features alone do not show it."""
+    rules = dict(ENGINES["masked"])
+    rules[nn.Conv2d] = lambda dense, visible, x: dense(x)
+    monkeypatch.setattr(convert, "ENGINES", {"masked": rules})
+    result = check_equivalence("resnet18", "masked", patches=2)
+    assert result.leakage > TOLERANCE
+    assert not result.holds

@@ -83,13 +83,23 @@ def test_too_many_unreadable_images_stop_the_run(workplace: Path, capsys: pytest
 
 
 def test_a_run_with_torn_checkpoints_only_says_so(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(pretrain()) == 0
     checkpoints = workplace / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "last.pt").write_bytes(b"torn")
+    for path in checkpoints.iterdir():
+        path.write_bytes(b"torn")
     with pytest.warns(UserWarning, match="last"):
         assert main(pretrain()) == 2
     assert "no checkpoint is whole" in capsys.readouterr().err.splitlines()[-1]
     assert (checkpoints / "last.pt").read_bytes() == b"torn"
+
+
+def test_checkpoints_of_an_unknown_configuration_are_not_continued(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(pretrain()) == 0
+    (workplace / "run" / "config.yaml").unlink()
+    assert main(pretrain()) == 2
+    assert "checkpoints but no config.yaml" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_pretrain_then_convert(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

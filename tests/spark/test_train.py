@@ -179,7 +179,7 @@ def test_a_folder_that_lost_an_image_is_refused(photos: Path, pictures: Path, tm
     out = tmp_path / "run"
     run(photos, out, "train.epochs=2", "data.workers=0")
     next(pictures.rglob("*.png")).unlink()
-    with pytest.raises(UserError, match=r"began with 12 images, .* now holds 11"):
+    with pytest.raises(UserError, match="does not hold the images that the run began with"):
         run(pictures, out, "train.epochs=2", "data.workers=0")
 
 
@@ -197,7 +197,7 @@ def test_never_resuming_starts_again(photos: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UserError, match=r"the loss became .* lower optimizer\.base_lr"):
+    with pytest.raises(UserError, match=r"no longer finite .* lower optimizer\.base_lr"):
         run(photos, out, "optimizer.base_lr=1e30", "optimizer.name=adamw", "data.workers=0")
     saved = load_latest(out / "checkpoints")
     assert saved is None or saved["step"] < EPOCHS * STEPS
