@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,27 @@ class Outcome:
     model: nn.Module
     metrics: dict[str, float]  # such as "bbox/AP", 0 to 100; nan where nothing could be computed
     images_per_second: float | None  # None when nothing was left to train
+    seconds: float  # of training and evaluation, over all processes that worked on this run
+
+
+class Stopwatch:
+    """Counts the seconds of a run over all its processes; a checkpoint keeps what was counted until then."""
+
+    def __init__(self) -> None:
+        self._before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds so far, for a checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Add to this process's seconds those of the processes before."""
+        self._before = state["seconds"]
 
 
 def point_at(cfg: DictConfig, data: CocoData, names: tuple[str, str]) -> None:
@@ -62,6 +84,7 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
         UserError: the backbone's weights do not fit, the device is not there, the checkpoint is damaged, a
             picture cannot be read, the loss became infinite.
     """
+    stopwatch = Stopwatch()
     device = pick_device(cfg.train.device, cfg.train.amp.enabled)
     seed_all_rng(cfg.train.seed)
     model = instantiate(cfg.model).to(device)
@@ -80,7 +103,7 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
 
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, None, optimizer)
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    checkpointer = DetectionCheckpointer(model, str(run / "checkpoints"), trainer=trainer)
+    checkpointer = DetectionCheckpointer(model, str(run / "checkpoints"), trainer=trainer, stopwatch=stopwatch)
     start = resume(checkpointer, trainer)
     seed_all_rng(cfg.train.seed + start)
     trainer.reset_data_loader(lambda: instantiate(cfg.dataloader.train))
@@ -103,7 +126,7 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
         except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
             # A loader's worker process puts its traceback before the message.
             raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
-    return Outcome(model, metrics, progress.images_per_second)
+    return Outcome(model, metrics, progress.images_per_second, stopwatch.seconds)
 
 
 def resume(checkpointer: DetectionCheckpointer, trainer: TrainerBase) -> int:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import shutil
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,13 +70,11 @@ def train_and_record(recipe: str, overrides: list[str]) -> Path:
         return config.out / RESULT
 
     print(summary(config, data, backbone))
-    started = time.monotonic()
     with registered(data) as names:
         point_at(config.cfg, data, names)
         outcome = train(config.cfg, config.out, backbone)
         save_detections(config.cfg, outcome.model, config.out / PICTURE)
-    seconds = time.monotonic() - started
-    result = record(config, data, protocol, init, outcome=outcome, seconds=seconds)
+    result = record(config, data, protocol, init, outcome)
     print("  ".join(f"{name} {metric.value:.1f}" for name, metric in result.metrics.items()))
     return result.save(config.out)
 
@@ -192,8 +189,8 @@ def metrics_of(outcome: Outcome) -> dict[str, Metric]:
 
 
 def record(
-    config: DetectConfig, data: CocoData, protocol: dict[str, Any], init: Initialisation, *,
-    outcome: Outcome, seconds: float,
+    config: DetectConfig, data: CocoData, protocol: dict[str, Any], init: Initialisation,
+    outcome: Outcome,
 ) -> ResultRecord:
     """Return the result record of a finished run."""
     cfg, device = config.cfg, next(outcome.model.parameters()).device
@@ -212,9 +209,9 @@ def record(
         code_version=code_version(),
         environment=environment(),
         hardware=hardware(device),
-        wall_seconds=seconds,
+        wall_seconds=round(outcome.seconds, 3),
         images_per_second=outcome.images_per_second,
         peak_memory_mib=peak,
-        log=str(config.out / METRICS),
-        checkpoint=str(config.out / "checkpoints" / "model_final.pth"),
+        log=METRICS,  # relative to the run's folder, which may move
+        checkpoint=f"{CHECKPOINTS}/model_final.pth",
     )

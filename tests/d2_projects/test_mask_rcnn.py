@@ -76,13 +76,17 @@ def test_a_run_goes_on_where_it_stopped(coco: Path, tmp_path: Path) -> None:
             cfg = tiny(train__max_iter=iterations)
             point_at(cfg, data, names)
             outcome = train(cfg, run)
+        final = run / "checkpoints" / "model_final.pth"
+        saved = torch.load(final, weights_only=True)
+        saved["stopwatch"]["seconds"] += 1000
+        torch.save(saved, final)
         again = train(cfg, run)
     steps = [entry["step"] for entry in read_metrics(run) if "loss" in entry]
     assert steps == [1, 2, 3]
     assert outcome.images_per_second is not None
+    assert 0 < outcome.seconds < 1000 < again.seconds
     assert again.images_per_second is None  # nothing was left to do but to evaluate
     assert again.metrics == pytest.approx(outcome.metrics, nan_ok=True)
-    saved = torch.load(run / "checkpoints" / "model_final.pth", weights_only=True)
     assert saved["iteration"] == 2
     for name, tensor in again.model.state_dict().items():
         if name in saved["model"]:

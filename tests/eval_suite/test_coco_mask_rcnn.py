@@ -51,7 +51,9 @@ def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> Non
     assert record.protocol["train_images"] == 4
     assert [entry["step"] for entry in read_metrics(out) if "loss" in entry] == [1, 2]
     assert (out / "detections.png").stat().st_size > 1000
-    assert Path(record.checkpoint or "").is_file()
+    assert (record.log, record.checkpoint) == ("metrics.jsonl", "checkpoints/model_final.pth")
+    assert (out / record.checkpoint).is_file()
+    assert record.wall_seconds > 0
     assert "seed: 3" in (out / "config.yaml").read_text()
 
     before = path.stat().st_mtime_ns
@@ -70,7 +72,7 @@ def test_an_encoder_gives_the_backbone_and_is_recorded(coco: Path, tmp_path: Pat
     record = load_record(path)
     assert (record.init.kind, record.init.pretrained_epochs) == ("spark", 7)
     assert record.init.checkpoint_sha256
-    saved = torch.load(record.checkpoint or "", weights_only=True)["model"]
+    saved = torch.load(out / (record.checkpoint or ""), weights_only=True)["model"]
     expected = load_encoder(encoder).state
     for ours, theirs in (("stem.conv1", "conv1"), ("res5.1.conv2", "layer4.1.conv2")):
         torch.testing.assert_close(saved[f"backbone.bottom_up.{ours}.weight"], expected[f"{theirs}.weight"])
