@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import logging
-import pickle
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from d2_projects.data import CocoData
 from d2_projects.hooks import MetricsHook, ProgressHook
 from d2_projects.proof import load_exactly
+from spark.checkpoint import load_file
 from spark.errors import UserError
 
 LOG = "log.txt"
@@ -130,19 +131,36 @@ def train(cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None)
 
 
 def resume(checkpointer: DetectionCheckpointer, trainer: TrainerBase) -> int:
-    """Load the run's last checkpoint if it has one; return the iteration to go on with.
+    """Load the run's last whole checkpoint if it has any; return the iteration to go on with.
 
     Raises:
-        UserError: the checkpoint is damaged or of another model.
+        UserError: there are checkpoints, but all are damaged; or they are of another model.
     """
     if not checkpointer.has_checkpoint():
         return 0
-    file = checkpointer.get_checkpoint_file()
+    file = whole_checkpoint(Path(checkpointer.get_checkpoint_file()))
     try:
-        checkpointer.resume_or_load("", resume=True)
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, pickle.UnpicklingError):
-        raise UserError(f"checkpoint '{file}' is damaged; pass resume=never to start again") from None
+        checkpointer.load(str(file))
+    except (RuntimeError, ValueError, LookupError):
+        raise UserError(f"checkpoint '{file}' is of another model; pass resume=never to start again") from None
     return trainer.iter + 1
+
+
+def whole_checkpoint(last: Path) -> Path:
+    """Return the last checkpoint, or the newest of the others in its folder if it is damaged.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    others = sorted(last.parent.glob("model_*.pth"), reverse=True)
+    for file in (last, *(other for other in others if other != last)):
+        try:
+            load_file(file)
+        except UserError as error:
+            print(f"{error}; trying the one before", file=sys.stderr)
+        else:
+            return file
+    raise UserError(f"checkpoint '{last}' is damaged and no other is whole; pass resume=never to start again")
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, dict[str, float]]:

@@ -130,8 +130,27 @@ def test_a_damaged_checkpoint_is_one_line(coco: Path, tmp_path: Path) -> None:
     data, cfg = check(coco), tiny(train__max_iter=2)
     with registered(data) as names:
         point_at(cfg, data, names)
-        with pytest.raises(UserError, match=r"model_0000001\.pth' is damaged; pass resume=never"):
+        with pytest.raises(UserError, match=r"model_0000001\.pth' is damaged .*; pass resume=never"):
             train(cfg, tmp_path / "run")
+
+
+def test_the_older_checkpoint_takes_a_damaged_ones_place(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = check(coco), tmp_path / "run"
+    with registered(data) as names:
+        cfg = tiny(train__max_iter=3)
+        point_at(cfg, data, names)
+        train(cfg, run)
+        checkpoints = run / "checkpoints"
+        (checkpoints / "model_final.pth").write_bytes(b"torn")
+        whole = (checkpoints / "model_0000002.pth").read_bytes()
+        (checkpoints / "model_0000002.pth").write_bytes(whole[: len(whole) // 2])
+        capsys.readouterr()
+        outcome = train(cfg, run)
+    assert outcome.images_per_second is not None  # the third iteration was repeated
+    assert "model_0000002.pth' is truncated or no checkpoint; trying the one before" in capsys.readouterr().err
+    assert torch.load(checkpoints / "model_final.pth", weights_only=True)["iteration"] == 2
 
 
 @pytest.mark.parametrize(("wanted", "amp", "message"), [
