@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
@@ -17,11 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWide
 
 from eval_suite.finetune_config import FinetuneConfig
+from spark.data import UNREADABLE_LIMIT, load_image
 from spark.errors import UserError
 from spark.provenance import content_hash
 
 UNREADABLE = -1  # the label of an image that could not be decoded
-LARGEST_UNREADABLE_FRACTION = 0.01
 
 
 class LabelledImages(ImageFolder):
@@ -43,8 +44,8 @@ class LabelledImages(ImageFolder):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
         try:
-            image = self.loader(path)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+            image = load_image(Path(path))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             warnings.warn(f"unreadable image skipped: {path} ({error})", stacklevel=2)
             return self._blank, UNREADABLE
         return self.transform(image), label
@@ -66,10 +67,10 @@ class ReadableImages:
         kept = labels != UNREADABLE
         lost = int((~kept).sum())
         self.lost += lost
-        if self.lost > LARGEST_UNREADABLE_FRACTION * self._total:
+        if self.lost > UNREADABLE_LIMIT * self._total:
             raise UserError(
                 f"at least {self.lost} of {self._total} images are unreadable, more than "
-                f"{LARGEST_UNREADABLE_FRACTION:.0%}; repair or remove the files that the warnings name"
+                f"{UNREADABLE_LIMIT:.0%}; repair or remove the files that the warnings name"
             )
         return (images[kept], labels[kept]) if lost else (images, labels)
 

@@ -248,6 +248,17 @@ def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
         imagenet_finetune.run(recipe, [])
 
 
+def test_images_are_read_as_in_pretraining(images: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    grey = np.full((40, 40), 128 * 257, np.uint16)  # torchvision's loader would make it white
+    Image.fromarray(grey).save(copy / "val/blue/0.png")
+    image, label = open_data(config_for(copy)).val.dataset[0]
+    assert label == 0
+    expected = (128 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(image.mean(dim=(1, 2)), expected, atol=1e-3, rtol=0)
+
+
 @pytest.mark.filterwarnings("ignore:unreadable image")
 def test_unreadable_images_stop_a_run_above_one_percent(recipe: str, images: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
