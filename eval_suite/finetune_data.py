@@ -1,28 +1,41 @@
-"""Labelled images for fine-tuning: an ImageFolder with `train/` and `val/`, timm's augmentation."""
+"""Labelled images for fine-tuning: an ImageFolder with `train/` and `val/`, timm's augmentation.
+
+The augmentation of an image is a function of (seed, epoch, position in the epoch), whichever process does it.
+"""
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWide
 
 from eval_suite.finetune_config import FinetuneConfig
-from spark.data import UNREADABLE_LIMIT, load_image
+from spark.data import UNREADABLE_LIMIT, load_image, mixed_seed
 from spark.errors import UserError
 from spark.provenance import content_hash
 
 UNREADABLE = -1  # the label of an image that could not be decoded
+
+
+class Draw(NamedTuple):
+    """Which image, and the seed of its augmentation."""
+
+    image: int
+    seed: int
 
 
 class LabelledImages(ImageFolder):
@@ -41,14 +54,51 @@ class LabelledImages(ImageFolder):
             raise UserError(f"'{root}' is not a folder of class folders with images: {reason}") from None
         self._blank = torch.zeros(3, input_size, input_size)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:
+        """Return an image and its label; a plain number is enough where the transform has no randomness."""
+        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
         path, label = self.samples[index]
         try:
             image = load_image(Path(path))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             warnings.warn(f"unreadable image skipped: {path} ({error})", stacklevel=2)
             return self._blank, UNREADABLE
-        return self.transform(image), label
+        with seeded(seed):
+            return self.transform(image), label
+
+
+class TrainSampler(Sampler[Draw]):
+    """Draws the training images of one epoch; repeated draws of an image are augmented differently."""
+
+    def __init__(self, order: DistributedSampler[Any] | RepeatAugSampler, seed: int) -> None:
+        self._order, self._seed, self._epoch = order, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of an epoch."""
+        self._epoch = epoch
+        self._order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for position, image in enumerate(self._order):
+            yield Draw(int(image), mixed_seed(self._seed, self._epoch, position))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every generator that augmentation draws from while the body runs; put them back after it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class ReadableImages:
@@ -85,8 +135,8 @@ class Data:
     identity: dict[str, Any]  # what distinguishes this data set from another, wherever it lies
 
     def start_epoch(self, epoch: int) -> None:
-        """Choose the order of the training images of an epoch."""
-        assert isinstance(self.train.sampler, DistributedSampler | RepeatAugSampler)
+        """Choose the order and the augmentation of the training images of an epoch."""
+        assert isinstance(self.train.sampler, TrainSampler)
         self.train.sampler.set_epoch(epoch)
 
 
@@ -107,8 +157,7 @@ def open_data(config: FinetuneConfig) -> Data:
     workers = config.data.workers
     pinned = torch.cuda.is_available()
     return Data(
-        # Workers are not persistent, so that their random state follows from the epoch's seed.
-        DataLoader(train, config.train.batch, sampler=_sampler(config, train), drop_last=True,
+        DataLoader(train, config.train.batch, sampler=TrainSampler(_order(config, train), config.seed), drop_last=True,
                    num_workers=workers, pin_memory=pinned),
         DataLoader(val, config.train.batch, num_workers=workers, pin_memory=pinned),
         train.classes,
@@ -143,7 +192,7 @@ def val_transform(config: FinetuneConfig) -> Compose:
     )
 
 
-def _sampler(config: FinetuneConfig, dataset: Sized) -> DistributedSampler[Any] | RepeatAugSampler:
+def _order(config: FinetuneConfig, dataset: Sized) -> DistributedSampler[Any] | RepeatAugSampler:
     repeats = config.augment.repeated_augmentation
     if repeats:
         return RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=repeats)

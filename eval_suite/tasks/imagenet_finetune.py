@@ -256,7 +256,7 @@ def build_loss(config: FinetuneConfig) -> nn.Module:
 
 
 def seed_everything(seed: int, epoch: int) -> None:
-    """Seed every generator that augmentation, mixup, drop path and the loader's workers draw from."""
+    """Seed every generator that mixup and drop path draw from."""
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)

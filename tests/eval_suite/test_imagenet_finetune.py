@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from eval_suite.finetune_config import FinetuneConfig
-from eval_suite.finetune_data import open_data
+from eval_suite.finetune_data import Draw, TrainSampler, open_data
 from eval_suite.initialise import build_model
 from eval_suite.schema import load_record
 from eval_suite.tasks import imagenet_finetune
@@ -30,13 +31,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of 40-pixel images that differ in colour: 16 to train, 8 to validate."""
     root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         for label, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
             folder = root / split / label
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = np.clip(colour + random.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(colour + rng.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
 
@@ -135,6 +136,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         for name, tensor in states[0][part].items():
             assert torch.equal(tensor, states[1][part][name]), f"{part} {name}"
     assert read_metrics(whole) == read_metrics(parts)
+
+
+def test_the_number_of_workers_changes_no_number(recipe: str, tmp_path: Path) -> None:
+    runs = [tmp_path / workers for workers in "01"]
+    for run in runs:
+        options = ["augment.random_erasing=1", "augment.repeated_augmentation=2"]
+        imagenet_finetune.run(recipe, [f"out={run}", f"data.workers={run.name}", *options])
+    states = [torch.load(run / "checkpoints/last.pt", weights_only=True)["model"] for run in runs]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    assert read_metrics(runs[0]) == read_metrics(runs[1])
+
+
+def test_augmentation_follows_from_seed_epoch_and_position_and_leaves_no_trace(images: Path) -> None:
+    train = open_data(config_for(images)).train
+    assert isinstance(train.sampler, TrainSampler)
+    draws = list(train.sampler)
+    train.sampler.set_epoch(1)
+    later = list(train.sampler)
+    assert len({draw.seed for draw in [*draws, *later]}) == len(draws) + len(later)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    first, other = train.dataset[draws[0]][0], train.dataset[Draw(draws[0].image, later[0].seed)][0]
+    assert torch.equal(first, train.dataset[draws[0]][0])
+    assert not torch.equal(first, other)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encoder: Path) -> None:
