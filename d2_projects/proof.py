@@ -7,16 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError
+from spark.formats.detectron2 import depth_of
 
 INPUT_SHAPE = (2, 3, 96, 96)
-# timm's block and number of blocks in each stage -> depth. The same numbers make ResNet-34 and 50.
-DEPTHS: dict[tuple[str | int | None, ...], int] = {
-    ("BasicBlock", 2, 2, 2, 2): 18,
-    ("BasicBlock", 3, 4, 6, 3): 34,
-    ("Bottleneck", 3, 4, 6, 3): 50,
-    ("Bottleneck", 3, 4, 23, 3): 101,
-    ("Bottleneck", 3, 8, 36, 3): 152,
-}
 
 
 def largest_feature_difference(
@@ -36,8 +29,8 @@ def largest_feature_difference(
     Raises:
         UserError: Detectron2 is not installed, has no such network, or a state does not fit exactly.
     """
+    converted = detectron2_resnet(depth_of(model))
     reference = timm.create_model(model, num_classes=0)
-    converted = detectron2_resnet(depth_of(reference, model))
     load_exactly(reference, timm_state, f"timm's {model}")
     load_exactly(converted, d2_state, f"Detectron2's {model}")
     picture = torch.randn(INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -48,16 +41,6 @@ def largest_feature_difference(
         )
         actual = list(converted.eval()(picture).values())
     return max(float((a - e).norm() / e.norm()) for a, e in zip(actual, expected, strict=True))
-
-
-def depth_of(network: nn.Module, model: str) -> int:
-    """Return the depth of a timm ResNet by its blocks; UserError if Detectron2 has no such network."""
-    stages = [getattr(network, f"layer{number}", ()) for number in range(1, 5)]
-    kind = type(stages[0][0]).__name__ if stages[0] else None
-    depth = DEPTHS.get((kind, *map(len, stages)))
-    if depth is None:
-        raise UserError(f"'{model}' is not a ResNet that Detectron2 has ({sorted(DEPTHS.values())})")
-    return depth
 
 
 def detectron2_resnet(depth: int) -> nn.Module:

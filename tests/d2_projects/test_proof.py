@@ -57,5 +57,5 @@ def test_a_forgotten_tensor_is_named() -> None:
 
 
 def test_a_network_that_detectron2_lacks_is_refused() -> None:
-    with pytest.raises(UserError, match="'resnet26' is not a ResNet that Detectron2 has"):
+    with pytest.raises(UserError, match="Detectron2's native ResNet cannot hold 'resnet26'"):
         largest_feature_difference({}, {}, "resnet26")
