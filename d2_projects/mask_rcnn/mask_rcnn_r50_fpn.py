@@ -56,7 +56,9 @@ optimizer.params.lr_factor_func = L(resnet_layer_decay)(
 
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
-        values=[1.0, 0.25, 0.0625], milestones=[60_000, 80_000], num_updates=90_000
+        values=[1.0, 0.25, 0.0625],
+        milestones=[train.max_iter * 2 // 3, train.max_iter * 8 // 9],
+        num_updates=train.max_iter,
     ),
     warmup_factor=0.01,
     warmup_length=1000 / train.max_iter,
