@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,11 @@ TASK, TASK_VERSION = "coco_mask_rcnn", 1
 CONFIG, IDENTITY, PICTURE, LOG = "config.yaml", "identity.json", "detections.png", "log.txt"
 UNIT = "AP (0-100)"
 # About Detectron2's own code, which a user cannot change.
-DETECTRON2_WARNINGS = ("pkg_resources is deprecated", "torch.meshgrid", "`torch.jit.script` is deprecated")
+DETECTRON2_WARNINGS = (
+    "pkg_resources is deprecated", "torch.meshgrid", "`torch.jit.script` is deprecated",
+    "The given NumPy array is not writable",
+)
+FX_LOGGER = "torch.fx._symbolic_trace"  # says "is_fx_tracing will return true" by logging, not by a warning
 
 
 def run(recipe: str, overrides: list[str]) -> Path:
@@ -46,10 +52,23 @@ def run(recipe: str, overrides: list[str]) -> Path:
     """
     if importlib.util.find_spec("detectron2") is None:
         raise UserError("Detectron2 is not installed: run python tools/install_detectron2.py")
+    with quiet_detectron2():
+        return train_and_record(recipe, overrides)
+
+
+@contextlib.contextmanager
+def quiet_detectron2() -> Iterator[None]:
+    """Keep what Detectron2's own code provokes off the terminal while the body runs."""
+    logger = logging.getLogger(FX_LOGGER)
+    level = logger.level
     with warnings.catch_warnings():
         for message in DETECTRON2_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        return train_and_record(recipe, overrides)
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def train_and_record(recipe: str, overrides: list[str]) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,6 +167,17 @@ def test_a_missing_detectron2_names_the_remedy(monkeypatch: pytest.MonkeyPatch) 
                         lambda name, *rest: None if name == "detectron2" else original(name, *rest))
     with pytest.raises(UserError, match=r"python tools/install_detectron2\.py"):
         coco_mask_rcnn.run(RECIPE, [])
+
+
+def test_what_detectron2_provokes_is_kept_off_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch.fx._symbolic_trace")
+    with warnings.catch_warnings(record=True) as seen, coco_mask_rcnn.quiet_detectron2():
+        warnings.warn("The given NumPy array is not writable, and …", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+        logger.warning("is_fx_tracing will return true for both …")
+    assert [str(warning.message) for warning in seen] == ["another"]
+    logger.warning("heard again")
+    assert caplog.messages == ["heard again"]
 
 
 def test_a_detector_that_finds_nothing_has_an_ap_of_zero() -> None:
