@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
 from spark.errors import UserError
@@ -176,12 +176,11 @@ def list_images(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise UserError(f"image folder '{root}' does not exist; set data.root to a folder of images")
-    extensions = set(get_img_extensions())
     # os.walk, as it follows links to class folders. Hidden files are companions that some systems leave.
     found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    files = sorted(path for path in found if path.suffix.lower() in extensions and path.name[0] != ".")
+    files = sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS and path.name[0] != ".")
     if not files:
-        raise UserError(f"no images found below '{root}' (looked for {', '.join(sorted(extensions))})")
+        raise UserError(f"no images found below '{root}' (looked for {', '.join(IMG_EXTENSIONS)})")
     return files
 
 
