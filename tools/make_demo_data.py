@@ -43,7 +43,7 @@ from sklearn.datasets import load_digits
 
 from spark.errors import UserError, exits_cleanly
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "demo_data.json"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -51,7 +51,7 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 VAL_SHARE = 0.3
 CLASS_IMAGES = {"train": 32, "val": 16}  # for each class
 CLASS_PIXELS = 96
-POOL_IMAGES, POOL_PIXELS = 320, 128
+POOL_IMAGES, POOL_PIXELS = 192, 128
 DETECTION_IMAGES = {"train": 60, "val": 20}
 CATEGORIES = ("coin", "digit")  # COCO ids 1, 2
 
