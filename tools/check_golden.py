@@ -178,8 +178,7 @@ def build(case: dict[str, Any], engine: str) -> SparK:
     state = {entry["name"]: generated(entry["name"], entry["shape"]) for entry in case["state"]}
     converted = original_spark.to_spark(state).state
     missing, unexpected = model.load_state_dict(converted, strict=False)
-    # The reference has no classifier norm; nothing else may be missing.
-    missing = [key for key in missing if ".head." not in key]
+    missing = [key for key in missing if ".head." not in key]  # the reference lacks a classifier's norm, no more
     if missing or unexpected:
         raise UserError(f"the case does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}")
     return model

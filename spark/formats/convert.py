@@ -14,7 +14,7 @@ from spark.errors import UserError
 from spark.formats import detectron2
 from spark.formats.encoder import Encoder, save_encoder
 from spark.formats.naming import Conversion
-from spark.formats.reader import read
+from spark.formats.reader import optional, read
 
 TARGETS = ("timm", "detectron2")
 TOLERANCE = 1e-4  # of the features of both models, relative
@@ -72,7 +72,7 @@ def prove_timm(encoder: Encoder) -> None:
     """
     network = timm.create_model(encoder.info.model, num_classes=0, in_chans=encoder.info.in_chans).eval()
     missing, unexpected = network.load_state_dict(encoder.state, strict=False)
-    missing = [key for key in missing if not (key.startswith("head.") or key.endswith("num_batches_tracked"))]
+    missing = [key for key in missing if not optional(key)]
     with torch.no_grad():
         features = network.forward_features(torch.randn(1, encoder.info.in_chans, *encoder.info.input_size))
     if missing or unexpected or not features.isfinite().all():

@@ -81,7 +81,7 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     fitting: dict[str, int] = {}
     for name in CANDIDATES:
         own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
-        body = {key: shape for key, shape in own.items() if not _optional(key)}
+        body = {key: shape for key, shape in own.items() if not optional(key)}
         if body.items() <= given.items():
             fitting[name] = len(body)
     if fitting:
@@ -98,7 +98,7 @@ def _fit(state: Mapping[str, Tensor], name: str) -> Conversion:
         state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", "classifier, not part of an encoder")]
     )
     unexpected = [key for key in kept.state if key not in own]
-    missing = [key for key in own if key not in kept.state and not _optional(key)]
+    missing = [key for key in own if key not in kept.state and not optional(key)]
     misshapen = [key for key in kept.state if key in own and kept.state[key].shape != own[key]]
     if unexpected or missing or misshapen:
         problems = {"unexpected": unexpected, "missing": missing, "of another shape": misshapen}
@@ -114,7 +114,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _optional(key: str) -> bool:
+def optional(key: str) -> bool:
     """Whether a pre-trained encoder may lack this tensor: a head's norm, or a count of batches."""
     return key.startswith("head.") or key.endswith("num_batches_tracked")
 
