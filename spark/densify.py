@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import timm.layers
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from spark.sparse.state import VisiblePatches
 class Densify(nn.Module):
     """Norm over visible positions -> mask token in the holes -> projection to the decoder's width."""
 
-    def __init__(self, channels: int, width: int, kernel_size: int, norm: type[nn.Module]) -> None:
+    def __init__(self, channels: int, width: int, kernel_size: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.norm = norm(channels)
         self.mask_token = nn.Parameter(torch.empty(1, channels, 1, 1))
@@ -22,18 +25,21 @@ class Densify(nn.Module):
         else:
             self.project = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2, bias=True)
 
-    def forward(self, x_BCHW: Tensor, visible: VisiblePatches) -> Tensor:
-        """[B, channels, H, W] with zeros in the holes -> [B, width, H, W] without holes."""
-        x_BCHW = self.norm(x_BCHW)
+    def forward(self, x: Tensor, visible: VisiblePatches) -> Tensor:
+        """A map of the encoder, in its engine's layout -> [B, width, H, W] without holes."""
+        x_BCHW = visible.leave(self.norm(x))
         filled = torch.where(visible.at(*x_BCHW.shape[-2:]), x_BCHW, self.mask_token.to(x_BCHW.dtype))
         return self.project(filled)
 
 
-def norm_like(network: nn.Module) -> type[nn.Module]:
-    """Return the kind of norm that the densify layers take: BN for BN networks, LN for LN networks."""
+def norm_like(network: nn.Module) -> Callable[[int], nn.Module]:
+    """Return what makes the densify layers' norms: of the kind that the network itself uses."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
             return nn.BatchNorm2d
         if isinstance(layer, nn.LayerNorm):
             return timm.layers.LayerNorm2d
-    return nn.Identity
+        if isinstance(layer, nn.GroupNorm):
+            groups = layer.num_groups
+            return lambda channels: nn.GroupNorm(math.gcd(groups, channels), channels)
+    return lambda channels: nn.Identity()

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from spark.backbones import TimmPyramid
 from spark.decoder import UNetDecoder
 from spark.densify import Densify, norm_like
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.sparse import VisiblePatches, sparsify
+from spark.sparse.convert import join, sparsify
+from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 
 EPSILON = 1e-6  # under the square root that normalises a patch
 
@@ -22,7 +24,7 @@ class SparKOutput(NamedTuple):
 
     Shapes:
         loss: scalar.
-        features: sparse maps of the encoder, the finest first, zero in the holes.
+        features: maps of the encoder, the finest first, in its engine's layout (see `SparK.feature_maps`).
         prediction: [B, C, H, W], each patch in its own normalised units.
         mask: boolean [B, 1, H / stride, W / stride], True where a patch was visible.
     """
@@ -40,7 +42,7 @@ class SparK(nn.Module):
         backbone: the network as a feature pyramid; it is converted in place and keeps its parameter names.
         mask_ratio: share of patches that are hidden.
         decoder_width: channels of the coarsest decoder level.
-        engine: how the sparse encoder computes: "masked" or "auto".
+        engine: how the sparse encoder computes: "compact", "masked", or "auto" (the fastest that can).
     """
 
     def __init__(
@@ -49,12 +51,11 @@ class SparK(nn.Module):
         super().__init__()
         self.stride = backbone.strides[-1]
         self.mask_ratio = mask_ratio
-        self.visible = VisiblePatches()
         in_chans = backbone.example().shape[1]
 
         norm = norm_like(backbone)  # asked before conversion changes the layers' classes
         self.encoder = backbone
-        sparsify(self.encoder, self.visible, backbone.example(), engine)
+        self.visible = sparsify(self.encoder, backbone.example(), engine)
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
         self.densify = nn.ModuleList()
         self._levels: list[int | None] = []  # for each decoder block, which densified map joins it
@@ -66,7 +67,7 @@ class SparK(nn.Module):
                 continue
             self._levels.append(len(self.densify))
             level = Densify(maps[stride], width, kernel_size=1 if block == 0 else 3, norm=norm)
-            sparsify(nn.Sequential(level.norm), self.visible, torch.zeros(1, maps[stride], 2, 2), engine)
+            join(level.norm, self.visible)
             self.densify.append(level)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -91,53 +92,52 @@ class SparK(nn.Module):
         grid = self.grid(*images.shape[-2:])
         if mask is None:
             mask = random_mask(len(images), grid, self.mask_ratio)
-        mask = mask.to(images.device, non_blocking=True)
-        with self.visible.showing(mask):
-            features = self.encoder(self.visible.hide(images))
+        per_image = patches_per_image(mask)  # while the mask is on the CPU: the device is never waited for
+        return self._forward(images, mask.to(images.device, non_blocking=True), per_image)
+
+    def _forward(self, images: Tensor, mask: Tensor, per_image: int) -> SparKOutput:
+        """All of the computation; shapes depend on the number of visible patches, never on the mask's values."""
+        with self.visible.showing(mask, per_image):
+            features = self.encoder(self.visible.enter(images))
             coarsest_first = features[::-1]
             maps = [
                 None if level is None else self.densify[level](coarsest_first[level], self.visible)
                 for level in self._levels
             ]
         prediction = self.decoder(maps).to(images.dtype)  # the loss is not taken in autocast's half precision
-        return SparKOutput(self._loss(prediction, images, mask), features, prediction, mask)
+        return SparKOutput(self._loss(prediction, images, mask, per_image), features, prediction, mask)
 
-    def _loss(self, prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+    def feature_maps(self, output: SparKOutput) -> list[Tensor]:
+        """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
+        with self.visible.showing(output.mask):
+            return [self.visible.leave(feature) for feature in output.features]
+
+    def _loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
         """Squared error of the normalised patch, averaged over the masked patches of the batch."""
-        target, _, _ = self._normalised_patches(images)
-        error_BL = (self._patches(prediction) - target).square().mean(dim=2)
-        hidden_BL = ~mask.flatten(1)
-        return (error_BL * hidden_BL).sum() / hidden_BL.sum()
+        grid = mask.shape[-2:]
+        hidden = patch_ids(~mask, grid.numel() - per_image)
+        target, _, _ = normalise_patches(take_patches(images, hidden, *grid))
+        # Every patch has the same number of pixels: the mean over patches of each one's mean is that over all.
+        return functional.mse_loss(take_patches(prediction, hidden, *grid), target)
 
     def reconstruct(self, images: Tensor, output: SparKOutput) -> Tensor:
         """Return the predicted picture in the images' units, with the visible patches pasted: [B, C, H, W]."""
-        _, mean, deviation = self._normalised_patches(images)
-        patches = self._patches(output.prediction) * deviation + mean
-        drawn = self._picture(patches, *images.shape[1:])
+        grid = output.mask.shape[-2:]
+        every = torch.arange(len(images) * grid.numel(), device=images.device)
+        _, mean, deviation = normalise_patches(take_patches(images, every, *grid))
+        patches = take_patches(output.prediction, every, *grid) * deviation + mean
+        drawn = put_patches(patches, every, len(images), *grid)
         visible = output.mask.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
         return torch.where(visible, images, drawn)
 
-    def _patches(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, stride^2 * C], the L patches row by row.
 
-        A patch is contiguous in memory, which makes its sums both fast and accurate in float32.
-        """
-        side = self.stride
-        split = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # [B, C, rows, side, columns, side]
-        return split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-    def _picture(self, patches: Tensor, channels: int, height: int, width: int) -> Tensor:
-        """[B, L, stride^2 * C] -> [B, C, H, W]; the inverse of `_patches`."""
-        side = self.stride
-        split = patches.unflatten(1, (height // side, width // side)).unflatten(3, (side, side, channels))
-        return split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-    def _normalised_patches(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return patches normalised by their own mean and (unbiased) deviation, and both of these."""
-        patches = self._patches(images)
-        variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
-        deviation = (variance + EPSILON).sqrt()
-        return (patches - mean) / deviation, mean, deviation
+def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise patches [N, C, h, w] each by its own mean and (unbiased) deviation; return both of these too."""
+    # A patch is contiguous in memory, which makes its sums both fast and accurate in float32.
+    flat = patches.permute(0, 2, 3, 1).flatten(1)
+    variance, mean = torch.var_mean(flat, dim=1)
+    mean, deviation = mean[:, None, None, None], (variance + EPSILON).sqrt()[:, None, None, None]
+    return (patches - mean) / deviation, mean, deviation
 
 
 def build_spark(

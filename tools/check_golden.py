@@ -1,6 +1,6 @@
 """Compare SparK with reference numbers of the original implementation.
 
-    python tools/check_golden.py tests/golden/resnet50_96.json [MORE…] [--engine masked]
+    python tools/check_golden.py tests/golden/resnet50_96.json [MORE…] [--engine compact|masked]
 
 Each case is loaded through the importer of the original's checkpoints and computed in float64. Printed is the
 largest relative error of each quantity (per tensor, relative to its l2 norm); the exit code is non-zero if one
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Check every file and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--engine", default="masked")
+    parser.add_argument("--engine", default="auto")
     options = parser.parse_args(arguments)
     cases = {file: read_json(file) for file in options.files}
     cases = {file: case for file, case in cases.items() if is_case(case)}
@@ -138,7 +138,7 @@ def training_numbers(
         if step == 0:
             gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             numbers["loss"] = output.loss.item()
-            numbers["features"] = [summary(feature) for feature in output.features]
+            numbers["features"] = [summary(feature) for feature in model.feature_maps(output)]
             numbers["grad"] = summaries(gradients, names)
             numbers["buffers"] = summaries(dict(model.named_buffers()), names)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["max_grad_norm"])

@@ -7,19 +7,19 @@ refused by its path rather than converted wrongly.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError, nearest
-from spark.sparse import masked
-from spark.sparse.masked import Rule
+from spark.sparse.layers import kind_of
+from spark.sparse.rule import Kind, Rule, unchanged
 from spark.sparse.state import VisiblePatches
 
 LAYERS_NAMED = 8  # in an error message; a network that is not supported at all has hundreds
-ENGINES: Mapping[str, Mapping[type[nn.Module], Rule]] = MappingProxyType({"masked": masked.RULES})
+ENGINES = ("compact", "masked")
+"""From the fastest to the one that takes any supported layer; "auto" takes the first that takes them all."""
 
 
 class SparseLayer(nn.Module):
@@ -32,65 +32,55 @@ class SparseLayer(nn.Module):
         """Apply the layer to a feature map."""
         if not self._visible.active:
             return super().forward(x)
-        return type(self)._rule(super().forward, self._visible, x)
-
-
-def resolve_engine(name: str) -> str:
-    """Return the engine that `auto` stands for, or the name itself.
-
-    Raises:
-        UserError: unknown engine.
-    """
-    if name == "auto":
-        return next(iter(ENGINES))
-    if name not in ENGINES:
-        known = ["auto", *ENGINES]
-        raise UserError(f"unknown engine '{name}' (known: {', '.join(known)}).{nearest(name, known)}")
-    return name
+        return type(self)._rule(self, super().forward, self._visible, x)
 
 
 def sparsify(
     network: nn.Module,
-    visible: VisiblePatches,
     example: Tensor,
     engine: str = "auto",
-    extra_rules: Mapping[type[nn.Module], Rule] | None = None,
-) -> None:
+    extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+) -> VisiblePatches:
     """Convert in place every module that `network(example)` runs, and freeze the parameters of the others.
 
     What the example does not reach (a classification head, say) is no part of the sparse network.
 
     Args:
-        network: any module whose layers are known to the engine; parameter names and values are kept.
-        visible: the state that all converted layers of this network share.
+        network: any module whose layers are known; parameter names and values are kept.
         example: an input, e.g. [1, 3, 64, 64]; no mask is set while it runs.
-        engine: a key of ENGINES or "auto".
-        extra_rules: rules for a user's own layers, by exact type.
+        engine: one of ENGINES, or "auto".
+        extra_layers: the kinds of a user's own layers, by exact type.
+
+    Returns:
+        The state that all converted layers of this network share; it names the engine.
 
     Raises:
-        UserError: names the layers, by path, that have no rule; or the network does not take the example.
+        UserError: names the layers, by path, that are not supported; or the network does not take the example.
     """
-    engine = resolve_engine(engine)
-    rules = {**ENGINES[engine], **(extra_rules or {})}
+    if engine not in ("auto", *ENGINES):
+        known = ["auto", *ENGINES]
+        raise UserError(f"unknown engine '{engine}' (known: {', '.join(known)}).{nearest(engine, known)}")
     try:
         used = modules_used(network, example)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         shape = "x".join(map(str, example.shape))
         raise UserError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
-    unknown = [f"{path}: {type(layer).__name__}" for path, layer in used.items() if type(layer) not in rules]
-    if unknown:
-        more = f"; and {len(unknown) - LAYERS_NAMED} more" if len(unknown) > LAYERS_NAMED else ""
-        raise UserError(
-            f"these layers are not supported by the {engine} engine: {'; '.join(unknown[:LAYERS_NAMED])}{more}. "
-            "Choose another model, or pass a rule for the layer"
-        )
-    for layer in used.values():
-        rule = rules[type(layer)]
-        if rule is masked.unchanged:
-            continue
-        layer.__class__ = _sparse_class(type(layer), rule)
-        layer._visible = visible  # type: ignore[assignment]
+    kinds = _kinds(used, extra_layers)
+    visible = VisiblePatches()
+    visible.engine, visible.stood_back = _choose_engine(engine, used, kinds)
+    for path, kind in kinds.items():
+        _convert(used[path], kind, visible)
     _freeze_unused(network, set(used.values()))
+    return visible
+
+
+def join(layer: nn.Module, visible: VisiblePatches) -> None:
+    """Convert one more layer in place, to follow `visible` with its engine.
+
+    Raises:
+        UserError: the layer is not supported.
+    """
+    _convert(layer, _kinds({type(layer).__name__: layer}, None)[type(layer).__name__], visible)
 
 
 def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
@@ -114,6 +104,60 @@ def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
         for layer, training in modes.items():
             layer.training = training
     return used
+
+
+def _kinds(used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], Kind] | None) -> dict[str, Kind]:
+    """Return the kind of each layer that sees a feature map.
+
+    Raises:
+        UserError: names those that are not known, or have no sparse meaning.
+    """
+    kinds: dict[str, Kind] = {}
+    refused = []
+    opaque: tuple[str, ...] = ()  # layers that keep what is inside of them to themselves
+    for path in sorted(used, key=lambda path: path.split(".")):  # a layer before what is inside of it
+        if path.startswith(opaque):
+            continue
+        layer = used[path]
+        kind = kind_of(layer, extra)
+        if kind is None:
+            refused.append(f"{path}: {type(layer).__name__}")
+            continue
+        if reason := kind.refuses(layer):
+            refused.append(f"{path}: {type(layer).__name__} {reason}")
+        if not kind.inner_maps:
+            opaque += (f"{path}.",)
+        kinds[path] = kind
+    if refused:
+        raise UserError(
+            f"these layers are not supported: {_some(refused)}. Choose another model, or pass a rule for the layer"
+        )
+    return kinds
+
+
+def _choose_engine(
+    engine: str, used: Mapping[str, nn.Module], kinds: Mapping[str, Kind]
+) -> tuple[str, str]:
+    """Return the engine, and for "auto" why a faster one stood back ("" if none did)."""
+    stand_back = [f"{path}: {type(used[path]).__name__}" for path, kind in kinds.items() if kind.compact is None]
+    if engine == "masked" or not stand_back:
+        return ("compact" if engine == "auto" else engine), ""
+    reason = f"the compact engine has no rule for {_some(stand_back)}"
+    if engine == "compact":
+        raise UserError(f"{reason}; pass engine=masked")
+    return "masked", reason
+
+
+def _convert(layer: nn.Module, kind: Kind, visible: VisiblePatches) -> None:
+    rule: Rule = getattr(kind, visible.engine)
+    if rule is not unchanged:
+        layer.__class__ = _sparse_class(type(layer), rule)
+        layer._visible = visible  # type: ignore[assignment]
+
+
+def _some(layers: list[str]) -> str:
+    more = f"; and {len(layers) - LAYERS_NAMED} more" if len(layers) > LAYERS_NAMED else ""
+    return "; ".join(layers[:LAYERS_NAMED]) + more
 
 
 def _sparse_class(dense: type[nn.Module], rule: Rule) -> type[nn.Module]:

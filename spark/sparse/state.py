@@ -1,36 +1,75 @@
-"""The visible patches of the current batch: one object per encoder, shared by its layers."""
+"""The visible patches of the current batch: one object per encoder, shared by its layers.
+
+Legend of shapes: B images of rows x columns patches, K of them visible in each image, N = B * K visible patches,
+C channels, a map of H x W positions, of which a patch covers h x w.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
+
+from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 
 
 class VisiblePatches:
-    """Holds the current mask, at the resolution of any feature map.
+    """Holds the current mask, and whatever layers derive from it, once per forward pass.
 
     Outside `showing(mask)` there is no mask, and sparse layers behave as the dense ones that they were.
+
+    Attributes:
+        engine: how the layers that share this object compute, "masked" or "compact".
+        stood_back: why a faster engine than that one was not taken; "" if none was.
     """
 
     def __init__(self) -> None:
+        self.engine = "masked"
+        self.stood_back = ""
         self._mask: Tensor | None = None
-        self._scaled: dict[tuple[int, int], Tensor] = {}
+        self._per_image = 0
+        self._derived: dict[object, Tensor] = {}
 
     @property
     def active(self) -> bool:
         """Whether a mask is set."""
         return self._mask is not None
 
+    @property
+    def mask(self) -> Tensor:
+        """The mask: boolean [B, 1, rows, columns], True = visible."""
+        if self._mask is None:
+            raise RuntimeError("no mask is set; wrap the forward pass in `with visible.showing(mask):`")
+        return self._mask
+
+    @property
+    def per_image(self) -> int:
+        """K, how many patches are visible in each image.
+
+        Raises:
+            ValueError: the mask shows more patches of one image than of another.
+        """
+        if not self._per_image:
+            self._per_image = patches_per_image(self.mask)
+        return self._per_image
+
     @contextmanager
-    def showing(self, mask: Tensor) -> Iterator[None]:
-        """Use `mask` (boolean [B, 1, h, w], True = visible patch) for the forward passes in the body."""
-        self._mask, self._scaled = mask, {}
+    def showing(self, mask: Tensor, per_image: int = 0) -> Iterator[None]:
+        """Use `mask` (boolean [B, 1, rows, columns], True = visible) for the forward passes in the body.
+
+        Who knows the number of visible patches per image gives it: it is read from the mask otherwise, which
+        makes the host wait for the device.
+        """
+        before = self._mask, self._per_image, self._derived
+        self._mask, self._per_image, self._derived = mask, per_image, {}
         try:
             yield
         finally:
-            self._mask, self._scaled = None, {}
+            self._mask, self._per_image, self._derived = before
+
+    # Dense maps
 
     def at(self, height: int, width: int) -> Tensor:
         """Return the mask as boolean [B, 1, height, width], True at visible positions.
@@ -38,16 +77,85 @@ class VisiblePatches:
         Raises:
             ValueError: a map whose size is no multiple of the patch grid has no sparse meaning.
         """
-        if self._mask is None:
-            raise RuntimeError("no mask is set; wrap the forward pass in `with visible.showing(mask):`")
-        if (height, width) not in self._scaled:
-            rows, columns = self._mask.shape[-2:]
-            if height % rows or width % columns:
-                raise ValueError(f"a {height}x{width} map does not align with {rows}x{columns} patches")
-            scaled = self._mask.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)
-            self._scaled[height, width] = scaled
-        return self._scaled[height, width]
+
+        def scale() -> Tensor:
+            h, w = self.patch_size(height, width)
+            return self.mask.repeat_interleave(h, 2).repeat_interleave(w, 3)
+
+        return self.once(("mask", height, width), scale)
+
+    def patch_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many positions of a dense map a patch covers, down and across.
+
+        Raises:
+            ValueError: a map whose size is no multiple of the patch grid has no sparse meaning.
+        """
+        rows, columns = self.mask.shape[-2:]
+        if height % rows or width % columns:
+            raise ValueError(f"a {height}x{width} map does not align with {rows}x{columns} patches")
+        return height // rows, width // columns
 
     def hide(self, images: Tensor) -> Tensor:
         """Return the images [B, C, H, W] with zeros, whatever was there, in their masked patches."""
         return images.masked_fill(~self.at(*images.shape[-2:]), 0)
+
+    # Compact maps: visible patches as a batch, [N, C, h, w]
+
+    @property
+    def patch_ids(self) -> Tensor:
+        """Which patches of the batch are visible: [N], indices into B * rows * columns, in order."""
+
+        return self.once("patch ids", lambda: patch_ids(self.mask, self.per_image))
+
+    def take(self, x_BCHW: Tensor) -> Tensor:
+        """Return the visible patches of a dense map as a batch: [B, C, H, W] -> [N, C, h, w]."""
+        self.patch_size(*x_BCHW.shape[-2:])
+        return take_patches(x_BCHW, self.patch_ids, *self.mask.shape[-2:])
+
+    def put(self, x_NChw: Tensor) -> Tensor:
+        """Return the dense map, zero in the holes: [N, C, h, w] -> [B, C, H, W]."""
+        return put_patches(x_NChw, self.patch_ids, len(self.mask), *self.mask.shape[-2:])
+
+    def lookup(self, h: int, w: int, down: Sequence[int], across: Sequence[int]) -> Tensor:
+        """Say where each patch finds positions around it, in a compact map of patches of h x w positions.
+
+        Args:
+            down: coordinates relative to a patch's top; negative or >= h ones lie in other patches.
+            across: likewise, relative to its left.
+
+        Returns:
+            [N, len(down), len(across)], indices into the N * h * w positions of the compact map, and
+            N * h * w itself where a position is masked or outside of the image.
+        """
+        images, _, rows, columns = self.mask.shape
+        device, patches = self.mask.device, images * self.per_image
+        down_d, across_a = torch.tensor(down, device=device), torch.tensor(across, device=device)
+        image_N = self.patch_ids // (rows * columns)
+        row_Nd = (self.patch_ids // columns % rows)[:, None] + down_d.div(h, rounding_mode="floor")
+        column_Na = (self.patch_ids % columns)[:, None] + across_a.div(w, rounding_mode="floor")
+        inside_Nda = ((row_Nd >= 0) & (row_Nd < rows))[:, :, None] & ((column_Na >= 0) & (column_Na < columns))[:, None]
+        patch_Nda = (
+            image_N[:, None, None] * (rows * columns)
+            + row_Nd.clamp(0, rows - 1)[:, :, None] * columns
+            + column_Na.clamp(0, columns - 1)[:, None]
+        )
+        slots = torch.where(self.mask.flatten(), self.mask.flatten().cumsum(0) - 1, patches)
+        slot_Nda = torch.where(inside_Nda, slots[patch_Nda], patches)
+        within_da = down_d.remainder(h)[:, None] * w + across_a.remainder(w)
+        return torch.where(slot_Nda < patches, slot_Nda * (h * w) + within_da, patches * h * w)
+
+    # Both engines
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Return what the encoder is given of the images [B, C, H, W]."""
+        return self.take(images) if self.engine == "compact" else self.hide(images)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Return a map of the encoder as a dense one [B, C, H, W], zero in the holes."""
+        return self.put(x) if self.engine == "compact" else x
+
+    def once(self, key: object, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what `compute` returns, computed once while the mask is shown."""
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]

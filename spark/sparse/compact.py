@@ -1,0 +1,64 @@
+"""The compact engine: store and compute visible patches only.
+
+Every image shows the same number of patches, K, so the visible part of a feature map is a dense tensor whose
+shape does not depend on the mask: [N, C, h, w] with N = B * K, *a visible patch is a batch entry*. There are no
+holes in it. Whatever maps each position by itself (1x1 convolutions, norms over channels, activations, sums)
+runs as it is, and so does batch norm: its statistics over visible positions are now those over everything.
+Three sorts of layers do not, and the rules below are theirs: windows that reach over a patch's border, layers
+that reduce over an image, and layers that draw per image. The numbers are the masked engine's, to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spark.sparse.convolution import convolve, tiles
+from spark.sparse.rule import Dense
+from spark.sparse.state import VisiblePatches
+from spark.sparse.window import sizes_of, windows_of
+
+
+def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """Beyond a patch's border lie its visible neighbours, and zeros elsewhere."""
+    assert isinstance(layer, nn.Conv2d)
+    return convolve(x_NChw, layer.weight, layer.bias, windows_of(layer), layer.groups, visible)
+
+
+def max_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """As for convolutions, but what is not visible must not win against negative values."""
+    windows = windows_of(layer)
+    tile = tiles(x_NChw, windows, visible, fill=-torch.inf)
+    return functional.max_pool2d(tile, *sizes_of(windows), dilation=[window.dilation for window in windows])
+
+
+def average_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """Windows inside a patch need nothing; others divide by what is visible, or by their size as zeros count."""
+    windows = windows_of(layer)
+    if all(window.stays_inside for window in windows):
+        return dense(x_NChw)
+    mean = functional.avg_pool2d(tiles(x_NChw, windows, visible), *sizes_of(windows))
+    if layer.count_include_pad:
+        return mean
+    ones = x_NChw.new_ones(len(x_NChw), 1, *x_NChw.shape[2:])
+    return mean / functional.avg_pool2d(tiles(ones, windows, visible), *sizes_of(windows))
+
+
+def over_image(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """For gates and norms that reduce over an image: the image is its K patches, K * h * w x 1 positions."""
+    x_NhwC = x_NChw.permute(0, 2, 3, 1)
+    as_image = x_NhwC.reshape(-1, visible.per_image * x_NhwC[0, ..., 0].numel(), 1, x_NhwC.shape[-1])
+    y = dense(as_image.permute(0, 3, 1, 2))
+    return y.permute(0, 2, 3, 1).reshape(x_NhwC.shape).permute(0, 3, 1, 2)
+
+
+def over_image_channels_last(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NhwC: Tensor) -> Tensor:
+    """The same for layers that see channels last, such as the response norm of ConvNeXt V2."""
+    as_image = x_NhwC.reshape(-1, visible.per_image * x_NhwC[0, ..., 0].numel(), 1, x_NhwC.shape[-1])
+    return dense(as_image).reshape(x_NhwC.shape)
+
+
+def per_image(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    """For drop path: one draw for the K patches of an image together, as for the whole image."""
+    return dense(x.unflatten(0, (-1, visible.per_image))).flatten(0, 1)

@@ -1,0 +1,36 @@
+"""What the engines need to know of a sort of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spark.sparse.state import VisiblePatches
+
+Dense = Callable[[Tensor], Tensor]
+Rule = Callable[[nn.Module, Dense, VisiblePatches, Tensor], Tensor]
+"""(layer, the layer's own forward, visible patches, feature map) -> feature map, while a mask is set."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one sort of layer behaves while a mask is set: one rule for each engine.
+
+    Attributes:
+        masked: the definition, on dense maps with zeros in the holes.
+        compact: the same on compact maps; None if the compact engine has to stand back for such a layer.
+        inner_maps: whether layers inside of it see feature maps too, and have rules of their own.
+        refuses: says what is wrong with a layer of this kind that has no sparse meaning.
+    """
+
+    masked: Rule
+    compact: Rule | None
+    inner_maps: bool = True
+    refuses: Callable[[nn.Module], str | None] = lambda layer: None
+
+
+def unchanged(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    """The layer's own forward pass."""
+    return dense(x)
