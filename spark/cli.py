@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
     check.add_argument("model", metavar="MODEL", help="timm name")
-    check.add_argument("--engine", default="auto")
+    check.add_argument("--engine", help="compact, masked or auto; default: every engine that takes the model")
     check.set_defaults(run=_check)
     return parser
 
@@ -62,10 +62,14 @@ def _convert(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from spark.sparse.check import TOLERANCE, check_equivalence
 
-    result = check_equivalence(options.model, options.engine)
-    for name, error in result._asdict().items():
-        print(f"{name.replace('_', ' '):<12} {error:.1e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
-    if not result.holds:
+    results = [check_equivalence(options.model, options.engine or "auto")]
+    if options.engine is None and results[0].engine != "masked":
+        results.append(check_equivalence(options.model, "masked"))
+    for result in results:
+        print(f"engine {result.engine}" + (f" ({result.stood_back})" if result.stood_back else ""))
+        for name, error in result.errors._asdict().items():
+            print(f"  {name.replace('_', ' '):<12} {error:.1e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
+    if not all(result.holds for result in results):
         raise UserError(f"'{options.model}' is not converted correctly; do not pre-train it")
     print(f"{options.model}: verified")
     return 0

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import dataclasses
 
 import pytest
+import timm.layers
+import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError
-from spark.sparse import ENGINES, convert
+from spark.sparse import ENGINES, Kind, VisiblePatches
 from spark.sparse.check import TOLERANCE, check_equivalence
-from spark.sparse.masked import RULES, Dense, Rule, unchanged, zero_masked
-from spark.sparse.state import VisiblePatches
+from spark.sparse.layers import BATCH_NORM, CONVOLUTION, OVER_IMAGE, POINTWISE_CHANNELS_LAST
+from spark.sparse.masked import zero_masked
+from spark.sparse.rule import Dense, unchanged
 
 
-@pytest.mark.parametrize("model", ["resnet18", "convnext_atto", "resnext50_32x4d"])
-def test_supported_networks_are_converted_exactly(model: str) -> None:
-    assert check_equivalence(model, "masked").holds
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", ["resnet18", "convnext_atto"])
+def test_supported_networks_are_converted_exactly(model: str, engine: str) -> None:
+    result = check_equivalence(model, engine)
+    assert result.engine == engine
+    assert result.holds
 
 
-def doubled(dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnext50_32x4d", "resnet50d", "seresnet50", "resnet50_gn", "mobilenetv2_100", "tf_efficientnet_b0",
+        "convnextv2_atto", "convnextv2_tiny",
+    ],
+)  # fmt: skip
+def test_layers_beyond_those_of_the_papers_networks_are_converted_exactly(model: str) -> None:
+    """Groups, average pooling, gates, group norm, fused activations, padding to "same", response norms.
+
+    The compact engine is compared with this one in test_compact.py.
+    """
+    assert check_equivalence(model, "masked", patches=2).holds
+
+
+def doubled(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
     return 2 * dense(x)
 
 
 @pytest.mark.parametrize(
-    ("model", "layer", "rule", "caught_by"),
+    ("model", "layer", "kind", "engine", "caught_by"),
     [
-        ("resnet18", nn.BatchNorm2d, zero_masked, "crop"),  # statistics over holes too
-        ("convnext_atto", nn.Conv2d, unchanged, "crop"),  # a hole's bias comes back at the next convolution
-        ("resnet18", nn.ReLU, doubled, "all_visible"),
+        # statistics over holes too
+        ("resnet18", nn.BatchNorm2d, dataclasses.replace(BATCH_NORM, masked=zero_masked), "masked", "crop"),
+        # a hole's bias comes back at the next convolution
+        ("convnext_atto", nn.Conv2d, dataclasses.replace(CONVOLUTION, masked=unchanged), "masked", "crop"),
+        ("resnet18", nn.ReLU, Kind(doubled, doubled), "masked", "all_visible"),
+        ("resnet18", nn.ReLU, Kind(doubled, doubled), "compact", "all_visible"),
+        # forgets that an image's patches belong together
+        ("seresnet50", timm.layers.SEModule, dataclasses.replace(OVER_IMAGE, compact=unchanged), "compact", "crop"),
     ],
-    ids=lambda value: getattr(value, "__name__", value),
+    ids=["norm", "bias", "activation masked", "activation compact", "gate"],
 )
-def test_a_wrong_rule_is_caught(
-    model: str, layer: type[nn.Module], rule: Rule, caught_by: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rules = MappingProxyType({**RULES, layer: rule})
-    monkeypatch.setattr(convert, "ENGINES", MappingProxyType({"masked": rules}))
-    result = check_equivalence(model, "masked")
+def test_a_wrong_rule_is_caught(model: str, layer: type[nn.Module], kind: Kind, engine: str, caught_by: str) -> None:
+    result = check_equivalence(model, engine, {layer: kind}, patches=2)
     assert not result.holds
-    assert getattr(result, caught_by) > 1e-3
+    assert getattr(result.errors, caught_by) > 1e-3
 
 
 def test_an_input_that_is_not_hidden_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisiblePatches, "hide", lambda self, images: images)
-    assert check_equivalence("resnet18", "masked").leakage > 1e-3
+    assert check_equivalence("resnet18", "masked").errors.leakage > 1e-3
+
+
+def test_a_patch_of_the_wrong_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compact engine hides nothing: it takes what is visible, here the patches in reverse order."""
+    taken = VisiblePatches.take
+    monkeypatch.setattr(VisiblePatches, "take", lambda self, x: taken(self, x).flip(0))
+    assert check_equivalence("resnet18", "compact").errors.crop > 1e-3
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
@@ -52,11 +81,34 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
         check_equivalence("resnet5O")
 
 
-def test_a_layer_that_leaves_something_in_the_holes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a ResNet the next batch norm would clear it away, so that the features alone do not show it."""
-    rules = dict(ENGINES["masked"])
-    rules[nn.Conv2d] = lambda dense, visible, x: dense(x)
-    monkeypatch.setattr(convert, "ENGINES", {"masked": rules})
-    result = check_equivalence("resnet18", "masked", patches=2)
-    assert result.leakage > TOLERANCE
+def something_everywhere(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    return dense(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "kind"),
+    [
+        # In a ResNet the next batch norm would clear it away, so that the features alone do not show it.
+        ("resnet18", nn.Conv2d, dataclasses.replace(CONVOLUTION, masked=something_everywhere)),
+        # In an MLP the next linear layer does; its maps are channels last.
+        ("convnext_tiny", nn.Linear, dataclasses.replace(POINTWISE_CHANNELS_LAST, masked=something_everywhere)),
+    ],
+)
+def test_a_layer_that_leaves_something_in_the_holes_is_caught(model: str, layer: type[nn.Module], kind: Kind) -> None:
+    result = check_equivalence(model, "masked", {layer: kind}, patches=2)
+    assert result.errors.leakage > TOLERANCE
     assert not result.holds
+
+
+def test_the_reason_of_an_engine_that_stands_back_is_told() -> None:
+    result = check_equivalence("resnet18", "auto", {nn.ReLU: Kind(unchanged, None)}, patches=2)
+    assert result.engine == "masked"
+    assert "no rule for network.act1: ReLU" in result.stood_back
+    assert result.holds
+
+
+def test_errors_that_are_no_numbers_do_not_hold() -> None:
+    def broken(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+        return torch.full_like(dense(x), torch.nan)
+
+    assert not check_equivalence("resnet18", "compact", {nn.ReLU: Kind(broken, broken)}, patches=2).holds

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from spark.cli import main
+from spark.sparse import Kind, layers
+from spark.sparse.rule import unchanged
 
 SMALL = [
     "model.name=resnet18", "model.drop_path=0", "data.input_size=[64,64]", "data.workers=0", "decoder.width=32",
@@ -41,14 +45,15 @@ def pretrain(*overrides: str, recipe: str = "recipe.yaml") -> list[str]:
         (pretrain("data.input_size=[64,70]"), ["64x70 is not divisible", "32", "use e.g. 64x64"]),
         (pretrain("mask.ratio=0.99"), ["mask ratio 0.99 leaves 0 of 4 patches visible"]),
         (pretrain("train.batch=500"), ["train.batch=500 is more than the 12 images"]),
-        (pretrain("model.name=seresnet50"), ["layer1.0.se: SEModule"]),
+        (pretrain("model.name=resnetblur18"), ["maxpool.1: BlurPool2d"]),
         (pretrain("model.name=vit_tiny_patch16_224"), ["does not run on an input of"]),
         (pretrain("engine=fast"), ["unknown engine 'fast'"]),
         (pretrain("decoder.width=48"), ["divisible by 32"]),
         (pretrain(recipe="recipes.yaml"), ["'recipes.yaml' does not exist", "Did you mean recipe.yaml"]),
         (pretrain("out=recipe.yaml"), ["out='recipe.yaml' is a file"]),
         (["check", "resnet5O"], ["unknown model 'resnet5O'", "resnet50"]),
-        (["check", "efficientnet_b0"], ["bn1: BatchNormAct2d"]),
+        (["check", "ecaresnet26t"], ["layer1.0.se: EcaModule"]),
+        (["check", "resnet18", "--engine", "fast"], ["unknown engine 'fast'"]),
         (["convert", "nowhere.pth", "out", "--to", "timm"], ["'nowhere.pth' does not exist"]),
         (["convert", "cut.pth", "out", "--to", "timm"], ["'cut.pth' is truncated"]),
         (["convert", "recipe.yaml", "out", "--to", "timm"], ["'recipe.yaml' is truncated or no checkpoint"]),
@@ -111,8 +116,40 @@ def test_pretrain_then_convert(workplace: Path, capsys: pytest.CaptureFixture[st
     assert (workplace / "r18.pkl").is_file()
 
 
-def test_check_prints_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_a_verdict_of_each_engine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "resnet18"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count(" ok\n") == 3
+    assert printed.count(" ok\n") == 6
+    assert [line for line in printed.splitlines() if line.startswith("engine")] == ["engine compact", "engine masked"]
     assert printed.endswith("resnet18: verified\n")
+
+
+@pytest.mark.parametrize("engine", ["compact", "masked", "auto"])
+def test_check_can_be_told_the_engine(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "resnet18", "--engine", engine]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" ok\n") == 3
+    assert printed.startswith("engine masked\n" if engine == "masked" else "engine compact\n")
+
+
+def test_check_says_why_the_compact_engine_stands_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No layer in the table makes it stand back at present."""
+    table = {**layers.LAYERS, nn.ReLU: Kind(unchanged, None)}
+    monkeypatch.setattr(layers, "LAYERS", MappingProxyType(table))
+    assert main(["check", "resnet18"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("engine masked (the compact engine has no rule for network.act1: ReLU; ")
+    assert len(rest) == 4
+    assert main(["check", "resnet18", "--engine", "compact"]) == 2
+    assert "no rule for network.act1: ReLU" in capsys.readouterr().err
+
+
+def test_check_fails_if_an_engine_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Kind(unchanged, lambda layer, dense, visible, x: 2 * dense(x))
+    monkeypatch.setattr(layers, "LAYERS", MappingProxyType({**layers.LAYERS, nn.ReLU: wrong}))
+    assert main(["check", "resnet18"]) == 2
+    printed, error = capsys.readouterr()
+    assert (printed.count(" ok\n"), printed.count(" FAILED\n")) == (4, 2)
+    assert error.startswith("error: 'resnet18' is not converted correctly")

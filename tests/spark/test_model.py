@@ -11,7 +11,8 @@ from torch import Tensor
 
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.model import SparK, SparKOutput, build_spark
+from spark.model import SparK, SparKOutput, build_spark, normalise_patches
+from spark.sparse.patches import put_patches, take_patches
 from spark.visualize import GREY, reconstruction_grid
 
 
@@ -94,8 +95,9 @@ def test_visible_patches_are_pasted_into_the_reconstruction(model: SparK) -> Non
 
 def test_a_perfect_prediction_reconstructs_the_image(model: SparK) -> None:
     images, mask = batch()
-    target, _, _ = model._normalised_patches(images)
-    prediction = model._picture(target, *images.shape[1:])
+    every, grid = torch.arange(2 * 3 * 2), (3, 2)
+    target, _, _ = normalise_patches(take_patches(images, every, *grid))
+    prediction = put_patches(target, every, 2, *grid)
     output = SparKOutput(torch.zeros(()), [], prediction, mask)
     torch.testing.assert_close(model.reconstruct(images, output), images, atol=1e-4, rtol=1e-4)
 

@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from spark.backbones import TimmPyramid
 from spark.errors import UserError
-from spark.sparse import VisiblePatches, sparsify
+from spark.sparse import ENGINES, VisiblePatches, sparsify
 
 MASK = torch.tensor([[[[True, False], [False, True]]], [[[False, True], [True, True]]]])
 
 
 def sparse(layer: nn.Module, channels: int = 4) -> tuple[nn.Module, VisiblePatches]:
-    """Return a layer inside a network, made sparse, and the state."""
-    visible = VisiblePatches()
+    """Return a layer inside a network, made sparse in the masked engine, and the state."""
     network = nn.Sequential(layer)
-    sparsify(network, visible, torch.zeros(1, channels, 8, 8))
-    return network, visible
+    return network, sparsify(network, torch.zeros(1, channels, 8, 8), "masked")
 
 
 def picture(channels: int = 4) -> Tensor:
@@ -46,6 +44,7 @@ def test_a_mask_is_seen_at_every_resolution() -> None:
 
 def test_a_mask_ends_with_its_block_even_after_an_error() -> None:
     visible = VisiblePatches()
+
     def fail() -> None:
         with visible.showing(MASK):
             assert visible.active
@@ -74,7 +73,11 @@ def test_hidden_pixels_become_zero_whatever_they_were() -> None:
         nn.Conv2d(4, 4, 3, padding=1),
         nn.MaxPool2d(3, 2, 1),
         nn.BatchNorm2d(4),
+        timm.layers.BatchNormAct2d(4),
         timm.layers.LayerNorm2d(4),
+        timm.layers.FrozenBatchNormAct2d(4),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
         nn.ReLU(),
         nn.GELU(),
     ],
@@ -124,36 +127,34 @@ class DoublingConv(nn.Conv2d):
 def test_a_subclass_of_a_known_layer_is_refused_by_path() -> None:
     network = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), DoublingConv(4, 4, 1)))
     with pytest.raises(UserError, match=r"0\.1: DoublingConv"):
-        sparsify(network, VisiblePatches(), torch.zeros(1, 4, 8, 8))
+        sparsify(network, torch.zeros(1, 4, 8, 8))
 
 
 @pytest.mark.parametrize(
     ("model", "path", "layer"),
     [
-        ("resnet50d", r"layer2\.0\.downsample\.0", "AvgPool2d"),
-        ("seresnet50", r"layer1\.0\.se", "SEModule"),
-        ("efficientnet_b0", "bn1", "BatchNormAct2d"),
-        ("convnextv2_atto", r"stages\.0\.blocks\.0\.mlp", "GlobalResponseNormMlp"),
-        ("resnet50_gn", "bn1", "GroupNorm"),
+        ("resnetblur18", r"layer2\.0\.aa", "BlurPool2d"),
+        ("ecaresnet26t", r"layer1\.0\.se", "EcaModule"),
+        ("skresnet18", r"layer1\.0\.conv1", "SelectiveKernel"),
     ],
 )
 def test_networks_with_unknown_layers_are_refused_by_path(model: str, path: str, layer: str) -> None:
     pyramid = TimmPyramid(model)
     with pytest.raises(UserError, match=rf"\b{path}: {layer}\b"):
-        sparsify(pyramid, VisiblePatches(), pyramid.example())
+        sparsify(pyramid, pyramid.example())
 
 
 def test_a_refused_network_is_left_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), DoublingConv(4, 4, 1))
     with pytest.raises(UserError):
-        sparsify(network, VisiblePatches(), torch.zeros(1, 4, 8, 8))
+        sparsify(network, torch.zeros(1, 4, 8, 8))
     assert type(network[0]) is nn.Conv2d
 
 
 def test_a_transformer_is_refused_in_one_line() -> None:
     pyramid = TimmPyramid("vit_tiny_patch16_224")
     with pytest.raises(UserError, match="does not run on an input of 1x3x32x32"):
-        sparsify(pyramid, VisiblePatches(), pyramid.example())
+        sparsify(pyramid, pyramid.example())
 
 
 def test_a_model_without_drop_path_says_so() -> None:
@@ -163,14 +164,15 @@ def test_a_model_without_drop_path_says_so() -> None:
 
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match=r"'maskd'.*Did you mean masked"):
-        sparsify(nn.Sequential(nn.ReLU()), VisiblePatches(), torch.zeros(1, 1, 2, 2), engine="maskd")
+        sparsify(nn.Sequential(nn.ReLU()), torch.zeros(1, 1, 2, 2), engine="maskd")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("model", ["resnet18", "convnext_atto"])
-def test_without_a_mask_a_sparse_network_is_the_dense_one(model: str) -> None:
+def test_without_a_mask_a_sparse_network_is_the_dense_one(model: str, engine: str) -> None:
     dense = TimmPyramid(model).eval()
     converted = copy.deepcopy(dense)
-    sparsify(converted, VisiblePatches(), converted.example())
+    sparsify(converted, converted.example(), engine)
     assert list(converted.state_dict()) == list(dense.state_dict())
     assert [n for n, _ in converted.named_modules()] == [n for n, _ in dense.named_modules()]
     images = torch.randn(1, 3, 96, 64)
@@ -180,8 +182,7 @@ def test_without_a_mask_a_sparse_network_is_the_dense_one(model: str) -> None:
 
 def test_a_copy_has_a_mask_of_its_own() -> None:
     network = nn.ModuleDict({"net": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))})
-    visible = VisiblePatches()
-    sparsify(network["net"], visible, torch.zeros(1, 4, 8, 8))
+    visible = sparsify(network["net"], torch.zeros(1, 4, 8, 8), "masked")
     twin = copy.deepcopy(network)
     x = picture()
     with visible.showing(MASK):
@@ -192,7 +193,7 @@ def test_a_copy_has_a_mask_of_its_own() -> None:
 
 def test_parameters_that_the_features_do_not_need_are_frozen() -> None:
     pyramid = TimmPyramid("convnext_atto")
-    sparsify(pyramid, VisiblePatches(), pyramid.example())
+    sparsify(pyramid, pyramid.example())
     frozen = {name for name, p in pyramid.named_parameters() if not p.requires_grad}
     assert frozen
     assert all(name.startswith("network.head.") for name in frozen)

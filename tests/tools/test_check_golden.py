@@ -13,15 +13,26 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def check(*files: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "check_golden.py"), *map(str, files)]
+def check(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "check_golden.py"), str(file), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("name", ["resnet18_128", "convnext_tiny_96", "resnet50_96"])
-def test_our_numbers_are_the_originals(name: str) -> None:
-    result = check(GOLDEN / f"{name}.json")
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("resnet18_128", "compact"),
+        ("resnet18_128", "masked"),
+        ("convnext_tiny_96", "compact"),
+        ("convnext_tiny_96", "masked"),
+        ("resnet50_96", "compact"),
+        pytest.param("resnet50_96", "masked", marks=pytest.mark.slow),
+    ],
+)
+def test_our_numbers_are_the_originals(name: str, engine: str) -> None:
+    result = check(GOLDEN / f"{name}.json", "--engine", engine)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"engine {engine}" in result.stdout
     assert "all within tolerance" in result.stdout
 
 
