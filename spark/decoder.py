@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from spark.errors import UserError
+from spark.upsample import upsample_convolve
 
 
 class DecoderBlock(nn.Module):
@@ -24,7 +25,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C / 2, 2H, 2W]"""
-        x_BCHW = self.act(self.norm1(self.conv1(self.upsample(x_BCHW))))
+        x_BCHW = self.act(self.norm1(upsample_convolve(x_BCHW, self.upsample, self.conv1)))
         return self.norm2(self.conv2(x_BCHW))
 
 

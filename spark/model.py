@@ -93,32 +93,41 @@ class SparK(nn.Module):
         if mask is None:
             mask = random_mask(len(images), grid, self.mask_ratio)
         per_image = patches_per_image(mask)  # while the mask is on the CPU: the device is never waited for
-        return self._forward(images, mask.to(images.device, non_blocking=True), per_image)
+        mask = mask.to(images.device, non_blocking=True)
+        features = self.encode(images, mask, per_image)
+        prediction = self.decode(features, mask, per_image).to(images.dtype)  # not in autocast's half precision
+        return SparKOutput(self.loss(prediction, images, mask, per_image), features, prediction, mask)
 
-    def _forward(self, images: Tensor, mask: Tensor, per_image: int) -> SparKOutput:
-        """All of the computation; shapes depend on the number of visible patches, never on the mask's values."""
+    # Below, nothing depends on the mask's values but what is computed on the device: shapes follow from `per_image`,
+    # the number of visible patches of an image. So the three can be compiled, or captured as CUDA graphs.
+
+    def encode(self, images: Tensor, mask: Tensor, per_image: int) -> list[Tensor]:
+        """Return the encoder's maps, the finest first, in its engine's layout."""
         with self.visible.showing(mask, per_image):
-            features = self.encoder(self.visible.enter(images))
-            coarsest_first = features[::-1]
+            return self.encoder(self.visible.enter(images))
+
+    def decode(self, features: list[Tensor], mask: Tensor, per_image: int) -> Tensor:
+        """Fill the holes of the encoder's maps and draw the picture [B, C, H, W]."""
+        coarsest_first = features[::-1]
+        with self.visible.showing(mask, per_image):
             maps = [
                 None if level is None else self.densify[level](coarsest_first[level], self.visible)
                 for level in self._levels
             ]
-        prediction = self.decoder(maps).to(images.dtype)  # the loss is not taken in autocast's half precision
-        return SparKOutput(self._loss(prediction, images, mask, per_image), features, prediction, mask)
+        return self.decoder(maps)
 
-    def feature_maps(self, output: SparKOutput) -> list[Tensor]:
-        """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
-        with self.visible.showing(output.mask):
-            return [self.visible.leave(feature) for feature in output.features]
-
-    def _loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
+    def loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
         """Squared error of the normalised patch, averaged over the masked patches of the batch."""
         grid = mask.shape[-2:]
         hidden = patch_ids(~mask, grid.numel() - per_image)
         target, _, _ = normalise_patches(take_patches(images, hidden, *grid))
         # Every patch has the same number of pixels: the mean over patches of each one's mean is that over all.
         return functional.mse_loss(take_patches(prediction, hidden, *grid), target)
+
+    def feature_maps(self, output: SparKOutput) -> list[Tensor]:
+        """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
+        with self.visible.showing(output.mask):
+            return [self.visible.leave(feature) for feature in output.features]
 
     def reconstruct(self, images: Tensor, output: SparKOutput) -> Tensor:
         """Return the predicted picture in the images' units, with the visible patches pasted: [B, C, H, W]."""

@@ -1,0 +1,275 @@
+"""What a training step costs, part by part, side by side: the original's scheme, masked tuned, compact.
+
+The variants take turns (A B C A B C …) in one process, so that a machine whose speed drifts drifts for all of
+them; every number is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spark.device import autocast, choose_device
+from spark.masking import random_mask
+from spark.model import SparK, build_spark
+from spark.optim import build_optimizer, parameter_groups, set_schedule
+from spark.provenance import environment
+
+PARTS = ("encoder forward", "encoder backward", "decoder forward", "decoder backward", "optimizer")
+"""Densify and loss are counted with the decoder."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the same numbers.
+
+    Attributes:
+        precision: of the multiplications, "float32" or "bfloat16" (autocast).
+        foreach: whether the optimizer treats all tensors together instead of looping over them.
+    """
+
+    label: str
+    engine: str
+    memory_format: torch.memory_format = torch.channels_last
+    precision: str = "float32"
+    foreach: bool | None = None
+    compile: bool = False
+
+
+def variants(precision: str, compile: bool = False) -> list[Variant]:
+    """Return the original's scheme, the masked engine tuned, and the compact one."""
+    return [
+        Variant("original", "masked", torch.contiguous_format, foreach=False),
+        Variant("masked", "masked", precision=precision),
+        Variant("compact", "compact", precision=precision),
+        *([Variant("compact compiled", "compact", precision=precision, compile=True)] if compile else []),
+    ]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on."""
+
+    model: str = "resnet50"
+    batch: int = 16
+    input_size: tuple[int, int] = (224, 224)
+    mask_ratio: float = 0.6
+    decoder_width: int = 768
+    drop_path: float = 0.0
+    device: str = "auto"
+
+
+@dataclass
+class Measurement:
+    """One variant's costs: seconds, floating-point operations, bytes.
+
+    Attributes:
+        activations: what the encoder's forward pass keeps for its backward pass.
+        peak: most memory in use on a GPU; 0 on a CPU, where nobody counts.
+    """
+
+    variant: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    activations: int = 0
+    peak: int = 0
+
+    @property
+    def encoder(self) -> float:
+        """Seconds of the encoder's forward and backward pass."""
+        return self.seconds["encoder forward"] + self.seconds["encoder backward"]
+
+    @property
+    def step(self) -> float:
+        """Seconds of the whole step."""
+        return sum(self.seconds.values())
+
+
+class TrainingStep:
+    """A training step of one variant that can be timed in parts: gradients are cut at the encoder's maps."""
+
+    def __init__(self, workload: Workload, variant: Variant, state: Mapping[str, Tensor] | None) -> None:
+        self.workload, self.variant = workload, variant
+        self.device = choose_device(workload.device)
+        torch.manual_seed(0)
+        self.model: SparK = build_spark(
+            workload.model, drop_path=workload.drop_path, mask_ratio=workload.mask_ratio,
+            decoder_width=workload.decoder_width, engine=variant.engine,
+        )
+        if state is not None:
+            self.model.load_state_dict(state)
+        self.model.to(self.device, memory_format=variant.memory_format)
+        groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model)]
+        self.optimizer = build_optimizer("lamb", groups, (0.9, 0.95))
+        set_schedule(self.optimizer, 1e-4, 0.04)
+        shape = (workload.batch, 3, *workload.input_size)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(shape, generator=generator).to(self.device)
+        self.images = images.contiguous(memory_format=variant.memory_format)
+        self.mask = random_mask(workload.batch, self.model.grid(*workload.input_size), workload.mask_ratio, generator)
+        self.encode, self.decode, self.loss = (
+            torch.compile(part) if variant.compile else part
+            for part in (self.model.encode, self.model.decode, self.model.loss)
+        )
+
+    def run(self, around: Callable[[str, Callable[[], Any]], Any]) -> Tensor:
+        """Do one step; each part runs inside `around(part, function)`. Returns the loss."""
+        model = self.model
+        per_image = int(self.mask[0].sum())
+        mask = self.mask.to(self.device)
+        self.optimizer.zero_grad()
+
+        def forward_encoder() -> list[Tensor]:
+            with autocast(self.device, self.variant.precision):
+                return self.encode(self.images, mask, per_image)
+
+        def forward_decoder() -> Tensor:
+            with autocast(self.device, self.variant.precision):
+                prediction = self.decode(cut, mask, per_image)
+            return self.loss(prediction.float(), self.images, mask, per_image)
+
+        def update() -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            self.optimizer.step()
+
+        features = around("encoder forward", forward_encoder)
+        cut = [feature.detach().requires_grad_() for feature in features]
+        loss = around("decoder forward", forward_decoder)
+        around("decoder backward", loss.backward)
+        gradients = [feature.grad for feature in cut]
+        around("encoder backward", lambda: torch.autograd.backward(features, gradients))
+        around("optimizer", update)
+        return loss.detach()
+
+
+def measure(workload: Workload, chosen: list[Variant], rounds: int, report: Callable[[str], None]) -> list[Measurement]:
+    """Time each variant's steps in turns."""
+    first = TrainingStep(workload, chosen[0], None)
+    state = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    steps = [first, *(TrainingStep(workload, variant, state) for variant in chosen[1:])]
+    results = [Measurement(step.variant.label) for step in steps]
+    for step, result in zip(steps, results, strict=True):
+        loss = step.run(lambda part, function: function()).item()  # warm-up
+        report(f"{result.variant}: loss {loss:.6f}")
+        result.flops = count_flops(step)
+        result.activations = kept_bytes(step)
+        result.peak = peak_bytes(step)
+    times: list[list[dict[str, float]]] = [[] for _ in steps]
+    for turn in range(rounds):
+        for step, collected in zip(steps, times, strict=True):
+            collected.append(_time(step))
+        report(f"round {turn + 1} of {rounds}: " + ", ".join(f"{sum(c[-1].values()):.2f} s" for c in times))
+    for result, collected in zip(results, times, strict=True):
+        result.seconds = {part: statistics.median(one[part] for one in collected) for part in PARTS}
+    return results
+
+
+def _time(step: TrainingStep) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        _wait(step.device)
+        start = time.perf_counter()
+        result = function()
+        _wait(step.device)
+        seconds[part] = time.perf_counter() - start
+        return result
+
+    step.run(around)
+    return seconds
+
+
+def count_flops(step: TrainingStep) -> dict[str, int]:
+    """Return the floating-point operations of each part's convolutions and matrix products."""
+    flops: dict[str, int] = {}
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = function()
+        flops[part] = counter.get_total_flops()
+        return result
+
+    step.run(around)
+    return flops
+
+
+def kept_bytes(step: TrainingStep) -> int:
+    """Return the bytes that the encoder's forward pass keeps for its backward pass, parameters left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*step.model.parameters(), *step.model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        if part != "encoder forward":
+            return function()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return function()
+
+    step.run(around)
+    return sum(kept.values())
+
+
+def peak_bytes(step: TrainingStep) -> int:
+    """Return the most memory that a step has in use on a GPU, and 0 on a CPU."""
+    if step.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    step.run(lambda part, function: function())
+    return torch.cuda.max_memory_allocated()
+
+
+def matmul_rate(device: torch.device, precision: str, side: int = 0) -> float:
+    """Measure floating-point operations per second of a square matrix product."""
+    side = side or (8192 if device.type == "cuda" else 2048)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _best(lambda: a @ b, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Measure bytes per second read and written by copying a large tensor."""
+    source = torch.randn(64 * 2**20, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+
+
+def _best(function: Callable[[], Any], device: torch.device, times: int = 7) -> float:
+    function()
+    seconds = []
+    for _ in range(times):
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def benchmark(workload: Workload, precision: str, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measure a workload and return everything that a report needs."""
+    device = choose_device(workload.device)
+    rates = {"matmul_flops": matmul_rate(device, precision), "copy_bytes": copy_rate(device)}
+    results = measure(workload, variants(precision), rounds, report)
+    return {
+        "workload": asdict(workload) | {"precision": precision, "rounds": rounds},
+        "environment": environment(),
+        "rates": rates,
+        "variants": [asdict(result) for result in results],
+    }
