@@ -178,7 +178,13 @@ def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
 
 
 def _randomised(network: TimmPyramid, seed: int) -> TimmPyramid:
-    """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes."""
+    """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes.
+
+    Nothing is drawn in its forward pass any more, by default some models drop paths: two passes are to be compared.
+    """
+    for layer in network.modules():
+        for probability in {"drop_prob", "p"} & vars(layer).keys():
+            setattr(layer, probability, 0.0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):

@@ -10,14 +10,17 @@ that reduce over an image, and layers that draw per image. The numbers are the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spark.sparse.convolution import convolve, tiles
-from spark.sparse.rule import Dense
+from spark.sparse.rule import Dense, Rule
 from spark.sparse.state import VisiblePatches
-from spark.sparse.window import sizes_of, windows_of
+from spark.sparse.window import Windows, after_padding, blur_windows, counts_padding, sizes_of, windows_of
 
 
 def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
@@ -26,10 +29,67 @@ def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw:
     return convolve(x_NChw, layer.weight, layer.bias, windows_of(layer), layer.groups, visible)
 
 
+def convolution_by(weight_of: Callable[[nn.Module], Tensor]) -> Rule:
+    """For convolutions whose weight is computed from their parameters in every forward pass."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+        return convolve(x_NChw, weight_of(layer), layer.bias, windows_of(layer), layer.groups, visible)
+
+    return rule
+
+
+def standardised_weight(layer: Any) -> Tensor:
+    """Return the weight that timm's StdConv2d convolves with: mean 0 and variance 1 for each output channel."""
+    flat = layer.weight.reshape(1, layer.out_channels, -1)
+    return functional.batch_norm(flat, None, None, training=True, momentum=0.0, eps=layer.eps).view_as(layer.weight)
+
+
+def scaled_standardised_weight(layer: Any) -> Tensor:
+    """Return the weight that timm's ScaledStdConv2d convolves with: the same, times a learned gain."""
+    gain = (layer.gain * layer.scale).view(-1)
+    flat = layer.weight.reshape(1, layer.out_channels, -1)
+    normal = functional.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0, eps=layer.eps)
+    return normal.view_as(layer.weight)
+
+
+def blur_pool(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """A depthwise convolution by a fixed filter."""
+    channels = x_NChw.shape[1]
+    weight = layer.filt.expand(channels, -1, -1, -1)
+    return convolve(x_NChw, weight, None, blur_windows(layer), channels, visible)
+
+
+def padding(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    """Left to the windows of the layer that follows."""
+    return x_NChw
+
+
+def convolution_after(pad: tuple[int, int, int, int]) -> Rule:
+    """For convolutions of a map that was padded by a layer of its own: left, right, top, bottom."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+        windows = after_padding(windows_of(layer), *pad)
+        return convolve(x_NChw, layer.weight, layer.bias, windows, layer.groups, visible)
+
+    return rule
+
+
+def max_pool_after(pad: tuple[int, int, int, int]) -> Rule:
+    """Likewise. The zeros are values like others: they win against negative ones, and so do those of the holes."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+        return _max_pool(x_NChw, after_padding(windows_of(layer), *pad), visible, fill=0.0)
+
+    return rule
+
+
 def max_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
     """As for convolutions, but what is not visible must not win against negative values."""
-    windows = windows_of(layer)
-    tile = tiles(x_NChw, windows, visible, fill=-torch.inf)
+    return _max_pool(x_NChw, windows_of(layer), visible, fill=-torch.inf)
+
+
+def _max_pool(x_NChw: Tensor, windows: Windows, visible: VisiblePatches, fill: float) -> Tensor:
+    tile = tiles(x_NChw, windows, visible, fill)
     return functional.max_pool2d(tile, *sizes_of(windows), dilation=[window.dilation for window in windows])
 
 
@@ -39,7 +99,7 @@ def average_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw
     if all(window.stays_inside for window in windows):
         return dense(x_NChw)
     mean = functional.avg_pool2d(tiles(x_NChw, windows, visible), *sizes_of(windows))
-    if layer.count_include_pad:
+    if counts_padding(layer):
         return mean
     ones = x_NChw.new_ones(len(x_NChw), 1, *x_NChw.shape[2:])
     return mean / functional.avg_pool2d(tiles(ones, windows, visible), *sizes_of(windows))
@@ -50,7 +110,7 @@ def over_image(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: 
     x_NhwC = x_NChw.permute(0, 2, 3, 1)
     as_image = x_NhwC.reshape(-1, visible.per_image * x_NhwC[0, ..., 0].numel(), 1, x_NhwC.shape[-1])
     y = dense(as_image.permute(0, 3, 1, 2))
-    return y.permute(0, 2, 3, 1).reshape(x_NhwC.shape).permute(0, 3, 1, 2)
+    return y.permute(0, 2, 3, 1).reshape(*x_NhwC.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def over_image_channels_last(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NhwC: Tensor) -> Tensor:

@@ -65,22 +65,25 @@ def sparsify(
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         shape = "x".join(map(str, example.shape))
         raise UserError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
-    kinds = _kinds(used, extra_layers)
+    concerned = {**used, **_holders(network, used)}
+    kinds = _kinds(concerned, extra_layers)
     visible = VisiblePatches()
-    visible.engine, visible.stood_back = _choose_engine(engine, used, kinds)
+    visible.engine, visible.stood_back = _choose_engine(engine, concerned, kinds)
     for path, kind in kinds.items():
-        _convert(used[path], kind, visible)
+        _convert(concerned[path], kind, visible)
     _freeze_unused(network, set(used.values()))
     return visible
 
 
-def join(layer: nn.Module, visible: VisiblePatches) -> None:
+def join(
+    layer: nn.Module, visible: VisiblePatches, extra_layers: Mapping[type[nn.Module], Kind] | None = None
+) -> None:
     """Convert one more layer in place, to follow `visible` with its engine.
 
     Raises:
         UserError: the layer is not supported.
     """
-    _convert(layer, _kinds({type(layer).__name__: layer}, None)[type(layer).__name__], visible)
+    _convert(layer, _kinds({type(layer).__name__: layer}, extra_layers)[type(layer).__name__], visible)
 
 
 def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
@@ -106,6 +109,16 @@ def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     return used
 
 
+def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return, by path, the modules around used ones that were not called themselves, but by another method.
+
+    What that does between the layers must be known too; a timm model's `forward_intermediates`, say.
+    """
+    paths = {path.rpartition(".")[0] for path in used}
+    paths |= {path[:end] for path in paths for end, letter in enumerate(path) if letter == "."}
+    return {path: network.get_submodule(path) for path in paths if path and path not in used}
+
+
 def _kinds(used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], Kind] | None) -> dict[str, Kind]:
     """Return the kind of each layer that sees a feature map.
 
@@ -113,22 +126,24 @@ def _kinds(used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], Kind] 
         UserError: names those that are not known, or have no sparse meaning.
     """
     kinds: dict[str, Kind] = {}
-    refused = []
+    refused, unknown = [], []
+    inner: dict[str, Kind] = {}  # kinds that follow from a layer around them
     opaque: tuple[str, ...] = ()  # layers that keep what is inside of them to themselves
     for path in sorted(used, key=lambda path: path.split(".")):  # a layer before what is inside of it
         if path.startswith(opaque):
             continue
         layer = used[path]
-        kind = kind_of(layer, extra)
+        kind = inner.get(path) or kind_of(layer, extra)
         if kind is None:
-            refused.append(f"{path}: {type(layer).__name__}")
+            unknown.append(f"{path}: {type(layer).__name__}")
             continue
         if reason := kind.refuses(layer):
             refused.append(f"{path}: {type(layer).__name__} {reason}")
         if not kind.inner_maps:
             opaque += (f"{path}.",)
+        inner.update({f"{path}.{name}": inner_kind for name, inner_kind in kind.inner(layer).items()})
         kinds[path] = kind
-    if refused:
+    if refused := refused + unknown:
         raise UserError(
             f"these layers are not supported: {_some(refused)}. Choose another model, or pass a rule for the layer"
         )

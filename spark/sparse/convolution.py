@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spark.sparse.patches import put_patches, take_patches
+from spark.sparse.patches import copy_patches, put_patches, take_patches
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Windows
 
@@ -93,7 +93,8 @@ def _by_taps(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, v
     if all(window.kernel == window.stride == 1 for window in windows):
         return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     index, back = _tables(_tap_table, x, windows, visible)
-    return _TapConvolution.apply(x, weight, bias, index, back, windows)
+    y = _TapConvolution.apply(x, weight, bias, index, back, windows)
+    return y.unflatten(0, (-1, x.shape[2] // windows[0].stride, x.shape[3] // windows[1].stride)).permute(0, 3, 1, 2)
 
 
 def _on_map(
@@ -101,7 +102,8 @@ def _on_map(
 ) -> Tensor:
     rows, columns = visible.mask.shape[-2:]
     shape = len(visible.mask), rows, columns
-    return _MapConvolution.apply(x, weight, bias, visible.patch_ids, shape, windows, groups)
+    y_NhwO = _MapConvolution.apply(x, weight, bias, visible.patch_ids, shape, windows, groups)
+    return y_NhwO.permute(0, 3, 1, 2)
 
 
 def _tables(
@@ -178,23 +180,23 @@ class _TileConvolution(torch.autograd.Function):
 
 
 class _TapConvolution(torch.autograd.Function):
-    """Rows of [kernel * kernel * C] inputs times the weights as a matrix [kernel * kernel * C, O]."""
+    """Rows of [kernel * kernel * C] inputs times the weights as a matrix [kernel * kernel * C, O].
+
+    The result is a matrix too: autograd refuses in-place operations on what a function of ours returns as a view.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, index: Index, back: Index | None, windows: Windows
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index, back)
-        y = functional.linear(_rows(x, index), weight.permute(0, 2, 3, 1).flatten(1), bias)
-        outputs = [-1, x.shape[2] // windows[0].stride, x.shape[3] // windows[1].stride]
-        return y.unflatten(0, outputs).permute(0, 3, 1, 2)
+        return functional.linear(_rows(x, index), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, index, back = ctx.saved_tensors
-        (grad,), (wants_x, wants_weight, wants_bias, *_) = grads, ctx.needs_input_grad
+        (grad_rows,), (wants_x, wants_weight, wants_bias, *_) = grads, ctx.needs_input_grad
         kernel = weight.shape[2:]
-        grad_rows = grad.permute(0, 2, 3, 1).flatten(0, 2)
         grad_x = grad_weight = None
         if wants_weight:
             product = grad_rows.t() @ _rows(x, index)
@@ -204,12 +206,15 @@ class _TapConvolution(torch.autograd.Function):
             grad_x = _add_back(split, index, x.shape)
         elif wants_x:
             flipped = _flipped(weight, 1).permute(0, 2, 3, 1).flatten(1)
+            grad = grad_rows.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
             grad_x = functional.linear(_rows(grad, back), flipped)
             grad_x = grad_x.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
-        return grad_x, grad_weight, _bias_gradient(grad, wants_bias), None, None, None
+        return grad_x, grad_weight, grad_rows.sum(0) if wants_bias else None, None, None, None
 
 
 class _MapConvolution(torch.autograd.Function):
+    """The result has its channels last in shape too, so that it is no view."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, shape: tuple[int, int, int],
@@ -220,13 +225,14 @@ class _MapConvolution(torch.autograd.Function):
         dense, padding = _padded(put_patches(x, ids, *shape), windows)
         strides, dilations = [w.stride for w in windows], [w.dilation for w in windows]
         y = functional.conv2d(dense, weight, bias, strides, padding, dilations, groups)
-        return take_patches(y, ids, *shape[1:])
+        return copy_patches(y, ids, *shape[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, ids = ctx.saved_tensors
         (grad,), (wants_x, wants_weight, wants_bias, *_) = grads, ctx.needs_input_grad
         dense, padding = _padded(put_patches(x, ids, *ctx.shape), ctx.windows)
+        grad = grad.permute(0, 3, 1, 2)
         grad_map, wanted = put_patches(grad, ids, *ctx.shape), [wants_x, wants_weight]
         grad_dense, grad_weight = _gradients(grad_map, dense, weight, ctx.windows, ctx.groups, padding, wanted)
         grad_x = None

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import timm.layers
-import timm.layers.activations
+from timm.layers import activations, activations_me, cbam, norm
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.pool2d_same import MaxPool2dSame
+from timm.layers.squeeze_excite import SqueezeExciteCl
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 from timm.models import _efficientnet_blocks as efficientnet_blocks
-from timm.models import convnext, efficientnet, resnet
+from timm.models import fastvit, focalnet, hgnet, metaformer, nfnet, senet
 from torch import nn
 
-from spark.sparse import compact, masked
+from spark.sparse import blocks, compact, masked
+from spark.sparse.compositions import is_composition, reason_against
 from spark.sparse.rule import Kind, unchanged
-from spark.sparse.window import misfit
+from spark.sparse.window import average_misfit, blur_misfit, misfit
 
 COMPOSITION = Kind(unchanged, unchanged)
 """Calls layers of this table and sums, scales or concatenates what they return: zero stays zero."""
 
+SEQUENCE = Kind(unchanged, unchanged, inner=blocks.padded_layers)
+"""The same; what pads a map and what follows on it is seen together."""
+
 ZERO_TO_ZERO = Kind(unchanged, unchanged)
-"""Maps every position by itself, and zero to zero: activations, dropout."""
+"""Maps every position, or every patch, by itself, and zero to zero: activations, dropout, layer scale."""
 
 POINTWISE = Kind(masked.zero_masked, unchanged)
 """Maps every position by itself, but not zero to zero."""
@@ -33,8 +40,13 @@ POINTWISE_CHANNELS_LAST = Kind(masked.zero_masked_channels_last, unchanged, chan
 """The same for layers that see [B, H, W, C]."""
 
 CONVOLUTION = Kind(masked.zero_masked, compact.convolution, refuses=misfit)
+STD_CONVOLUTION = Kind(masked.zero_masked, compact.convolution_by(compact.standardised_weight), refuses=misfit)
+SCALED_STD_CONVOLUTION = Kind(
+    masked.zero_masked, compact.convolution_by(compact.scaled_standardised_weight), refuses=misfit
+)
 MAX_POOL = Kind(masked.max_over_visible, compact.max_pool, refuses=misfit)
-AVERAGE_POOL = Kind(masked.mean_over_window, compact.average_pool, refuses=misfit)
+AVERAGE_POOL = Kind(masked.mean_over_window, compact.average_pool, refuses=average_misfit)
+BLUR_POOL = Kind(masked.zero_masked, compact.blur_pool, refuses=blur_misfit)
 
 BATCH_NORM = Kind(masked.statistics_over_visible, unchanged, inner_maps=False)
 """Statistics over all visible positions of the batch; a compact map has no others."""
@@ -49,6 +61,25 @@ OVER_IMAGE_CHANNELS_LAST = Kind(
 PER_IMAGE = Kind(unchanged, compact.per_image)
 """Draws once per image."""
 
+SPLIT_ATTENTION = Kind(
+    blocks.split_attention(masked.over_visible_of_image),
+    blocks.split_attention(compact.over_image),
+    inner=lambda layer: blocks.vectors("fc1", "bn1", "act1", "fc2", "rsoftmax"),
+)
+SELECTIVE_KERNEL = Kind(
+    blocks.selective_kernel(masked.over_visible_of_image),
+    blocks.selective_kernel(compact.over_image),
+    inner=lambda layer: blocks.vectors("attn"),
+)
+FOCAL_MODULATION = Kind(
+    blocks.focal_modulation(masked.over_visible_of_image), blocks.focal_modulation(compact.over_image)
+)
+HGNET_STEM = Kind(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers)
+
+
+def refused(reason: str) -> Kind:
+    """Return the kind of layers that have no sparse meaning, or none yet."""
+    return Kind(unchanged, None, inner_maps=False, refuses=lambda layer: reason)
 
 
 def response_norm(layer: nn.Module) -> Kind:
@@ -56,60 +87,138 @@ def response_norm(layer: nn.Module) -> Kind:
     return OVER_IMAGE if layer.channel_dim == 1 else OVER_IMAGE_CHANNELS_LAST
 
 
-LAYERS: Mapping[type[nn.Module], Kind | Callable[[nn.Module], Kind]] = MappingProxyType(
-    {
-        nn.Conv2d: CONVOLUTION,
-        timm.layers.Conv2dSame: CONVOLUTION,
-        nn.MaxPool2d: MAX_POOL,
-        MaxPool2dSame: MAX_POOL,
-        nn.AvgPool2d: AVERAGE_POOL,
-        timm.layers.AvgPool2dSame: AVERAGE_POOL,
-        nn.BatchNorm2d: BATCH_NORM,
-        nn.SyncBatchNorm: BATCH_NORM,
-        timm.layers.BatchNormAct2d: BATCH_NORM,
-        timm.layers.SyncBatchNormAct: BATCH_NORM,
-        timm.layers.FrozenBatchNormAct2d: POINTWISE,
-        timm.layers.LayerNorm2d: POINTWISE,
-        timm.layers.LayerNormAct2d: POINTWISE,
-        timm.layers.LayerNorm: POINTWISE_CHANNELS_LAST,
-        nn.Linear: POINTWISE_CHANNELS_LAST,
-        nn.GroupNorm: OVER_IMAGE,
-        timm.layers.GroupNorm: OVER_IMAGE,
-        timm.layers.GroupNorm1: OVER_IMAGE,
-        timm.layers.GroupNormAct: OVER_IMAGE,
-        timm.layers.SEModule: OVER_IMAGE,
-        timm.layers.EffectiveSEModule: OVER_IMAGE,
-        efficientnet_blocks.SqueezeExcite: OVER_IMAGE,
-        GlobalResponseNorm: response_norm,
-        timm.layers.DropPath: PER_IMAGE,
-        nn.Identity: ZERO_TO_ZERO,
-        nn.ReLU: ZERO_TO_ZERO,
-        nn.ReLU6: ZERO_TO_ZERO,
-        nn.GELU: ZERO_TO_ZERO,
-        nn.SiLU: ZERO_TO_ZERO,
-        nn.Hardswish: ZERO_TO_ZERO,
-        timm.layers.activations.GELU: ZERO_TO_ZERO,
-        timm.layers.activations.Swish: ZERO_TO_ZERO,
-        nn.Dropout: ZERO_TO_ZERO,
-        nn.Sequential: COMPOSITION,
-        timm.layers.Mlp: COMPOSITION,
-        timm.layers.GlobalResponseNormMlp: COMPOSITION,
-        resnet.ResNet: COMPOSITION,
-        resnet.BasicBlock: COMPOSITION,
-        resnet.Bottleneck: COMPOSITION,
-        convnext.ConvNeXt: COMPOSITION,
-        convnext.ConvNeXtStage: COMPOSITION,
-        convnext.ConvNeXtBlock: COMPOSITION,
-        efficientnet.EfficientNet: COMPOSITION,
-        efficientnet_blocks.ConvBnAct: COMPOSITION,
-        efficientnet_blocks.DepthwiseSeparableConv: COMPOSITION,
-        efficientnet_blocks.InvertedResidual: COMPOSITION,
-        efficientnet_blocks.EdgeResidual: COMPOSITION,
-    }
+def layer_norm(layer: Any) -> Kind:
+    """PyTorch's norm over the last dimensions: the channels, if it is one."""
+    single = len(layer.normalized_shape) == 1
+    return POINTWISE_CHANNELS_LAST if single else refused("normalises over a map of fixed size")
+
+
+def nearest_upsampling(layer: Any) -> Kind:
+    """Each position becomes a square of them, within its patch."""
+    scales = layer.scale_factor if isinstance(layer.scale_factor, tuple) else (layer.scale_factor or 0.5,)
+    whole = all(float(scale).is_integer() for scale in scales)
+    return ZERO_TO_ZERO if layer.mode == "nearest" and whole else refused("interpolates between positions")
+
+
+def gather_excite(layer: nn.Module) -> Kind:
+    """A gate like squeeze and excite, if it gathers from the whole image by averaging."""
+    averages = layer.extent == 0 and not hasattr(layer, "gather")
+    return OVER_IMAGE if averages else refused("gathers from windows that do not map patches to patches")
+
+
+def inactive(attribute: str) -> Callable[[nn.Module], Kind]:
+    """Return the kind of layers that drop whole regions: only with a probability of 0."""
+    return lambda layer: ZERO_TO_ZERO if getattr(layer, attribute) == 0 else refused("drops whole regions of a map")
+
+
+Sort = Kind | Callable[[nn.Module], Kind]
+
+_SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
+    # Windows
+    (CONVOLUTION, (nn.Conv2d, timm.layers.Conv2dSame)),
+    (STD_CONVOLUTION, (timm.layers.StdConv2d, StdConv2dSame)),
+    (SCALED_STD_CONVOLUTION, (timm.layers.ScaledStdConv2d, ScaledStdConv2dSame)),
+    (MAX_POOL, (nn.MaxPool2d, MaxPool2dSame)),
+    (AVERAGE_POOL, (nn.AvgPool2d, timm.layers.AvgPool2dSame)),
+    (BLUR_POOL, (timm.layers.BlurPool2d,)),
+    # Norms
+    (BATCH_NORM, (nn.BatchNorm2d, nn.SyncBatchNorm, timm.layers.BatchNormAct2d, timm.layers.SyncBatchNormAct)),
+    (
+        POINTWISE,
+        (
+            *(timm.layers.FrozenBatchNormAct2d, timm.layers.LayerNorm2d, timm.layers.LayerNorm2dFp32),
+            *(timm.layers.LayerNormAct2d, timm.layers.LayerNormAct2dFp32, norm.LayerNormExp2d),
+            *(timm.layers.RmsNorm2d, timm.layers.RmsNorm2dFp32, timm.layers.RmsNormAct2d),
+            *(timm.layers.RmsNormAct2dFp32, timm.layers.SimpleNorm2d, timm.layers.SimpleNorm2dFp32),
+            metaformer.LayerNorm2dNoBias,
+        ),
+    ),
+    (
+        POINTWISE_CHANNELS_LAST,
+        (
+            *(timm.layers.LayerNorm, timm.layers.LayerNormFp32, timm.layers.LayerNormAct),
+            *(timm.layers.RmsNorm, timm.layers.SimpleNorm, nn.Linear),
+        ),
+    ),
+    (layer_norm, (nn.LayerNorm,)),
+    (
+        OVER_IMAGE,
+        (
+            *(nn.GroupNorm, nn.InstanceNorm2d, timm.layers.GroupNorm, timm.layers.GroupNorm1),
+            *(timm.layers.GroupNormAct, timm.layers.GroupNorm1Act, metaformer.GroupNorm1NoBias),
+            *(timm.layers.EvoNorm2dB0, timm.layers.EvoNorm2dB1, timm.layers.EvoNorm2dB2),
+            *(timm.layers.EvoNorm2dS0, timm.layers.EvoNorm2dS0a, timm.layers.EvoNorm2dS1),
+            *(timm.layers.EvoNorm2dS1a, timm.layers.EvoNorm2dS2, timm.layers.EvoNorm2dS2a),
+            *(timm.layers.FilterResponseNormTlu2d, timm.layers.FilterResponseNormAct2d),
+        ),
+    ),
+    (response_norm, (GlobalResponseNorm,)),
+    # Gates
+    (
+        OVER_IMAGE,
+        (
+            *(timm.layers.SEModule, timm.layers.EffectiveSEModule, efficientnet_blocks.SqueezeExcite),
+            *(senet.SEModule, hgnet.EseModule, timm.layers.EcaModule, timm.layers.CecaModule),
+            *(timm.layers.GlobalContext, cbam.ChannelAttn, cbam.LightChannelAttn),
+        ),
+    ),
+    (OVER_IMAGE_CHANNELS_LAST, (SqueezeExciteCl,)),
+    (gather_excite, (timm.layers.GatherExcite,)),
+    # Position by position
+    (
+        ZERO_TO_ZERO,
+        (
+            *(nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU),
+            *(nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, activations.Swish, activations.Mish, activations.Tanh),
+            *(activations.HardSwish, activations.HardMish, activations.PReLU, activations.GELU),
+            *(activations.GELUTanh, activations.QuickGELU, activations_me.SwishMe, activations_me.MishMe),
+            *(activations_me.HardSwishMe, activations_me.HardMishMe),
+            *(timm.layers.LayerScale, timm.layers.LayerScale2d, fastvit.LayerScale2d, metaformer.Scale),
+            *(timm.layers.SpaceToDepth, timm.layers.DepthToSpace, nn.PixelShuffle, nn.PixelUnshuffle),
+        ),
+    ),
+    (
+        POINTWISE,
+        (
+            *(nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid, nn.Hardtanh, activations.Sigmoid),
+            *(activations.HardSigmoid, activations_me.HardSigmoidMe, nfnet.GammaAct, metaformer.StarReLU),
+            hgnet.LearnableAffineBlock,
+        ),
+    ),
+    (nearest_upsampling, (nn.Upsample,)),
+    # Draws
+    (PER_IMAGE, (timm.layers.DropPath,)),
+    (inactive("drop_prob"), (timm.layers.DropBlock2d,)),
+    (inactive("p"), (nn.Dropout2d,)),
+    # Blocks
+    (SEQUENCE, (nn.Sequential,)),
+    (
+        COMPOSITION,
+        (
+            *(nn.ModuleList, nn.ModuleDict, timm.layers.ConvNormAct, timm.layers.SeparableConvNormAct),
+            *(timm.layers.SeparableConv2d, timm.layers.MixedConv2d, timm.layers.Mlp, timm.layers.GluMlp),
+            *(timm.layers.SwiGLU, timm.layers.ConvMlp, timm.layers.GlobalResponseNormMlp),
+            *(cbam.CbamModule, cbam.LightCbamModule, cbam.SpatialAttn, cbam.LightSpatialAttn),
+        ),
+    ),
+    (SPLIT_ATTENTION, (timm.layers.SplitAttn,)),
+    (SELECTIVE_KERNEL, (timm.layers.SelectiveKernel,)),
+    (FOCAL_MODULATION, (focalnet.FocalModulation,)),
+    (HGNET_STEM, (hgnet.StemV2,)),
+    # What has no place in a sparse network
+    (refused("pads a map otherwise than right before a convolution or max pooling"), (nn.ZeroPad2d, nn.ConstantPad2d)),
+    (refused("pools an image to a fixed size"), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)),
+    (refused("spreads a position over its neighbours"), (nn.ConvTranspose2d,)),
 )
+
+LAYERS: Mapping[type[nn.Module], Sort] = MappingProxyType({layer: sort for sort, layers in _SORTS for layer in layers})
 
 
 def kind_of(layer: nn.Module, extra: Mapping[type[nn.Module], Kind] | None = None) -> Kind | None:
     """Return the kind of a layer, by its exact type, or None if it is not known."""
     found = (extra or {}).get(type(layer)) or LAYERS.get(type(layer))
-    return found if isinstance(found, Kind | None) else found(layer)
+    if found is not None:
+        return found if isinstance(found, Kind) else found(layer)
+    if reason := reason_against(type(layer)):
+        return refused(reason)
+    return COMPOSITION if is_composition(type(layer)) else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spark.sparse.rule import Dense
 from spark.sparse.state import VisiblePatches
-from spark.sparse.window import windows_of
+from spark.sparse.window import counts_padding, windows_of
 
 
 def zero_masked(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_BCHW: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def mean_over_window(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_
     """For average pooling: a hole counts like the zeros around a picture, if the layer counts those."""
     y_BCHW = dense(x_BCHW)
     shown_BCHW = visible.at(*y_BCHW.shape[-2:])
-    if not layer.count_include_pad and not all(window.stays_inside for window in windows_of(layer)):
+    if not counts_padding(layer) and not all(window.stays_inside for window in windows_of(layer)):
         share_BCHW = dense(visible.at(*x_BCHW.shape[-2:]).to(x_BCHW.dtype))
         y_BCHW = y_BCHW / share_BCHW.masked_fill(~shown_BCHW, 1)
     return y_BCHW * shown_BCHW
@@ -74,6 +74,6 @@ def over_visible_of_image_channels_last(
     """The same for layers that see channels last, such as the response norm of ConvNeXt V2."""
     mask_BHW = visible.at(*x_BHWC.shape[1:3]).squeeze(1)
     y_BV1C = dense(x_BHWC[mask_BHW].unflatten(0, (len(x_BHWC), -1, 1)))
-    y_BHWC = y_BV1C.new_zeros(x_BHWC.shape)
+    y_BHWC = y_BV1C.new_zeros(*x_BHWC.shape[:3], y_BV1C.shape[3])
     y_BHWC[mask_BHW] = y_BV1C.flatten(0, 2)
     return y_BHWC

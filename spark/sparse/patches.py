@@ -66,8 +66,13 @@ class _Put(torch.autograd.Function):
         return _take(grads[0], *ctx.saved_tensors, *ctx.shape), None, None, None, None
 
 
+def copy_patches(x_BCHW: Tensor, ids_N: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the named patches, channels last in shape: [N, h, w, C], not a view of anything."""
+    return _grid(x_BCHW, rows, columns)[_locate(ids_N, rows, columns)]
+
+
 def _take(x_BCHW: Tensor, ids_N: Tensor, rows: int, columns: int) -> Tensor:
-    return _grid(x_BCHW, rows, columns)[_locate(ids_N, rows, columns)].permute(0, 3, 1, 2)
+    return copy_patches(x_BCHW, ids_N, rows, columns).permute(0, 3, 1, 2)
 
 
 def _put(x_NChw: Tensor, ids_N: Tensor, images: int, rows: int, columns: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Kind:
         compact: the same on compact maps; None if the compact engine has to stand back for such a layer.
         channels_last: whether maps are [B, H, W, C].
         inner_maps: whether layers inside of it see feature maps too, and have rules of their own.
+        inner: the kinds, by path, of layers inside of it that are not those of the table there.
         refuses: says what is wrong with a layer of this kind that has no sparse meaning.
     """
 
@@ -30,6 +31,7 @@ class Kind:
     compact: Rule | None
     channels_last: bool = False
     inner_maps: bool = True
+    inner: Callable[[nn.Module], Mapping[str, Kind]] = lambda layer: {}
     refuses: Callable[[nn.Module], str | None] = lambda layer: None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm.layers
 from timm.layers.pool2d_same import MaxPool2dSame
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 from torch import nn
 
 
@@ -61,12 +62,14 @@ Windows = tuple[Window, Window]
 """Down and across."""
 
 
-PADS_TO_SAME = (timm.layers.Conv2dSame, MaxPool2dSame, timm.layers.AvgPool2dSame)
+PADS_TO_SAME = (
+    timm.layers.Conv2dSame, MaxPool2dSame, timm.layers.AvgPool2dSame, StdConv2dSame, ScaledStdConv2dSame
+)
 
 
 def windows_of(layer: nn.Module) -> Windows:
     """Return the windows of a convolution or pooling layer."""
-    same = isinstance(layer, PADS_TO_SAME) or layer.padding == "same"
+    same = layer.padding == "same" or (isinstance(layer, PADS_TO_SAME) and getattr(layer, "same_pad", True))
     sizes = [_pair(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "dilation")]
     windows = []
     for axis in (0, 1):
@@ -79,22 +82,63 @@ def windows_of(layer: nn.Module) -> Windows:
     return windows[0], windows[1]
 
 
+def blur_windows(layer: Any) -> Windows:
+    """Return the windows of a blur pooling layer, which names its sizes differently."""
+    window = Window(layer.filt_size, layer.stride, 1, layer.padding[0], 2 * layer.padding[0])
+    return window, window
+
+
+def after_padding(windows: Windows, left: int, right: int, top: int, bottom: int) -> Windows:
+    """Return the windows of a layer without padding of its own, as seen from before the zeros put around its input."""
+    down, across = windows
+    return (
+        down._replace(before=down.before + top, padding=down.padding + top + bottom),
+        across._replace(before=across.before + left, padding=across.padding + left + right),
+    )
+
+
 def sizes_of(windows: Windows) -> tuple[list[int], list[int]]:
     """Return the kernel's and the stride's sizes, down and across."""
     return [window.kernel for window in windows], [window.stride for window in windows]
+
+
+def counts_padding(layer: Any) -> bool:
+    """Whether an average pooling layer divides by the whole window at the border of a picture."""
+    return layer.count_include_pad or isinstance(layer, timm.layers.AvgPool2dSame)  # its zeros are part of its input
 
 
 def misfit(layer: nn.Module) -> str | None:
     """Say why a layer's windows have no sparse meaning, if so."""
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"pads with {layer.padding_mode} values instead of zeros"
-    for window in windows_of(layer):
-        if not window.keeps_patches(getattr(layer, "ceil_mode", False)):
+    return windows_misfit(windows_of(layer), getattr(layer, "ceil_mode", False))
+
+
+def windows_misfit(windows: Windows, ceil_mode: bool = False) -> str | None:
+    """Say why windows do not map patches to patches, if so."""
+    for window in windows:
+        if not window.keeps_patches(ceil_mode):
             return (
-                f"a kernel of {window.kernel} with stride {window.stride} and padding {window.padding // 2} "
+                f"with a kernel of {window.kernel}, stride {window.stride} and padding {window.padding // 2} "
                 "does not map patches to patches"
             )
     return None
+
+
+def average_misfit(layer: Any) -> str | None:
+    """The same for average pooling, whose divisors must be known."""
+    if layer.divisor_override is not None:
+        return "divides by a number of its own"
+    if counts_padding(layer) and layer.ceil_mode and windows_misfit(windows_of(layer)):
+        return "divides windows that reach over the border by less than their size"
+    return misfit(layer)
+
+
+def blur_misfit(layer: Any) -> str | None:
+    """The same for blur pooling."""
+    if layer.pad_mode != "constant":
+        return f"pads with {layer.pad_mode}ed values instead of zeros"
+    return windows_misfit(blur_windows(layer))
 
 
 def _pair(value: object) -> tuple[int, int]:

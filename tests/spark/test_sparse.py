@@ -134,8 +134,8 @@ def test_a_subclass_of_a_known_layer_is_refused_by_path() -> None:
     ("model", "path", "layer"),
     [
         ("resnetblur18", r"layer2\.0\.aa", "BlurPool2d"),
-        ("ecaresnet26t", r"layer1\.0\.se", "EcaModule"),
-        ("skresnet18", r"layer1\.0\.conv1", "SelectiveKernel"),
+        ("ghostnetv2_100", r"blocks\.2\.0\.ghost1", "GhostModuleV2"),
+        ("edgenext_xx_small", r"stages\.1\.blocks\.1\.xca", "CrossCovarianceAttn"),
     ],
 )
 def test_networks_with_unknown_layers_are_refused_by_path(model: str, path: str, layer: str) -> None:
