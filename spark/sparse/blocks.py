@@ -1,0 +1,125 @@
+"""Blocks of timm that do more than call layers: they also pad a map, or reduce it over the image, by themselves.
+
+Their rules repeat timm's forward pass with that one step replaced. Layers inside of them that see maps keep rules
+of their own; those that see one vector per image are dense (`VECTOR`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spark.sparse import compact, masked
+from spark.sparse.rule import Dense, Kind, Rule, unchanged
+from spark.sparse.state import VisiblePatches
+from spark.sparse.window import after_padding, windows_misfit, windows_of
+
+VECTOR = Kind(unchanged, unchanged, inner_maps=False)
+"""Sees one vector of each image and no map: part of a gate."""
+
+Pad = tuple[int, int, int, int]
+"""Zeros at the left, right, top and bottom of a map, as torch orders them."""
+
+
+def split_attention(over_image: Rule) -> Rule:
+    """For ResNeSt: a convolution to `radix` branches, summed with weights that follow from the image."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+        def attend(x_BCHW: Tensor) -> Tensor:
+            branches = x_BCHW.unflatten(1, (layer.radix, -1))
+            mean = branches.sum(1).mean((2, 3), keepdim=True)
+            logits = layer.fc2(layer.act1(layer.bn1(layer.fc1(mean))))
+            weights = layer.rsoftmax(logits).view(len(x_BCHW), layer.radix, -1, 1, 1)
+            return (branches * weights).sum(1)
+
+        return over_image(layer, attend, visible, layer.act0(layer.drop(layer.bn0(layer.conv(x)))))
+
+    return rule
+
+
+def selective_kernel(over_image: Rule) -> Rule:
+    """For SKNet: convolutions of several sizes, summed with weights that follow from the image."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+        def attend(x_BCHW: Tensor) -> Tensor:
+            paths = x_BCHW.unflatten(1, (layer.num_paths, -1))
+            return (paths * layer.attn(paths)).sum(1)
+
+        inputs = x.chunk(layer.num_paths, 1) if layer.split_input else [x] * layer.num_paths
+        paths = [path(part) for path, part in zip(layer.paths, inputs, strict=True)]
+        return over_image(layer, attend, visible, torch.cat(paths, 1))
+
+    return rule
+
+
+def focal_modulation(over_image: Rule) -> Rule:
+    """For FocalNet: contexts from ever larger windows and at last from the whole image, each with its gate."""
+
+    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+        def of_image(x_BCHW: Tensor) -> Tensor:
+            context, gate = x_BCHW[:, :-1], x_BCHW[:, -1:]
+            return layer.act(context.mean((2, 3), keepdim=True)) * gate
+
+        query, context, gates = layer.f(x).split(layer.input_split, 1)
+        total = torch.zeros_like(context)
+        for level, focal_layer in enumerate(layer.focal_layers):
+            context = focal_layer(context)
+            total = total + context * gates[:, level : level + 1]
+        total = total + over_image(layer, of_image, visible, torch.cat([context, gates[:, -1:]], 1))
+        if layer.normalize_modulator:
+            total = total / (layer.focal_level + 1)
+        return layer.proj_drop(layer.proj(layer.norm(query * layer.h(total))))
+
+    return rule
+
+
+def hgnet_stem(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    """For the stem of HGNetV2 on compact maps: its padding is left to the layers that follow (`hgnet_stem_layers`)."""
+    x = layer.stem1(x)
+    both = torch.cat([layer.pool(x), layer.stem2b(layer.stem2a(x))], 1)
+    return layer.stem4(layer.stem3(both))
+
+
+def hgnet_stem_layers(layer: nn.Module) -> dict[str, Kind]:
+    """Return the kinds of those layers."""
+    pad = (0, 1, 0, 1)
+    return {"stem2a.conv": convolution_after(pad), "stem2b.conv": convolution_after(pad), "pool": max_pool_after(pad)}
+
+
+def convolution_after(pad: Pad) -> Kind:
+    """Return the kind of a convolution that has no padding, but whose input was given one."""
+    return Kind(masked.zero_masked, compact.convolution_after(pad), refuses=lambda layer: _misfit(layer, pad))
+
+
+def max_pool_after(pad: Pad) -> Kind:
+    """The same of a max pooling. The padding's zeros are values like others, and so are those of the holes."""
+    return Kind(masked.zero_masked, compact.max_pool_after(pad), refuses=lambda layer: _misfit(layer, pad))
+
+
+def padded_layers(sequence: nn.Module) -> dict[str, Kind]:
+    """Return the kinds of layers in a sequence that pad with zeros, and of those that follow on them.
+
+    On dense maps they run as they are: what is looked at beyond a patch is zero, be it hole or padding.
+    """
+    follows: dict[type[nn.Module], Callable[[Pad], Kind]] = {nn.Conv2d: convolution_after, nn.MaxPool2d: max_pool_after}
+    kinds: dict[str, Kind] = {}
+    children: Iterable[tuple[str, Any]] = sequence.named_children()
+    for (name, layer), (next_name, next_layer) in pairwise(children):
+        pads_zeros = type(layer) in (nn.ZeroPad2d, nn.ConstantPad2d) and layer.value == 0
+        if pads_zeros and type(next_layer) in follows and next_layer.padding in (0, (0, 0)):
+            kinds[name] = Kind(unchanged, compact.padding)
+            kinds[next_name] = follows[type(next_layer)](layer.padding)
+    return kinds
+
+
+def vectors(*names: str) -> Mapping[str, Kind]:
+    """Say of some layers inside of a block that they see no maps."""
+    return dict.fromkeys(names, VECTOR)
+
+
+def _misfit(layer: Any, pad: Pad) -> str | None:
+    return windows_misfit(after_padding(windows_of(layer), *pad), getattr(layer, "ceil_mode", False))
