@@ -16,8 +16,8 @@ from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import content_hash
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-# What may change between a run and its continuation without changing its numbers.
-FREE_TO_CHANGE = frozenset({"out", "resume", "device", "data.root", "data.workers"})
+# What may change between a run and its continuation without changing its numbers by more than rounding.
+FREE_TO_CHANGE = frozenset({"out", "resume", "device", "engine", "data.root", "data.workers"})
 
 
 def prepare_run_folder(

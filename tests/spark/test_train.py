@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from spark.checkpoint import load_latest
+from spark import train
+from spark.checkpoint import load_latest, save_checkpoint
 from spark.config import load_recipe
 from spark.errors import UserError
 from spark.formats.reader import read
@@ -143,29 +145,48 @@ def test_a_killed_run_ends_with_the_same_weights(workers: int, finished: Path, p
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_every_step_is_a_place_to_go_on_from(finished: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
-    """Stop after each step in turn (in one process): the numbers stay those of the whole run."""
+class StoppedError(Exception):
+    """Instead of being killed."""
 
-    class StoppedError(Exception):
-        pass
 
-    from spark import train
-
-    original = train.save_checkpoint
-
+@contextlib.contextmanager
+def stopping_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def stop_after_saving(folder: Path, state: dict) -> None:
-        original(folder, state)
+        save_checkpoint(folder, state)
         raise StoppedError
 
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", stop_after_saving)
+        yield
+
+
+def test_every_step_is_a_place_to_go_on_from(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop after each step in turn (in one process): the numbers stay those of the whole run."""
     out = tmp_path / "stopped"
     for _ in range(5):
-        monkeypatch.setattr(train, "save_checkpoint", stop_after_saving)
-        with pytest.raises(StoppedError):
+        with stopping_at_a_checkpoint(monkeypatch), pytest.raises(StoppedError):
             run(photos, out, "data.workers=0")
-    monkeypatch.setattr(train, "save_checkpoint", original)
     run(photos, out, "data.workers=0")
     assert (out / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
     assert read_metrics(out) == read_metrics(finished)
+
+
+def test_a_run_goes_on_with_another_engine(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("train.epochs=2", "data.workers=0", "train.picture_epochs=2")
+    wanted = read_metrics(run(photos, tmp_path / "compact", *few, "engine=compact"))
+    out = tmp_path / "both"
+    for _ in range(2):  # steps
+        with stopping_at_a_checkpoint(monkeypatch), pytest.raises(StoppedError):
+            run(photos, out, *few, "engine=masked")
+    found = read_metrics(run(photos, out, *few, "engine=compact"))
+    assert [record["step"] for record in found] == [3, 6]
+    for record, right in zip(found, wanted, strict=True):
+        assert record["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+    info = [read(folder).encoder.info for folder in (out, tmp_path / "compact")]
+    assert info[0].config_hash == info[1].config_hash
 
 
 def test_another_configuration_is_refused_and_the_run_kept(finished: Path, photos: Path) -> None:
