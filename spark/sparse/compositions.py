@@ -51,7 +51,7 @@ COMPOSITIONS: Mapping[str, frozenset[str]] = MappingProxyType(
             "resnet": "BasicBlock Bottleneck ResNet",
             "resnetv2": "PreActBasic PreActBottleneck Bottleneck DownsampleConv DownsampleAvg ResNetStage ResNetV2",
             "rexnet": "LinearBottleneck RexNet",
-            "selecsls": "SelecSlsBlock SelectSeq SelecSls",
+            "selecsls": "SequentialList SelecSlsBlock SelectSeq SelecSls",
             "senet": "SEBottleneck SEResNetBottleneck SEResNeXtBottleneck SEResNetBlock SENet",
             "sknet": "SelectiveKernelBasic SelectiveKernelBottleneck",
             "starnet": "ConvBN Block StarNet",

@@ -100,12 +100,6 @@ def nearest_upsampling(layer: Any) -> Kind:
     return ZERO_TO_ZERO if layer.mode == "nearest" and whole else refused("interpolates between positions")
 
 
-def gather_excite(layer: nn.Module) -> Kind:
-    """A gate like squeeze and excite, if it gathers from the whole image by averaging."""
-    averages = layer.extent == 0 and not hasattr(layer, "gather")
-    return OVER_IMAGE if averages else refused("gathers from windows that do not map patches to patches")
-
-
 def inactive(attribute: str) -> Callable[[nn.Module], Kind]:
     """Return the kind of layers that drop whole regions: only with a probability of 0."""
     return lambda layer: ZERO_TO_ZERO if getattr(layer, attribute) == 0 else refused("drops whole regions of a map")
@@ -163,7 +157,6 @@ _SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
         ),
     ),
     (OVER_IMAGE_CHANNELS_LAST, (SqueezeExciteCl,)),
-    (gather_excite, (timm.layers.GatherExcite,)),
     # Position by position
     (
         ZERO_TO_ZERO,
