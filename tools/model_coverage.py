@@ -40,9 +40,9 @@ from spark.sparse.check import TOLERANCE, check_equivalence
 from spark.sparse.convert import modules_used
 
 MIXERS = re.compile(
-    "Attention|Attn|MHSA|MHA|MHCA|SHMA|LiteMLA|Transformer|Mixer|Lambda|LSTM|SSD|SpatialGating|Rope|Affinity|Fourier"
+    "Attention|Attn|MHSA|MHA|MHCA|SHMA|LiteMLA|Transformer|Lambda|LSTM|SSD|SpatialGating|Rope|Affinity|Fourier"
 )
-GATES = re.compile("RepMixer|SplitAttn|SelectiveKernelAttn|ChannelAttn|SpatialAttn")
+GATES = re.compile("SplitAttn|SelectiveKernelAttn|ChannelAttn|SpatialAttn")
 """Class names that match MIXERS, but are gates or convolutions."""
 
 EMBEDDINGS = frozenset({"pos_embed", "cls_token", "relative_position_bias_table"})

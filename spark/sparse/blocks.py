@@ -77,6 +77,25 @@ def focal_modulation(over_image: Rule) -> Rule:
     return rule
 
 
+def conditional_convolutions(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    """For CondConv: an inverted residual whose weights are mixed anew for every image.
+
+    They are convolved with on dense maps whatever the engine, an image at a time: patches of a batch share weights.
+    """
+
+    def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+        y_BCHW = visible.hide(convolution(visible.leave(x), weights))
+        return visible.take(y_BCHW) if visible.engine == "compact" else y_BCHW
+
+    x_BCHW = visible.leave(x)
+    visible_share = visible.at(*x_BCHW.shape[-2:]).to(x.dtype).mean((2, 3))
+    weights = torch.sigmoid(layer.routing_fn(x_BCHW.mean((2, 3)) / visible_share))
+    y = layer.bn1(convolve(layer.conv_pw, x))
+    y = layer.se(layer.bn2(convolve(layer.conv_dw, y)))
+    y = layer.bn3(convolve(layer.conv_pwl, y))
+    return layer.drop_path(y) + x if layer.has_skip else y
+
+
 def hgnet_stem(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
     """For the stem of HGNetV2 on compact maps: its padding is left to the layers that follow (`hgnet_stem_layers`)."""
     x = layer.stem1(x)

@@ -11,6 +11,7 @@ that reduce over an image, and layers that draw per image. The numbers are the m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def padding(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Ten
     return x_NChw
 
 
+@cache
 def convolution_after(pad: tuple[int, int, int, int]) -> Rule:
     """For convolutions of a map that was padded by a layer of its own: left, right, top, bottom."""
 
@@ -74,6 +76,7 @@ def convolution_after(pad: tuple[int, int, int, int]) -> Rule:
     return rule
 
 
+@cache
 def max_pool_after(pad: tuple[int, int, int, int]) -> Rule:
     """Likewise. The zeros are values like others: they win against negative ones, and so do those of the holes."""
 

@@ -85,10 +85,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
         "pools a map by two, even where a patch is one position",
         "models.ghostnet.GhostModuleV2 models.ghostnet.GhostModuleV3",
     ),
-    (
-        "convolves every image with weights of its own",
-        "layers.cond_conv2d.CondConv2d models._efficientnet_blocks.CondConvResidual",
-    ),
+    ("convolves every image with weights of its own", "layers.cond_conv2d.CondConv2d"),
 )
 
 REFUSED: Mapping[str, str] = MappingProxyType({name: reason for reason, names in _REFUSED for name in names.split()})

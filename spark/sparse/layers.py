@@ -74,6 +74,11 @@ SELECTIVE_KERNEL = Kind(
 FOCAL_MODULATION = Kind(
     blocks.focal_modulation(masked.over_visible_of_image), blocks.focal_modulation(compact.over_image)
 )
+CONDITIONAL_CONVOLUTIONS = Kind(
+    blocks.conditional_convolutions,
+    blocks.conditional_convolutions,
+    inner=lambda layer: blocks.vectors("routing_fn", "conv_pw", "conv_dw", "conv_pwl"),
+)
 HGNET_STEM = Kind(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers)
 
 
@@ -197,6 +202,7 @@ _SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
     (SPLIT_ATTENTION, (timm.layers.SplitAttn,)),
     (SELECTIVE_KERNEL, (timm.layers.SelectiveKernel,)),
     (FOCAL_MODULATION, (focalnet.FocalModulation,)),
+    (CONDITIONAL_CONVOLUTIONS, (efficientnet_blocks.CondConvResidual,)),
     (HGNET_STEM, (hgnet.StemV2,)),
     # What has no place in a sparse network
     (refused("pads a map otherwise than right before a convolution or max pooling"), (nn.ZeroPad2d, nn.ConstantPad2d)),

@@ -52,7 +52,7 @@ def pretrain(*overrides: str, recipe: str = "recipe.yaml") -> list[str]:
         (pretrain(recipe="recipes.yaml"), ["'recipes.yaml' does not exist", "Did you mean recipe.yaml"]),
         (pretrain("out=recipe.yaml"), ["out='recipe.yaml' is a file"]),
         (["check", "resnet5O"], ["unknown model 'resnet5O'", "resnet50"]),
-        (["check", "tf_efficientnet_cc_b0_4e"], ["blocks.4.0: CondConvResidual"]),
+        (["check", "resnetblur18"], ["layer2.0.aa: BlurPool2d pads with reflected values"]),
         (["check", "resnet18", "--engine", "fast"], ["unknown engine 'fast'"]),
         (["convert", "nowhere.pth", "out", "--to", "timm"], ["'nowhere.pth' does not exist"]),
         (["convert", "cut.pth", "out", "--to", "timm"], ["'cut.pth' is truncated"]),
