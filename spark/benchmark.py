@@ -6,24 +6,30 @@ them; every number is the median over the rounds.
 
 from __future__ import annotations
 
+import datetime
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from spark.baseline import build_original
 from spark.device import autocast, choose_device
 from spark.masking import random_mask
-from spark.model import SparK, build_spark
+from spark.model import build_spark
 from spark.optim import build_optimizer, parameter_groups, set_schedule
-from spark.provenance import environment
+from spark.provenance import code_version, environment, hardware
 
 PARTS = ("encoder forward", "encoder backward", "decoder forward", "decoder backward", "optimizer")
 """Densify and loss are counted with the decoder."""
+
+
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Variant:
     """One way to compute the same numbers.
 
     Attributes:
+        engine: "original", "masked" or "compact".
         precision: of the multiplications, "float32" or "bfloat16" (autocast).
         foreach: whether the optimizer treats all tensors together instead of looping over them.
     """
@@ -46,7 +53,7 @@ class Variant:
 def variants(precision: str, compile: bool = False) -> list[Variant]:
     """Return the original's scheme, the masked engine tuned, and the compact one."""
     return [
-        Variant("original", "masked", torch.contiguous_format, foreach=False),
+        Variant("original", "original", torch.contiguous_format, foreach=False),
         Variant("masked", "masked", precision=precision),
         Variant("compact", "compact", precision=precision),
         *([Variant("compact compiled", "compact", precision=precision, compile=True)] if compile else []),
@@ -72,7 +79,7 @@ class Measurement:
 
     Attributes:
         activations: what the encoder's forward pass keeps for its backward pass.
-        peak: most memory in use on a GPU; 0 on a CPU, where nobody counts.
+        peak: most memory that a step has in use on a GPU; 0 on a CPU, whose allocator does not count.
     """
 
     variant: str
@@ -99,13 +106,14 @@ class TrainingStep:
         self.workload, self.variant = workload, variant
         self.device = choose_device(workload.device)
         torch.manual_seed(0)
-        self.model: SparK = build_spark(
-            workload.model, drop_path=workload.drop_path, mask_ratio=workload.mask_ratio,
-            decoder_width=workload.decoder_width, engine=variant.engine,
-        )
+        settings = workload.drop_path, workload.mask_ratio, workload.decoder_width
+        if variant.engine == "original":
+            self.model = build_original(workload.model, *settings)
+        else:
+            self.model = build_spark(workload.model, 3, *settings, variant.engine)
         if state is not None:
             self.model.load_state_dict(state)
-        self.model.to(self.device, memory_format=variant.memory_format)
+        self.model.to(self.device).to(memory_format=variant.memory_format)
         groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model)]
         self.optimizer = build_optimizer("lamb", groups, (0.9, 0.95))
         set_schedule(self.optimizer, 1e-4, 0.04)
@@ -114,10 +122,8 @@ class TrainingStep:
         images = torch.randn(shape, generator=generator).to(self.device)
         self.images = images.contiguous(memory_format=variant.memory_format)
         self.mask = random_mask(workload.batch, self.model.grid(*workload.input_size), workload.mask_ratio, generator)
-        self.encode, self.decode, self.loss = (
-            torch.compile(part) if variant.compile else part
-            for part in (self.model.encode, self.model.decode, self.model.loss)
-        )
+        if variant.compile:
+            self.model.compile()
 
     def run(self, around: Callable[[str, Callable[[], Any]], Any]) -> Tensor:
         """Do one step; each part runs inside `around(part, function)`. Returns the loss."""
@@ -128,12 +134,12 @@ class TrainingStep:
 
         def forward_encoder() -> list[Tensor]:
             with autocast(self.device, self.variant.precision):
-                return self.encode(self.images, mask, per_image)
+                return model.encode(self.images, mask, per_image)
 
         def forward_decoder() -> Tensor:
             with autocast(self.device, self.variant.precision):
-                prediction = self.decode(cut, mask, per_image)
-            return self.loss(prediction.float(), self.images, mask, per_image)
+                prediction = model.decode(cut, mask, per_image)
+            return model.loss(prediction.float(), self.images, mask, per_image)
 
         def update() -> None:
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -149,7 +155,7 @@ class TrainingStep:
         return loss.detach()
 
 
-def measure(workload: Workload, chosen: list[Variant], rounds: int, report: Callable[[str], None]) -> list[Measurement]:
+def measure(workload: Workload, chosen: list[Variant], rounds: int, report: Reporter) -> list[Measurement]:
     """Time each variant's steps in turns."""
     first = TrainingStep(workload, chosen[0], None)
     state = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
@@ -191,13 +197,24 @@ def count_flops(step: TrainingStep) -> dict[str, int]:
     flops: dict[str, int] = {}
 
     def around(part: str, function: Callable[[], Any]) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=dict(CONVOLUTION_BACKWARD)) as counter:
             result = function()
         flops[part] = counter.get_total_flops()
         return result
 
     step.run(around)
     return flops
+
+
+def _convolution_backward_flops(
+    grad_shape: list[int], x_shape: list[int], weight_shape: list[int], _bias: Any, _stride: Any, _padding: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: list[bool], **_: Any,
+) -> int:
+    """As many as the forward pass for each gradient; torch's own formula forgets the groups of the weight's."""
+    return conv_flop_count(x_shape, weight_shape, grad_shape, transposed) * sum(wanted[:2])
+
+
+CONVOLUTION_BACKWARD = MappingProxyType({torch.ops.aten.convolution_backward: _convolution_backward_flops})
 
 
 def kept_bytes(step: TrainingStep) -> int:
@@ -262,14 +279,33 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def benchmark(workload: Workload, precision: str, rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a workload and return everything that a report needs."""
+def benchmark(
+    workload: Workload, precision: str, rounds: int, compile: bool, ratios: Sequence[float], report: Reporter
+) -> dict[str, Any]:
+    """Measure a workload, and the encoder at other mask ratios; return everything that a report needs.
+
+    Raises:
+        UserError: a rate has no meaning, or the model is unknown or not supported by the compact engine.
+    """
     device = choose_device(workload.device)
-    rates = {"matmul_flops": matmul_rate(device, precision), "copy_bytes": copy_rate(device)}
-    results = measure(workload, variants(precision), rounds, report)
+    rates = {"matmul": matmul_rate(device, precision), "copy": copy_rate(device)}
+    results = measure(workload, variants(precision, compile), rounds, report)
     return {
-        "workload": asdict(workload) | {"precision": precision, "rounds": rounds},
+        "workload": asdict(workload),
+        "precision": precision,
+        "rounds": rounds,
+        "hardware": hardware(device),
         "environment": environment(),
+        "code": code_version(),
+        "date": datetime.date.today().isoformat(),
         "rates": rates,
         "variants": [asdict(result) for result in results],
+        "ratios": [_at_ratio(replace(workload, mask_ratio=ratio), precision, rounds, report) for ratio in ratios],
     }
+
+
+def _at_ratio(workload: Workload, precision: str, rounds: int, report: Reporter) -> dict[str, Any]:
+    report(f"mask ratio {workload.mask_ratio}")
+    chosen = [variant for variant in variants(precision) if variant.engine != "original"]
+    results = measure(workload, chosen, rounds, report)
+    return {"mask_ratio": workload.mask_ratio, "encoder": {result.variant: result.encoder for result in results}}

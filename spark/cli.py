@@ -1,4 +1,4 @@
-"""The command line `spark`: pretrain, convert, check."""
+"""The command line `spark`: pretrain, convert, check, bench."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from spark import __version__
+from spark.device import DEVICES
 from spark.errors import UserError, exits_cleanly
 from spark.formats.convert import TARGETS
 
@@ -40,6 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("model", metavar="MODEL", help="timm name")
     check.add_argument("--engine", help="compact, masked or auto; default: every engine that takes the model")
     check.set_defaults(run=_check)
+
+    bench = verbs.add_parser("bench", help="time a training step: the original's scheme, masked, compact")
+    bench.add_argument("model", metavar="MODEL", help="timm name")
+    bench.add_argument("--batch", type=int, default=16)
+    bench.add_argument("--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="height [width]")
+    bench.add_argument("--mask-ratio", type=float, default=0.6)
+    bench.add_argument("--decoder-width", type=int, default=768)
+    bench.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    bench.add_argument("--device", choices=DEVICES, default="auto")
+    bench.add_argument("--rounds", type=int, default=5)
+    bench.add_argument("--compile", action="store_true", help="time the compact engine under torch.compile too")
+    bench.add_argument("--ratios", type=float, nargs="*", default=[], help="more mask ratios, for the encoder alone")
+    bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for JSON, Markdown and chart")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -72,4 +87,20 @@ def _check(options: argparse.Namespace) -> int:
     if not all(result.holds for result in results):
         raise UserError(f"'{options.model}' is not converted correctly; do not pre-train it")
     print(f"{options.model}: verified")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from spark.benchmark import Workload, benchmark
+    from spark.benchmark_report import save
+
+    if len(options.input_size) > 2 or min(options.batch, options.rounds, *options.input_size) < 1:
+        raise UserError("--batch, --rounds and --input-size must be positive; --input-size takes one or two numbers")
+    height, width = options.input_size[0], options.input_size[-1]
+    workload = Workload(
+        options.model, options.batch, (height, width), options.mask_ratio, options.decoder_width, device=options.device
+    )
+    result = benchmark(workload, options.precision, options.rounds, options.compile, options.ratios, print)
+    page = save(result, options.out)
+    print(f"\n{page.read_text(encoding='utf-8')}\nwritten to {page}")
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from spark.errors import UserError
 from spark.masking import random_mask
 from spark.sparse.convert import join, sparsify
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
+from spark.sparse.rule import Kind
 
 EPSILON = 1e-6  # under the square root that normalises a patch
 
@@ -43,10 +45,16 @@ class SparK(nn.Module):
         mask_ratio: share of patches that are hidden.
         decoder_width: channels of the coarsest decoder level.
         engine: how the sparse encoder computes: "compact", "masked", or "auto" (the fastest that can).
+        extra_layers: kinds of the user's own layers, by exact type.
     """
 
     def __init__(
-        self, backbone: TimmPyramid, mask_ratio: float = 0.6, decoder_width: int = 768, engine: str = "auto"
+        self,
+        backbone: TimmPyramid,
+        mask_ratio: float = 0.6,
+        decoder_width: int = 768,
+        engine: str = "auto",
+        extra_layers: Mapping[type[nn.Module], Kind] | None = None,
     ) -> None:
         super().__init__()
         self.stride = backbone.strides[-1]
@@ -55,7 +63,7 @@ class SparK(nn.Module):
 
         norm = norm_like(backbone)  # asked before conversion changes the layers' classes
         self.encoder = backbone
-        self.visible = sparsify(self.encoder, backbone.example(), engine)
+        self.visible = sparsify(self.encoder, backbone.example(), engine, extra_layers)
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
         self.densify = nn.ModuleList()
         self._levels: list[int | None] = []  # for each decoder block, which densified map joins it
@@ -67,7 +75,7 @@ class SparK(nn.Module):
                 continue
             self._levels.append(len(self.densify))
             level = Densify(maps[stride], width, kernel_size=1 if block == 0 else 3, norm=norm)
-            join(level.norm, self.visible)
+            join(level.norm, self.visible, extra_layers)
             self.densify.append(level)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -124,6 +132,11 @@ class SparK(nn.Module):
         # Every patch has the same number of pixels: the mean over patches of each one's mean is that over all.
         return functional.mse_loss(take_patches(prediction, hidden, *grid), target)
 
+    def compile(self, **options: Any) -> None:
+        """Let torch.compile translate encoder, decoder and loss; `options` are its own."""
+        for part in ("encode", "decode", "loss"):
+            setattr(self, part, torch.compile(getattr(self, part), **options))
+
     def feature_maps(self, output: SparKOutput) -> list[Tensor]:
         """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
         with self.visible.showing(output.mask):
@@ -156,9 +169,10 @@ def build_spark(
     mask_ratio: float = 0.6,
     decoder_width: int = 768,
     engine: str = "auto",
+    extra_layers: Mapping[type[nn.Module], Kind] | None = None,
 ) -> SparK:
     """Build SparK around a timm network by name."""
-    return SparK(TimmPyramid(model, in_chans, drop_path), mask_ratio, decoder_width, engine)
+    return SparK(TimmPyramid(model, in_chans, drop_path), mask_ratio, decoder_width, engine, extra_layers)
 
 
 def _rounded(size: int, stride: int) -> int:

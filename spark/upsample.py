@@ -39,6 +39,7 @@ def upsample_convolve(x_BCHW: Tensor, up: nn.ConvTranspose2d, conv: nn.Conv2d) -
 def compose_and_convolve(x_BCHW: Tensor, up: nn.ConvTranspose2d, conv: nn.Conv2d) -> Tensor:
     """The same, always by the composed kernel."""
     with torch.autocast(x_BCHW.device.type, enabled=False):  # weights are composed in their own precision
+        assert up.bias is not None
         weight, bias = compose(up.weight, conv.weight), conv.weight.sum((2, 3)) @ up.bias
         edges = _edge_kernels(up, conv)
     y = functional.conv2d(x_BCHW, weight.contiguous(memory_format=torch.channels_last), bias.repeat(4), padding=1)
@@ -63,6 +64,7 @@ def _edge_kernels(up: nn.ConvTranspose2d, conv: nn.Conv2d) -> list[tuple[Tensor,
 
     Each is the kernel of a line of inputs, its bias, and for the line's two ends the same for a corner's one position.
     """
+    assert up.bias is not None
     edges = []
     for axis, (outer_up, outer_conv) in ((2, (0, 0)), (2, (3, 2)), (3, (0, 0)), (3, (3, 2))):
         up_line, conv_line = up.weight.select(axis, outer_up), conv.weight.select(axis, outer_conv)

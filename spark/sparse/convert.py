@@ -7,6 +7,7 @@ refused by its path rather than converted wrongly.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -166,7 +167,7 @@ def _choose_engine(
 def _convert(layer: nn.Module, kind: Kind, visible: VisiblePatches) -> None:
     rule: Rule = getattr(kind, visible.engine)
     if rule is not unchanged:
-        layer.__class__ = _sparse_class(type(layer), rule)
+        layer.__class__ = _sparse_class(type(layer), rule)  # type: ignore[arg-type]  # mypy: "not hashable"
         layer._visible = visible  # type: ignore[assignment]
 
 
@@ -175,6 +176,7 @@ def _some(layers: list[str]) -> str:
     return "; ".join(layers[:LAYERS_NAMED]) + more
 
 
+@cache  # one class per sort of layer: a compiler tells layers apart by it
 def _sparse_class(dense: type[nn.Module], rule: Rule) -> type[nn.Module]:
     """Derive a class from the layer's own, so that its name, attributes and state stay what they were."""
     return type(f"Sparse{dense.__name__}", (SparseLayer, dense), {"_rule": staticmethod(rule)})

@@ -111,12 +111,19 @@ def _tables(
 ) -> tuple[Index, Index | None]:
     """Return where the outputs find their inputs, and the inputs the outputs that saw them.
 
-    The second is None for strided windows: there, gradients are added to where their inputs came from.
+    The second is None where it is not needed: a symmetric window looks back as it looks ahead, and for strided ones
+    gradients are added to where their inputs came from.
     """
     size, (down, across) = x.shape[-2:], windows
-    strided = down.stride > 1 or across.stride > 1
-    back = None if strided else table(*size, (down.transposed, across.transposed), visible)
-    return table(*size, windows, visible), back
+    index = table(*size, windows, visible)
+    back_windows = down.transposed, across.transposed
+    if _strided(windows) or back_windows == windows:
+        return index, None
+    return index, table(*size, back_windows, visible)
+
+
+def _strided(windows: Windows) -> bool:
+    return any(window.stride > 1 for window in windows)
 
 
 def _tile_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Index:
@@ -167,15 +174,17 @@ class _TileConvolution(torch.autograd.Function):
         x, weight, index, back = ctx.saved_tensors
         (grad,), (wants_x, wants_weight, wants_bias, *_) = grads, ctx.needs_input_grad
         tile = _gather(x, index)
-        wanted = [wants_x and back is None, wants_weight]
+        strided = _strided(ctx.windows)
+        wanted = [wants_x and strided, wants_weight]
         grad_tile, grad_weight = _gradients(grad, tile, weight, ctx.windows, ctx.groups, [0, 0], wanted)
         grad_x = None
-        if wants_x and back is None:
+        if wants_x and strided:
             grad_x = _add_back(grad_tile.permute(0, 2, 3, 1), index, x.shape)
         elif wants_x:
             back_windows = ctx.windows[0].transposed, ctx.windows[1].transposed
             flipped = _flipped(weight, ctx.groups)
-            grad_x = _without_padding(_gather(grad, back), flipped, None, back_windows, ctx.groups)
+            tile = _gather(grad, index if back is None else back)
+            grad_x = _without_padding(tile, flipped, None, back_windows, ctx.groups)
         return grad_x, grad_weight, _bias_gradient(grad, wants_bias), None, None, None, None
 
 
@@ -190,6 +199,7 @@ class _TapConvolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, index: Index, back: Index | None, windows: Windows
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index, back)
+        ctx.windows = windows
         return functional.linear(_rows(x, index), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
@@ -201,13 +211,13 @@ class _TapConvolution(torch.autograd.Function):
         if wants_weight:
             product = grad_rows.t() @ _rows(x, index)
             grad_weight = product.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
-        if wants_x and back is None:
+        if wants_x and _strided(ctx.windows):
             split = (grad_rows @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(1, (kernel.numel(), -1))
             grad_x = _add_back(split, index, x.shape)
         elif wants_x:
             flipped = _flipped(weight, 1).permute(0, 2, 3, 1).flatten(1)
             grad = grad_rows.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
-            grad_x = functional.linear(_rows(grad, back), flipped)
+            grad_x = functional.linear(_rows(grad, index if back is None else back), flipped)
             grad_x = grad_x.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
         return grad_x, grad_weight, grad_rows.sum(0) if wants_bias else None, None, None, None
 
