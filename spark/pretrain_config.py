@@ -65,6 +65,7 @@ class TrainConfig:
     warmup_epochs: int = 40
     batch: int = 4096
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
+    compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
     checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
     picture_epochs: int = 20  # a reconstruction picture every so many epochs
 
@@ -77,7 +78,7 @@ class PretrainConfig:
     seed: int = 0
     device: str = "auto"  # auto: cuda if there is one
     resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
-    engine: str = "auto"
+    engine: str = "auto"  # compact: compute what is visible; masked: compute all; auto: the first that can
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)

@@ -88,6 +88,8 @@ class Pretraining:
             config.model.name, drop_path=config.model.drop_path, mask_ratio=config.mask.ratio,
             decoder_width=config.decoder.width, engine=config.engine,
         )
+        visible = self._model.visible
+        print(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""), file=sys.stderr)
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         if visible_count(math.prod(self._grid), config.mask.ratio) * config.train.batch < 2:
@@ -96,6 +98,8 @@ class Pretraining:
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
         self._model.to(self._device).to(memory_format=torch.channels_last)
+        if config.train.compile:
+            self._model.compile()
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
         self.step = 0  # steps done
