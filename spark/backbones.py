@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -28,17 +29,9 @@ class TimmPyramid(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
-        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         self.name = name
         self._in_chans = in_chans
-        try:
-            self.network = timm.create_model(name, num_classes=0, in_chans=in_chans, **options)
-        except TypeError as error:
-            if "drop_path_rate" not in str(error):
-                raise
-            raise UserError(f"model '{name}' has no drop path; set model.drop_path=0") from None
-        except RuntimeError as error:  # timm: a pretrained tag that it does not know
-            raise UserError(f"timm cannot build '{name}': {error}") from None
+        self.network = _build(name, in_chans, drop_path)
         if not hasattr(self.network, "forward_intermediates"):
             raise UserError(f"model '{name}' has no feature pyramid in this timm version")
         levels = _deepest_per_stride(self.network.feature_info)
@@ -54,6 +47,25 @@ class TimmPyramid(nn.Module):
         """Return a small input of zeros that runs through every level."""
         side = 2 * self.strides[-1]
         return torch.zeros(1, self._in_chans, side, side)
+
+
+def _build(name: str, in_chans: int, drop_path: float) -> nn.Module:
+    """Build a timm model without its classifier.
+
+    Raises:
+        UserError: it has no drop path and some is asked for, or timm cannot build it.
+    """
+    build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans)
+    try:
+        return build(drop_path_rate=drop_path)  # zero too: some models' own default is not
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        if drop_path:
+            raise UserError(f"model '{name}' has no drop path; set model.drop_path=0") from None
+        return build()
+    except RuntimeError as error:  # timm: a pretrained tag that it does not know
+        raise UserError(f"timm cannot build '{name}': {error}") from None
 
 
 def _deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
