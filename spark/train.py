@@ -88,8 +88,6 @@ class Pretraining:
             config.model.name, drop_path=config.model.drop_path, mask_ratio=config.mask.ratio,
             decoder_width=config.decoder.width, engine=config.engine,
         )
-        visible = self._model.visible
-        print(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""), file=sys.stderr)
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         if visible_count(math.prod(self._grid), config.mask.ratio) * config.train.batch < 2:
@@ -107,7 +105,8 @@ class Pretraining:
 
     def fit(self, run: Path) -> None:
         """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
-        config, batch = self._config, self._config.train.batch
+        config, batch, visible = self._config, self._config.train.batch, self._model.visible
+        print(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""), file=sys.stderr)
         loader = build_loader(
             self._pool, self._sampler(self.step), batch, config.data.workers, pin=self._device.type == "cuda"
         )
