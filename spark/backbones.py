@@ -49,7 +49,7 @@ class TimmPyramid(nn.Module):
         return torch.zeros(1, self._in_chans, side, side)
 
 
-def _build(name: str, in_chans: int, drop_path: float) -> nn.Module:
+def _build(name: str, in_chans: int, drop_path: float) -> Any:
     """Build a timm model without its classifier.
 
     Raises:

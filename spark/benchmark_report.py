@@ -115,6 +115,13 @@ def ratio_table(result: Result) -> pd.DataFrame:
     )
 
 
+def ratio_to(result: Result, other: str, what: str) -> float:
+    """Return how many times as much another variant takes as the compact one, of "encoder", "step" or "activations"."""
+    take = {"encoder": _encoder, "step": _step, "activations": lambda variant: variant["activations"]}[what]
+    by_name = {variant["variant"]: variant for variant in result["variants"]}
+    return take(by_name[other]) / take(by_name["compact"])
+
+
 def draw(result: Result) -> bytes:
     """Draw seconds per part as stacked bars, and, if measured, the encoder's seconds over the mask ratio; PNG."""
     panels = 2 if result["ratios"] else 1

@@ -1,32 +1,46 @@
-"""Copy the demo's results into tools/demo_results/ and the README.
+"""Write results into the README: the demo's table and picture, the benchmarks' table.
 
-    make demo && python tools/update_readme.py [runs/demo]
+    make demo && python tools/update_readme.py demo [runs/demo]
+    python tools/update_readme.py benchmarks
 
-The README shows what a run produced and is never edited by hand between the two marks.
+The README shows what runs produced and is never edited by hand between the marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from spark.benchmark_report import ratio_to
 from spark.errors import UserError, exits_cleanly
 from spark.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tools" / "demo_results"
-BEGIN = "<!-- demo results: written by tools/update_readme.py -->"
-END = "<!-- end of demo results -->"
+BENCHMARKS = ROOT / "tools" / "benchmarks"
 
 
 @exits_cleanly
 def main(arguments: list[str] | None = None) -> int:
-    """Copy table and picture, and rewrite the README's section."""
+    """Rewrite one section of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("section", choices=("demo", "benchmarks"))
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/demo"))
-    runs = parser.parse_args(arguments).runs
+    options = parser.parse_args(arguments)
+    text = demo_section(options.runs) if options.section == "demo" else benchmark_section(BENCHMARKS)
+    readme = ROOT / "README.md"
+    write_text(readme, with_section(readme.read_text(encoding="utf-8"), options.section, text))
+    return 0
+
+
+def demo_section(runs: Path) -> str:
+    """Copy table and picture of a finished demo, and return the section that shows them."""
     table = runs / "report" / "table.md"
     pictures = sorted((runs / "pretrain" / "reconstructions").glob("*.png"))
     if not table.is_file() or not pictures:
@@ -34,22 +48,45 @@ def main(arguments: list[str] | None = None) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     shutil.copy(table, RESULTS / "table.md")
     shutil.copy(pictures[-1], RESULTS / "reconstruction.png")
-    readme = ROOT / "README.md"
-    write_text(readme, with_section(readme.read_text(encoding="utf-8"), table.read_text(encoding="utf-8")))
-    return 0
-
-
-def with_section(readme: str, table: str) -> str:
-    """Put the table and the picture between the two marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise UserError(f"README.md has lost its marks '{BEGIN}' and '{END}'")
     picture = (
         "![Each row: what the encoder saw, what the decoder drew around it, the photo]"
         "(tools/demo_results/reconstruction.png)"
     )
-    return f"{before}{BEGIN}\n{table.strip()}\n\n{picture}\n{END}{after}"
+    return f"{table.read_text(encoding='utf-8').strip()}\n\n{picture}"
+
+
+def benchmark_section(folder: Path) -> str:
+    """Return a table with a row per benchmark in the folder."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    if not results:
+        raise UserError(f"'{folder}' holds no benchmark; run `spark bench MODEL --out {folder}` first")
+    table = pd.DataFrame(benchmark_row(result) for result in results)
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def benchmark_row(result: dict[str, Any]) -> dict[str, str]:
+    """Return how much faster the compact engine is than the original's scheme, and than the masked one tuned."""
+    work = result["workload"]
+    return {
+        "model": work["model"],
+        "hardware": f"{result['hardware']}, {result['precision']}, batch {work['batch']}",
+        "encoder": f"{ratio_to(result, 'original', 'encoder'):.2f}×",
+        "whole step": f"{ratio_to(result, 'original', 'step'):.2f}×",
+        "encoder, against masked": f"{ratio_to(result, 'masked', 'encoder'):.2f}×",
+        "step, against masked": f"{ratio_to(result, 'masked', 'step'):.2f}×",
+        "activations": f"{1 / ratio_to(result, 'original', 'activations'):.2f}×",
+        "measured": f"{result['date']}, torch {result['environment']['torch']}",
+    }
+
+
+def with_section(readme: str, name: str, text: str) -> str:
+    """Put the text between the section's two marks."""
+    begin, end = f"<!-- {name}: written by tools/update_readme.py -->", f"<!-- end of {name} -->"
+    before, _, rest = readme.partition(begin)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise UserError(f"README.md has lost its marks '{begin}' and '{end}'")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":
