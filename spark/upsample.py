@@ -42,8 +42,9 @@ def compose_and_convolve(x_BCHW: Tensor, up: nn.ConvTranspose2d, conv: nn.Conv2d
         assert up.bias is not None
         weight, bias = compose(up.weight, conv.weight), conv.weight.sum((2, 3)) @ up.bias
         edges = _edge_kernels(up, conv)
+    x_BCHW, *lines = _WithEdges.apply(x_BCHW)
     y = functional.conv2d(x_BCHW, weight.contiguous(memory_format=torch.channels_last), bias.repeat(4), padding=1)
-    return _Assemble.apply(y, *_border(x_BCHW, edges))
+    return _Assemble.apply(y, *_border(lines, edges))
 
 
 def compose(up: Tensor, conv: Tensor) -> Tensor:
@@ -78,12 +79,11 @@ def _edge_kernels(up: nn.ConvTranspose2d, conv: nn.Conv2d) -> list[tuple[Tensor,
     return edges
 
 
-def _border(x_BCHW: Tensor, edges: list[Any]) -> list[Tensor]:
+def _border(lines: list[Tensor], edges: list[Any]) -> list[Tensor]:
     """Return what is too much in the top and bottom row and in the left and right column: [B, O, 2W] or [B, O, 2H].
 
     Corners are in two of them, but too much only once: rows leave them to columns.
     """
-    lines = x_BCHW[:, :, 0], x_BCHW[:, :, -1], x_BCHW[..., 0], x_BCHW[..., -1]
     excess = []
     for number, (line_BCW, (kernel, bias, end_kernels, end_biases)) in enumerate(zip(lines, edges, strict=True)):
         y_BOW = functional.conv1d(line_BCW, kernel, bias.repeat(2), padding=1)
@@ -96,6 +96,27 @@ def _border(x_BCHW: Tensor, edges: list[Any]) -> list[Tensor]:
             y_BOW = torch.cat([y_BOW[..., :1] - first, y_BOW[..., 1:-1], y_BOW[..., -1:] - last], dim=2)
         excess.append(y_BOW)
     return excess
+
+
+class _WithEdges(torch.autograd.Function):
+    """A map, and copies of its top and bottom row and its left and right column.
+
+    Written out because autograd's slices would make a whole map of zeros, in another memory format, for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        return x.view_as(x), x[:, :, 0].clone(), x[:, :, -1].clone(), x[..., 0].clone(), x[..., -1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad, top, bottom, left, right = grads
+        grad = grad.clone()
+        grad[:, :, 0] += top
+        grad[:, :, -1] += bottom
+        grad[..., 0] += left
+        grad[..., -1] += right
+        return grad
 
 
 class _Assemble(torch.autograd.Function):
