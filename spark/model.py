@@ -14,6 +14,7 @@ from spark.decoder import UNetDecoder
 from spark.densify import Densify, norm_like
 from spark.errors import UserError
 from spark.masking import random_mask
+from spark.recompute import recompute_blocks
 from spark.sparse.convert import join, sparsify
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 from spark.sparse.rule import Kind
@@ -136,6 +137,15 @@ class SparK(nn.Module):
         """Let torch.compile translate encoder, decoder and loss; `options` are its own."""
         for part in ("encode", "decode", "loss"):
             setattr(self, part, torch.compile(getattr(self, part), **options))
+
+    def recompute_blocks(self) -> None:
+        """Keep less of the encoder's forward pass in memory, and compute it a second time instead.
+
+        Raises:
+            UserError: the encoder is not made of blocks.
+        """
+        if not recompute_blocks(self.encoder, self.visible):
+            raise UserError("the encoder is not made of blocks that could be recomputed; set train.recompute=false")
 
     def feature_maps(self, output: SparKOutput) -> list[Tensor]:
         """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""

@@ -66,6 +66,7 @@ class TrainConfig:
     batch: int = 4096
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
+    recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
     checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
     picture_epochs: int = 20  # a reconstruction picture every so many epochs
 

@@ -17,7 +17,9 @@ from spark.provenance import content_hash
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 # What may change between a run and its continuation without changing its numbers by more than rounding.
-FREE_TO_CHANGE = frozenset({"out", "resume", "device", "engine", "train.compile", "data.root", "data.workers"})
+FREE_TO_CHANGE = frozenset(
+    {"out", "resume", "device", "engine", "train.compile", "train.recompute", "data.root", "data.workers"}
+)
 
 
 def prepare_run_folder(

@@ -96,6 +96,8 @@ class Pretraining:
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
         self._model.to(self._device).to(memory_format=torch.channels_last)
+        if config.train.recompute:
+            self._model.recompute_blocks()
         if config.train.compile:
             self._model.compile()
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])

@@ -7,7 +7,7 @@ C channels, a map of H x W positions, of which a patch covers h x w.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -62,8 +62,17 @@ class VisiblePatches:
         Who knows the number of visible patches per image gives it: it is read from the mask otherwise, which
         makes the host wait for the device.
         """
+        with self._holding(mask, per_image, {}):
+            yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """Return a context that shows, whenever it is entered, what is shown now."""
+        return self._holding(self.mask, self._per_image, self._derived)
+
+    @contextmanager
+    def _holding(self, mask: Tensor, per_image: int, derived: dict[object, Tensor]) -> Iterator[None]:
         before = self._mask, self._per_image, self._derived
-        self._mask, self._per_image, self._derived = mask, per_image, {}
+        self._mask, self._per_image, self._derived = mask, per_image, derived
         try:
             yield
         finally:
