@@ -29,7 +29,7 @@ from spark.sparse.patches import copy_patches, put_patches, take_patches
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Windows
 
-SMALL_PATCH = 16  # outputs; up to here, oneDNN and cuDNN are slower on tiny images than one matrix product
+SMALL_PATCH = 16  # outputs; up to here, oneDNN is slower on many tiny images than one matrix product is
 TILES_OVER_MAP = 2.0  # a tile's position costs less than half of a map's: no zeros to write, and caches hold it
 
 Index = Tensor  # indices into the positions of a compact map, its length where there is nothing
