@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from spark.device import DEVICES, PRECISIONS
-from spark.errors import nearest
+from spark.errors import UserError, nearest
 from spark.optim import OPTIMIZERS
 
 
@@ -63,12 +63,23 @@ class TrainConfig:
 
     epochs: int = 1600
     warmup_epochs: int = 40
-    batch: int = 4096
+    batch: int = 4096  # images of a step, over all devices
+    device_batch: int | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    accumulate: str = "auto"  # parts that a device's share is split into; auto: as few as device_batch allows
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
     recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
     checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
     picture_epochs: int = 20  # a reconstruction picture every so many epochs
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with the values, each in a line."""
+        found = []
+        if self.device_batch is not None and self.device_batch <= 0:
+            found.append(f"train.device_batch={self.device_batch} must be positive, or null")
+        if self.accumulate != "auto" and not (self.accumulate.isdecimal() and int(self.accumulate)):
+            found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
+        return found
 
 
 @dataclass
@@ -92,9 +103,29 @@ class PretrainConfig:
         """The peak learning rate (linear scaling rule)."""
         return self.optimizer.base_lr * self.train.batch / 256
 
+    def parts(self, share: int) -> int:
+        """Return into how many equal parts a device splits its share of the batch.
+
+        Raises:
+            UserError: the share cannot be split as the configuration says.
+        """
+        train = self.train
+        if train.accumulate == "auto":
+            most = train.device_batch or share
+            return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+        parts = int(train.accumulate)
+        if share % parts:
+            raise UserError(f"train.accumulate={parts} does not divide the {share} images that a device has of a batch")
+        if train.device_batch and share // parts > train.device_batch:
+            raise UserError(
+                f"train.accumulate={parts} leaves {share // parts} images at a time, more than "
+                f"train.device_batch={train.device_batch}; pass train.accumulate=auto"
+            )
+        return parts
+
     def problems(self) -> list[str]:
         """Say what is wrong with the values, each in a line."""
-        found = []
+        found = self.train.problems()
         positive = {
             "train.epochs": self.train.epochs,
             "train.batch": self.train.batch,

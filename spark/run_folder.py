@@ -68,7 +68,9 @@ def protocol_hash(config: Any) -> str:
 
 
 def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
-    before = _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    # What a run of an older version did not know, it did as the default says now.
+    defaults = _flat(OmegaConf.to_container(OmegaConf.structured(type(config))))
+    before = defaults | _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     now = _flat(dataclasses.asdict(config))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from spark.checkpoint import load_latest, save_checkpoint
 from spark.config import save_resolved, to_yaml
@@ -45,7 +46,9 @@ from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_has
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES = "reconstructions"
-FREE_TO_CHANGE_HERE = ("train.checkpoint_minutes", "train.picture_epochs")  # neither touches the weights
+# The first two do not touch the weights; the others do through rounding, drop path and, where a network has them,
+# batch norms' statistics: whoever goes on with a smaller device wants just that.
+FREE_TO_CHANGE_HERE = ("train.checkpoint_minutes", "train.picture_epochs", "train.device_batch", "train.accumulate")
 IMAGES_PER_PICTURE = 6
 STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in so many steps
 
@@ -90,8 +93,12 @@ class Pretraining:
         )
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
-        if visible_count(math.prod(self._grid), config.mask.ratio) * config.train.batch < 2:
-            raise UserError("a batch norm needs two visible patches or more: raise train.batch or data.input_size")
+        self._parts = config.parts(config.train.batch)
+        if visible_count(math.prod(self._grid), config.mask.ratio) * (config.train.batch // self._parts) < 2:
+            raise UserError(
+                "a batch norm needs two visible patches or more: "
+                "raise train.batch, train.device_batch or data.input_size"
+            )
         self._pool = ImagePool(config.data.root, (height, width), config.data.min_scale, config.seed)
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
@@ -109,9 +116,12 @@ class Pretraining:
         """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
         config, batch, visible = self._config, self._config.train.batch, self._model.visible
         print(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""), file=sys.stderr)
-        loader = build_loader(
-            self._pool, self._sampler(self.step), batch, config.data.workers, pin=self._device.type == "cuda"
-        )
+        if self._parts > 1:
+            print(
+                f"accumulating {self._parts} parts of {batch // self._parts} images; "
+                "batch norms (the decoder has some, too) see one part at a time", file=sys.stderr,
+            )
+        loader = self._loader()
         unreadable = UnreadableFiles(self._pool.files)
         saved = time.monotonic()
         status = ""
@@ -190,20 +200,37 @@ class Pretraining:
         train = self._config.train
         return EpochSampler(len(self._pool), train.batch, train.epochs, self._config.seed, first_step)
 
+    def _loader(self) -> DataLoader[Sample]:
+        """Return the batches of the steps that are left."""
+        workers, pin = self._config.data.workers, self._device.type == "cuda"
+        return build_loader(self._pool, self._sampler(self.step), self._config.train.batch, workers, pin)
+
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
         """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
         torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
         mask = random_mask(len(sample.image), self._grid, self._config.mask.ratio)
         rate, decay = self._schedule()
         set_schedule(self._optimizer, rate, decay)
-        with autocast(self._device, self._config.train.precision):
-            loss = self._model(self._images(sample.image), mask).loss
         self._optimizer.zero_grad()
-        loss.backward()
+        loss = self._accumulate_gradients(sample.image, mask)
         grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip_grad_norm)
         self._optimizer.step()
         self.step += 1
-        return loss.detach(), grad_norm, rate, decay
+        return loss, grad_norm, rate, decay
+
+    def _accumulate_gradients(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Add up the gradients of the batch's parts; return the loss.
+
+        A part's loss is a mean over its masked patches. Every image has equally many and every part equally many
+        images, so the mean of the parts' losses is the batch's.
+        """
+        losses = []
+        for part, part_mask in zip(images.chunk(self._parts), mask.chunk(self._parts), strict=True):
+            with autocast(self._device, self._config.train.precision):
+                loss = self._model(self._images(part), part_mask).loss
+            (loss / self._parts).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
 
     def _schedule(self) -> tuple[float, float]:
         """Return this step's learning rate and weight decay."""

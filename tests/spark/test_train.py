@@ -189,6 +189,47 @@ def test_a_run_goes_on_with_another_engine(photos: Path, tmp_path: Path, monkeyp
     assert info[0].config_hash == info[1].config_hash
 
 
+LN_NET = ("model.name=convnext_atto", "model.drop_path=0", "train.epochs=1", "train.warmup_epochs=0", "data.workers=0")
+
+
+def gradients(photos: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    """Return the gradients of a first step; the decoder's batch norms go by constants, to be no part of the matter."""
+    training = train.Pretraining(load_recipe(PretrainConfig, None, settings(photos, out, *LN_NET, *more)))
+    training._model.train()
+    training._model.decoder.eval()
+    training._train_step(next(iter(training._loader())))
+    return {name: p.grad for name, p in training._model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("how", ["train.device_batch=1", "train.device_batch=3", "train.accumulate=4"])
+def test_accumulated_gradients_are_the_batchs(how: str, photos: Path, tmp_path: Path) -> None:
+    whole, parts = gradients(photos, tmp_path), gradients(photos, tmp_path, how)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item() + 1e-7)
+
+
+def test_the_log_says_what_batch_norms_see(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(photos, tmp_path / "run", *LN_NET, "train.device_batch=3")
+    assert "accumulating 2 parts of 2 images; batch norms" in capsys.readouterr().err
+
+
+def test_parts_that_do_not_fit_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.accumulate=3 does not divide the 4 images"):
+        run(photos, tmp_path / "run", "train.accumulate=3")
+    with pytest.raises(UserError, match=r"leaves 4 images at a time, more than train\.device_batch=2"):
+        run(photos, tmp_path / "run", "train.accumulate=1", "train.device_batch=2")
+    with pytest.raises(UserError, match=r"train\.accumulate=some must be auto or a positive number"):
+        run(photos, tmp_path / "run", "train.accumulate=some")
+
+
+def test_a_run_of_an_older_version_goes_on(photos: Path, tmp_path: Path) -> None:
+    out = run(photos, tmp_path / "run", *LN_NET)
+    lines = (out / "config.yaml").read_text().splitlines(keepends=True)
+    (out / "config.yaml").write_text("".join(line for line in lines if "accumulate" not in line))
+    run(photos, out, *LN_NET)
+
+
 def test_another_configuration_is_refused_and_the_run_kept(finished: Path, photos: Path) -> None:
     before = content(finished)
     with pytest.raises(UserError, match=r"another configuration \(mask\.ratio was 0\.6, is 0\.5\).*resume=never"):
