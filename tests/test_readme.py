@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALLER = {
     "spark pretrain": "data.input_size=[64,64] data.workers=0 decoder.width=32 train.batch=4 train.epochs=1 "
     "train.warmup_epochs=0 model.drop_path=0",
-    "spark bench": "--batch 2 --input-size 64 --decoder-width 32 --rounds 1 --device cpu",
+    "spark bench": "--batch 2 --input-size 96 --decoder-width 32 --rounds 1 --device cpu",
     "spark-eval finetune": "train.epochs=1 train.warmup_epochs=0 data.workers=0",
     "spark-eval detect": "train.max_iter=2 train.precise_bn_iter=1",
 }
