@@ -18,7 +18,7 @@ from spark.sparse.rule import Dense, Kind, Rule, unchanged
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import after_padding, windows_misfit, windows_of
 
-VECTOR = Kind(unchanged, unchanged, inner_maps=False)
+VECTOR = Kind(unchanged, unchanged, inner_maps=False, name="unchanged: sees one vector per image")
 """Sees one vector of each image and no map: part of a gate."""
 
 Pad = tuple[int, int, int, int]
@@ -111,12 +111,22 @@ def hgnet_stem_layers(layer: nn.Module) -> dict[str, Kind]:
 
 def convolution_after(pad: Pad) -> Kind:
     """Return the kind of a convolution that has no padding, but whose input was given one."""
-    return Kind(masked.zero_masked, compact.convolution_after(pad), refuses=lambda layer: _misfit(layer, pad))
+    return Kind(
+        masked.zero_masked,
+        compact.convolution_after(pad),
+        refuses=lambda layer: _misfit(layer, pad),
+        name="sparse convolution with the padding before it",
+    )
 
 
 def max_pool_after(pad: Pad) -> Kind:
     """The same of a max pooling. The padding's zeros are values like others, and so are those of the holes."""
-    return Kind(masked.zero_masked, compact.max_pool_after(pad), refuses=lambda layer: _misfit(layer, pad))
+    return Kind(
+        masked.zero_masked,
+        compact.max_pool_after(pad),
+        refuses=lambda layer: _misfit(layer, pad),
+        name="maximum with the padding before it",
+    )
 
 
 def padded_layers(sequence: nn.Module) -> dict[str, Kind]:
@@ -130,7 +140,7 @@ def padded_layers(sequence: nn.Module) -> dict[str, Kind]:
     for (name, layer), (next_name, next_layer) in pairwise(children):
         pads_zeros = type(layer) in (nn.ZeroPad2d, nn.ConstantPad2d) and layer.value == 0
         if pads_zeros and type(next_layer) in follows and next_layer.padding in (0, (0, 0)):
-            kinds[name] = Kind(unchanged, compact.padding)
+            kinds[name] = Kind(unchanged, compact.padding, name="padding, left to the layer after it")
             kinds[next_name] = follows[type(next_layer)](layer.padding)
     return kinds
 

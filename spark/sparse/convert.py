@@ -6,6 +6,7 @@ refused by its path rather than converted wrongly.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -70,6 +71,7 @@ def sparsify(
     kinds = _kinds(concerned, extra_layers)
     visible = VisiblePatches()
     visible.engine, visible.stood_back = _choose_engine(engine, concerned, kinds)
+    visible.converted = Counter((type(concerned[path]).__name__, kind.name) for path, kind in kinds.items())
     for path, kind in kinds.items():
         _convert(concerned[path], kind, visible)
     _freeze_unused(network, set(used.values()))

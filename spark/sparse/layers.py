@@ -24,62 +24,88 @@ from spark.sparse.compositions import is_composition, reason_against
 from spark.sparse.rule import Kind, unchanged
 from spark.sparse.window import average_misfit, blur_misfit, misfit
 
-COMPOSITION = Kind(unchanged, unchanged)
+COMPOSITION = Kind(unchanged, unchanged, name="block of layers")
 """Calls layers of this table and sums, scales or concatenates what they return: zero stays zero."""
 
-SEQUENCE = Kind(unchanged, unchanged, inner=blocks.padded_layers)
+SEQUENCE = Kind(unchanged, unchanged, inner=blocks.padded_layers, name="block of layers")
 """The same; what pads a map and what follows on it is seen together."""
 
-ZERO_TO_ZERO = Kind(unchanged, unchanged)
+ZERO_TO_ZERO = Kind(unchanged, unchanged, name="unchanged: zero stays zero")
 """Maps every position, or every patch, by itself, and zero to zero: activations, dropout, layer scale."""
 
-POINTWISE = Kind(masked.zero_masked, unchanged)
+POINTWISE = Kind(masked.zero_masked, unchanged, name="visible positions, each by itself")
 """Maps every position by itself, but not zero to zero."""
 
-POINTWISE_CHANNELS_LAST = Kind(masked.zero_masked_channels_last, unchanged, channels_last=True)
+POINTWISE_CHANNELS_LAST = Kind(masked.zero_masked_channels_last, unchanged, channels_last=True, name=POINTWISE.name)
 """The same for layers that see [B, H, W, C]."""
 
-CONVOLUTION = Kind(masked.zero_masked, compact.convolution, refuses=misfit)
-STD_CONVOLUTION = Kind(masked.zero_masked, compact.convolution_by(compact.standardised_weight), refuses=misfit)
-SCALED_STD_CONVOLUTION = Kind(
-    masked.zero_masked, compact.convolution_by(compact.scaled_standardised_weight), refuses=misfit
+CONVOLUTION = Kind(masked.zero_masked, compact.convolution, refuses=misfit, name="sparse convolution")
+STD_CONVOLUTION = Kind(
+    masked.zero_masked,
+    compact.convolution_by(compact.standardised_weight),
+    refuses=misfit,
+    name=CONVOLUTION.name,
 )
-MAX_POOL = Kind(masked.max_over_visible, compact.max_pool, refuses=misfit)
-AVERAGE_POOL = Kind(masked.mean_over_window, compact.average_pool, refuses=average_misfit)
-BLUR_POOL = Kind(masked.zero_masked, compact.blur_pool, refuses=blur_misfit)
+SCALED_STD_CONVOLUTION = Kind(
+    masked.zero_masked,
+    compact.convolution_by(compact.scaled_standardised_weight),
+    refuses=misfit,
+    name=CONVOLUTION.name,
+)
+MAX_POOL = Kind(masked.max_over_visible, compact.max_pool, refuses=misfit, name="maximum over the visible")
+AVERAGE_POOL = Kind(
+    masked.mean_over_window,
+    compact.average_pool,
+    refuses=average_misfit,
+    name="mean over a window, holes being like padding",
+)
+BLUR_POOL = Kind(masked.zero_masked, compact.blur_pool, refuses=blur_misfit, name="sparse blur")
 
-BATCH_NORM = Kind(masked.statistics_over_visible, unchanged, inner_maps=False)
+BATCH_NORM = Kind(
+    masked.statistics_over_visible, unchanged, inner_maps=False, name="statistics over the batch's visible positions"
+)
 """Statistics over all visible positions of the batch; a compact map has no others."""
 
-OVER_IMAGE = Kind(masked.over_visible_of_image, compact.over_image, inner_maps=False)
+OVER_IMAGE = Kind(
+    masked.over_visible_of_image, compact.over_image, inner_maps=False, name="reduces over an image's visible positions"
+)
 """Reduces over the positions of an image, then acts on every position: gates, group norm."""
 
 OVER_IMAGE_CHANNELS_LAST = Kind(
-    masked.over_visible_of_image_channels_last, compact.over_image_channels_last, channels_last=True, inner_maps=False
+    masked.over_visible_of_image_channels_last,
+    compact.over_image_channels_last,
+    channels_last=True,
+    inner_maps=False,
+    name=OVER_IMAGE.name,
 )
 
-PER_IMAGE = Kind(unchanged, compact.per_image)
+PER_IMAGE = Kind(unchanged, compact.per_image, name="draws once per image")
 """Draws once per image."""
 
 SPLIT_ATTENTION = Kind(
     blocks.split_attention(masked.over_visible_of_image),
     blocks.split_attention(compact.over_image),
     inner=lambda layer: blocks.vectors("fc1", "bn1", "act1", "fc2", "rsoftmax"),
+    name=OVER_IMAGE.name,
 )
 SELECTIVE_KERNEL = Kind(
     blocks.selective_kernel(masked.over_visible_of_image),
     blocks.selective_kernel(compact.over_image),
     inner=lambda layer: blocks.vectors("attn"),
+    name=OVER_IMAGE.name,
 )
 FOCAL_MODULATION = Kind(
-    blocks.focal_modulation(masked.over_visible_of_image), blocks.focal_modulation(compact.over_image)
+    blocks.focal_modulation(masked.over_visible_of_image),
+    blocks.focal_modulation(compact.over_image),
+    name=OVER_IMAGE.name,
 )
 CONDITIONAL_CONVOLUTIONS = Kind(
     blocks.conditional_convolutions,
     blocks.conditional_convolutions,
     inner=lambda layer: blocks.vectors("routing_fn", "conv_pw", "conv_dw", "conv_pwl"),
+    name="sparse convolutions with weights of the image's own",
 )
-HGNET_STEM = Kind(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers)
+HGNET_STEM = Kind(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers, name=COMPOSITION.name)
 
 
 def refused(reason: str) -> Kind:

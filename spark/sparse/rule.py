@@ -25,6 +25,7 @@ class Kind:
         inner_maps: whether layers inside of it see feature maps too, and have rules of their own.
         inner: the kinds, by path, of layers inside of it that are not those of the table there.
         refuses: says what is wrong with a layer of this kind that has no sparse meaning.
+        name: what becomes of a layer, for people.
     """
 
     masked: Rule
@@ -33,6 +34,7 @@ class Kind:
     inner_maps: bool = True
     inner: Callable[[nn.Module], Mapping[str, Kind]] = lambda layer: {}
     refuses: Callable[[nn.Module], str | None] = lambda layer: None
+    name: str = "a rule of its own"
 
 
 def unchanged(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ C channels, a map of H x W positions, of which a patch covers h x w.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -23,11 +24,13 @@ class VisiblePatches:
     Attributes:
         engine: how the layers that share this object compute, "masked" or "compact".
         stood_back: why a faster engine than that one was not taken; "" if none was.
+        converted: how many layers there are by (class, kind's name).
     """
 
     def __init__(self) -> None:
         self.engine = "masked"
         self.stood_back = ""
+        self.converted: Counter[tuple[str, str]] = Counter()
         self._mask: Tensor | None = None
         self._per_image = 0
         self._derived: dict[object, Tensor] = {}
