@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
@@ -24,8 +23,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWide
 
 from eval_suite.finetune_config import FinetuneConfig
-from spark.data import UNREADABLE_LIMIT, load_image, mixed_seed
+from spark.data import UNREADABLE_LIMIT, mixed_seed
 from spark.errors import UserError
+from spark.images.decode import load_image
 from spark.provenance import content_hash
 
 UNREADABLE = -1  # the label of an image that could not be decoded
@@ -60,7 +60,7 @@ class LabelledImages(ImageFolder):
         path, label = self.samples[index]
         try:
             image = load_image(Path(path))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             warnings.warn(f"unreadable image skipped: {path} ({error})", stacklevel=2)
             return self._blank, UNREADABLE
         with seeded(seed):

@@ -1,4 +1,4 @@
-"""Images for pre-training: any folder, labels not needed.
+"""Images for pre-training, from wherever they lie; labels not needed.
 
 Every random choice is a function of (seed, epoch, index of the image), so a run that is resumed in the middle
 of an epoch sees exactly what it would have seen, with any number of workers.
@@ -6,24 +6,22 @@ of an epoch sees exactly what it would have seen, with any number of workers.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
 from spark.errors import UserError
-from spark.provenance import content_hash
+from spark.files import write_text
+from spark.images.decode import UnreadableImageError, decode
+from spark.images.source import open_source
 
-UNREADABLE_LIMIT = 0.01  # share of a data set's files
+UNREADABLE_LIMIT = 0.01  # share of a data set's images
 SUBSTITUTES = 16  # images that are tried in place of an unreadable one
 
 
@@ -34,36 +32,38 @@ class Draw(NamedTuple):
     """Which image, in which epoch: all that the augmentation's randomness depends on, beside the seed."""
 
     epoch: int
-    image: int  # index into the list of files
+    image: int  # index into the source
 
 
 class Sample(NamedTuple):
-    """An augmented image, uint8 [C, H, W], and the index of an unreadable file it stands in for, or -1."""
+    """An augmented image, uint8 [C, H, W], and the index of an unreadable image it stands in for, or -1."""
 
     image: Tensor
     unreadable: int
 
 
 class ImagePool(Dataset[Sample]):
-    """All images below a folder, cropped and flipped as SparK does (RandomResizedCrop and flip only).
+    """All images of a source, cropped and flipped as SparK does (RandomResizedCrop and flip only).
 
     Args:
-        root: a folder of images, nested or not; class folders are welcome and ignored.
+        root: a folder (nested or not; class folders are welcome and ignored), a file list, tar shards, or a
+            Hugging Face data set on disk.
         size: height and width of the crops in pixels.
         min_scale: smallest share of an image's area that a crop may take.
         seed: of the augmentation.
+        channels: of the images; 1 is luminance, 3 RGB, 4 RGBA, other numbers are bands as stored.
 
     Raises:
-        UserError: the folder is missing or holds no images.
+        UserError: the root is missing, of no known kind, or holds no images.
     """
 
-    def __init__(self, root: str | Path, size: tuple[int, int], min_scale: float = 0.67, seed: int = 0) -> None:
-        self._root = Path(root)
-        self.files = list_images(self._root)
-        self._size, self._seed = size, seed
+    def __init__(
+        self, root: str | Path, size: tuple[int, int], min_scale: float = 0.67, seed: int = 0, channels: int = 3
+    ) -> None:
+        self.source = open_source(root, channels)
+        self._size, self._seed, self._channels = size, seed, channels
         self._augment = v2.Compose(
             [
-                v2.PILToTensor(),
                 v2.RandomResizedCrop(
                     size, scale=(min_scale, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
                 ),
@@ -72,28 +72,41 @@ class ImagePool(Dataset[Sample]):
         )
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.source)
 
     @property
     def identity(self) -> str:
-        """A hash of the files' names below the folder, wherever that is."""
-        return content_hash([str(file.relative_to(self._root)) for file in self.files])
+        """A hash that tells this set of images from others, wherever it lies."""
+        return self.source.identity
+
+    def load(self, index: int) -> Tensor:
+        """Return a whole image, uint8 [C, height, width].
+
+        Raises:
+            UnreadableImageError: it cannot be read; the message says why.
+        """
+        try:
+            with self.source.open(index) as file:
+                pixels = decode(file, self._channels)
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, UnreadableImageError) else UnreadableImageError(str(error)) from None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def __getitem__(self, draw: Draw) -> Sample:
         """Load and augment an image; in place of an unreadable one comes one of the next."""
         unreadable = -1
         for offset in range(SUBSTITUTES):
-            index = (draw.image + offset) % len(self.files)
+            index = (draw.image + offset) % len(self)
             try:
-                image = load_image(self.files[index])
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                image = self.load(index)
+            except UnreadableImageError:
                 unreadable = unreadable if unreadable >= 0 else index
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mixed_seed(self._seed, AUGMENT, draw.epoch, draw.image))
                 return Sample(self._augment(image), unreadable)
         # Not raised here, where a worker's traceback would be wrapped around it: the loop stops at the count.
-        return Sample(torch.zeros(3, *self._size, dtype=torch.uint8), unreadable)
+        return Sample(torch.zeros(self._channels, *self._size, dtype=torch.uint8), unreadable)
 
 
 class EpochSampler(Sampler[Draw]):
@@ -123,27 +136,56 @@ class EpochSampler(Sampler[Draw]):
 
 
 class UnreadableFiles:
-    """Counts the files that could not be read, and stops the run when there are too many."""
+    """Counts the images that could not be read, names them in a report, and stops the run when there are too many.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
+    Args:
+        pool: of the images.
+        report: a text file with a line for each, name and reason. It is written when there is something to tell,
+            so that it is there however the run ends; what it tells from before a resume is kept.
+    """
+
+    def __init__(self, pool: ImagePool, report: Path | None = None) -> None:
+        self._pool, self._report = pool, report
         self.found: set[int] = set()
+        told = report.read_text(encoding="utf-8") if report and report.is_file() else ""
+        self._lines = dict.fromkeys(told.splitlines())
 
     def note(self, indices: Tensor) -> None:
         """Take the `unreadable` entries of a batch; warn of new ones.
 
         Raises:
-            UserError: more than one per cent of all files cannot be read.
+            UserError: more than one per cent of all images cannot be read.
         """
         for index in sorted(set(indices.tolist()) - {-1} - self.found):
             self.found.add(index)
-            count, total = len(self.found), len(self._files)
-            warnings.warn(f"unreadable image {self._files[index]} is skipped ({count} so far)", stacklevel=2)
+            count, total = len(self.found), len(self._pool)
+            name, reason = self._pool.source.name(index), self._reason(index)
+            self._tell(f"{name}\t{reason}")
+            warnings.warn(f"unreadable image {name} is skipped ({count} so far): {reason}", stacklevel=2)
             if count > UNREADABLE_LIMIT * total:
                 raise UserError(
                     f"{count} of {total} images cannot be read (more than {UNREADABLE_LIMIT:.0%}), "
-                    f"'{self._files[index]}' for one; repair or remove them"
+                    f"'{name}' for one ({reason}); repair or remove them"
                 )
+
+    def summary(self) -> str:
+        """Say how many images could not be read in the whole run, and where they are named; '' if all could."""
+        if not self._lines:
+            return ""
+        return f"{len(self._lines)} of {len(self._pool)} images could not be read: see {self._report}"
+
+    def _reason(self, index: int) -> str:
+        """Find out what is wrong with an image; a worker tells only which it was."""
+        try:
+            self._pool.load(index)
+        except UnreadableImageError as error:
+            return " ".join(str(error).split())
+        return "readable when tried again"
+
+    def _tell(self, line: str) -> None:
+        self._lines[line] = None
+        if self._report:
+            write_text(self._report, "".join(f"{told}\n" for told in sorted(self._lines)))
 
 
 def build_loader(pool: ImagePool, sampler: EpochSampler, batch: int, workers: int, pin: bool) -> DataLoader[Sample]:
@@ -166,44 +208,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], devic
     mean_255 = torch.tensor(mean, device=device).view(shape) * 255
     std_255 = torch.tensor(std, device=device).view(shape) * 255
     return (images - mean_255) / std_255
-
-
-def list_images(root: Path) -> list[Path]:
-    """Return all images below a folder, sorted, so that an index means the same file on every machine.
-
-    Raises:
-        UserError: the folder is missing or holds no images.
-    """
-    if not root.is_dir():
-        raise UserError(f"image folder '{root}' does not exist; set data.root to a folder of images")
-    # os.walk, as it follows links to class folders. Hidden files are companions that some systems leave.
-    found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    files = sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS and path.name[0] != ".")
-    if not files:
-        raise UserError(f"no images found below '{root}' (looked for {', '.join(IMG_EXTENSIONS)})")
-    return files
-
-
-def load_image(path: Path) -> Image.Image:
-    """Read an image upright (by its EXIF orientation) as RGB with 8 bits.
-
-    Raises:
-        OSError, ValueError, SyntaxError or DecompressionBombError: it cannot be read.
-    """
-    with Image.open(path) as image:
-        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey values to 8 bits; Pillow's own conversion would clip them to white."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if not image.mode.startswith("I"):
-        return image
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError("pixels have more than 16 bits")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def mixed_seed(*parts: int) -> int:

@@ -45,7 +45,7 @@ from spark.provenance import code_version
 from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_hash
 from spark.visualize import reconstruction_grid, save_picture
 
-PICTURES = "reconstructions"
+PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
 # The first two do not touch the weights; the others do through rounding, drop path and, where a network has them,
 # batch norms' statistics: whoever goes on with a smaller device wants just that.
 FREE_TO_CHANGE_HERE = ("train.checkpoint_minutes", "train.picture_epochs", "train.device_batch", "train.accumulate")
@@ -64,7 +64,8 @@ def pretrain(config: PretrainConfig) -> Path:
     training = Pretraining(config)
     run = Path(config.out)
     fresh = config.resume == "never"
-    check_run_folder(run, config, fresh, yields=(WEIGHTS, INFO, PICTURES), free_to_change=FREE_TO_CHANGE_HERE)
+    yields = (WEIGHTS, INFO, PICTURES, UNREADABLE)
+    check_run_folder(run, config, fresh, yields, FREE_TO_CHANGE_HERE)
     checkpoint = load_latest(run / CHECKPOINTS)
     if checkpoint:
         training.load_state_dict(checkpoint)
@@ -122,7 +123,7 @@ class Pretraining:
                 "batch norms (the decoder has some, too) see one part at a time", file=sys.stderr,
             )
         loader = self._loader()
-        unreadable = UnreadableFiles(self._pool.files)
+        unreadable = UnreadableFiles(self._pool, run / UNREADABLE)
         saved = time.monotonic()
         status = ""
         self._model.train()
@@ -152,6 +153,8 @@ class Pretraining:
                     self._require_finite(grad_norm)
                     save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
+        if summary := unreadable.summary():
+            print(summary, file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,11 +16,11 @@ from spark.data import (
     ImagePool,
     UnreadableFiles,
     build_loader,
-    list_images,
-    load_image,
     normalise,
 )
 from spark.errors import UserError
+from spark.images.files import FileSource
+from spark.images.source import list_images
 
 
 def batches(folder: Path, *, workers: int = 0, first_step: int = 0, seed: int = 0, epochs: int = 2) -> list[Tensor]:
@@ -88,21 +86,31 @@ def test_a_batch_of_more_images_than_there_are_is_refused() -> None:
 # Unreadable files
 
 
-def damage(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:60])
+def damage(pool: ImagePool, *indices: int) -> None:
+    assert isinstance(pool.source, FileSource)
+    for index in indices:
+        path = pool.source.path(index)
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def missing(tmp_path: Path, count: int = 200) -> ImagePool:
+    """Return a pool of so many images, of which the first is there."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "list.txt").write_text("".join(f"{number}.png\n" for number in range(count)))
+    return ImagePool(tmp_path / "list.txt", (8, 8))
 
 
 def test_an_unreadable_image_is_replaced_and_told(pictures: Path) -> None:
     pool = ImagePool(pictures, (32, 32))
-    damage(pool.files[3])
+    damage(pool, 3)
     sample = pool[Draw(0, 3)]
     assert sample.unreadable == 3
     assert sample.image.shape == (3, 32, 32)
     assert pool[Draw(0, 4)].unreadable == -1
 
 
-def test_unreadable_images_are_counted_once_with_a_warning() -> None:
-    counter = UnreadableFiles([Path(f"{i}.png") for i in range(200)])
+def test_unreadable_images_are_counted_once_with_a_warning(tmp_path: Path) -> None:
+    counter = UnreadableFiles(missing(tmp_path))
     with pytest.warns(UserWarning, match=r"7\.png is skipped \(1 so far\)"):
         counter.note(torch.tensor([-1, 7, 7, -1]))
     with warnings.catch_warnings():
@@ -113,8 +121,8 @@ def test_unreadable_images_are_counted_once_with_a_warning() -> None:
     assert counter.found == {7, 9}
 
 
-def test_more_than_one_per_cent_stops_the_run() -> None:
-    counter = UnreadableFiles([Path(f"{i}.png") for i in range(200)])
+def test_more_than_one_per_cent_stops_the_run(tmp_path: Path) -> None:
+    counter = UnreadableFiles(missing(tmp_path))
     with (
         pytest.warns(UserWarning, match="is skipped"),
         pytest.raises(UserError, match=r"3 of 200 images cannot be read \(more than 1%\)"),
@@ -122,12 +130,29 @@ def test_more_than_one_per_cent_stops_the_run() -> None:
         counter.note(torch.tensor([1, 2, 3]))
 
 
+def test_unreadable_images_are_named_in_a_report_that_outlives_a_resume(tmp_path: Path) -> None:
+    pool, report = missing(tmp_path), tmp_path / "run" / "unreadable_files.txt"
+    (tmp_path / "7.png").write_text("no picture")
+    counter = UnreadableFiles(pool, report)
+    assert counter.summary() == ""
+    assert not report.exists()
+    with pytest.warns(UserWarning, match="not an image in a known format"):
+        counter.note(torch.tensor([7]))
+    assert counter.summary() == f"1 of 200 images could not be read: see {report}"
+    resumed = UnreadableFiles(pool, report)
+    with pytest.warns(UserWarning, match="No such file"):
+        resumed.note(torch.tensor([7, 150]))
+    lines = [line.split("\t") for line in report.read_text().splitlines()]
+    assert [name for name, _ in lines] == [str(tmp_path / "150.png"), str(tmp_path / "7.png")]
+    assert "No such file" in lines[0][1]
+    assert resumed.summary().startswith("2 of 200")
+
+
 def test_a_folder_of_nothing_readable_stops(pictures: Path) -> None:
     pool = ImagePool(pictures, (32, 32))
-    for file in pool.files:
-        damage(file)
+    damage(pool, *range(len(pool)))
     loader = build_loader(pool, EpochSampler(12, 4, 1, 0), 4, workers=1, pin=False)
-    counter = UnreadableFiles(pool.files)
+    counter = UnreadableFiles(pool)
 
     def run() -> None:
         for sample in loader:
@@ -148,77 +173,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, existing: bool) -> N
         list_images(folder)
 
 
-# Kinds of images
-
-GREY_16 = np.repeat(np.array([[0, 257 * 100, 65535]], dtype=np.uint16), 2, axis=0)
-GREY_8 = (GREY_16 // 257).astype(np.uint8)
-COLOUR = np.array([[[255, 0, 0], [0, 128, 255], [10, 20, 30]]] * 2, dtype=np.uint8)
-
-
-def save_grey(path: Path) -> None:
-    Image.fromarray(GREY_8).save(path)
-
-
-def save_grey_16(path: Path) -> None:
-    Image.fromarray(GREY_16).save(path)
-
-
-def save_colour(path: Path) -> None:
-    Image.fromarray(COLOUR).save(path)
-
-
-def save_transparent(path: Path) -> None:
-    Image.fromarray(np.dstack([COLOUR, np.full((2, 3), 200, np.uint8)])).save(path)
-
-
-def save_palette(path: Path) -> None:
-    Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
-
-
-@pytest.mark.parametrize(
-    ("save", "suffix", "expected"),
-    [
-        (save_grey, "png", GREY_8),
-        (save_grey_16, "png", GREY_8),
-        (save_grey_16, "tif", GREY_8),
-        (save_colour, "png", COLOUR),
-        (save_colour, "bmp", COLOUR),
-        (save_transparent, "png", COLOUR),
-        (save_palette, "png", COLOUR),
-    ],
-)
-def test_every_kind_of_image_becomes_rgb(
-    save: Callable[[Path], None], suffix: str, expected: np.ndarray, tmp_path: Path
-) -> None:
-    path = tmp_path / f"image.{suffix}"
-    save(path)
-    image = load_image(path)
-    assert image.mode == "RGB"
-    if expected.ndim == 2:
-        expected = np.dstack([expected] * 3)
-    np.testing.assert_array_equal(np.asarray(image), expected)
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    path = tmp_path / "print.jpg"
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path, quality=100)
-    red, green, blue = np.asarray(load_image(path)).reshape(-1, 3).mean(0)
-    assert red > 200
-    assert max(green, blue) < 60
-
-
-def test_exif_orientation_is_followed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    path = tmp_path / "phone.png"
-    Image.fromarray(COLOUR).save(path, exif=exif)
-    np.testing.assert_array_equal(np.asarray(load_image(path)), np.rot90(COLOUR, -1))
-
-
-def test_floating_point_images_are_refused_as_unreadable(tmp_path: Path) -> None:
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "depth.tif")
-    with pytest.raises(ValueError, match="no known range"):
-        load_image(tmp_path / "depth.tif")
+# Normalising
 
 
 def test_normalising_gives_the_usual_numbers() -> None:

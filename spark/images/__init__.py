@@ -1,0 +1,1 @@
+"""Images wherever they lie: where one is (`source`, `files`, `shards`, `arrow`), and what its bytes show (`decode`)."""
