@@ -1,7 +1,8 @@
-"""Any timm network as a feature pyramid."""
+"""Any timm network as a feature pyramid, and any pyramid by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError, nearest
+from spark.own_network import build_own, is_reference
+from spark.pyramid import Pyramid
 
-FINEST_STRIDE = 4  # SparK decodes from strides 4, 8, 16, 32; a ResNet's stride-2 stem map is not used
+SCALES = 4
+"""SparK decodes from strides 4, 8, 16, 32: the coarsest stride and three halvings. So a dilated network of stride 16 is
+decoded from 2, 4, 8, 16, and one of stride 8 from 2, 4, 8: pixels themselves are never taken."""
+
+OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
+FIXED_OPTIONS = ("num_classes", "features_only", "pretrained")
 
 
 class TimmPyramid(nn.Module):
@@ -19,19 +27,27 @@ class TimmPyramid(nn.Module):
 
     `network` is the timm model with its own parameter names and without a classifier.
 
+    Args:
+        name: timm's.
+        in_chans: channels of the images.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`, e.g. {"output_stride": 16} for a dilated network.
+
     Attributes:
         channels: of each map.
         strides: of each map, relative to the image; the last one is the patch size.
         name: the timm name.
     """
 
-    def __init__(self, name: str, in_chans: int = 3, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, name: str, in_chans: int = 3, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
         self.name = name
         self._in_chans = in_chans
-        self.network = _build(name, in_chans, drop_path)
+        self.network = _build(name, in_chans, drop_path, options or {})
         if not hasattr(self.network, "forward_intermediates"):
             raise UserError(f"model '{name}' has no feature pyramid in this timm version")
         levels = _deepest_per_stride(self.network.feature_info)
@@ -49,27 +65,65 @@ class TimmPyramid(nn.Module):
         return torch.zeros(1, self._in_chans, side, side)
 
 
-def _build(name: str, in_chans: int, drop_path: float) -> Any:
+def build_pyramid(
+    name: str, in_chans: int | None = None, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+) -> Pyramid:
+    """Build a timm network, or a user's own by `path/to/file.py:ClassName` or `package.module:ClassName`.
+
+    Args:
+        name: of either sort.
+        in_chans: channels of the images; None: the network's default.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`, or of the own network's constructor.
+
+    Raises:
+        UserError: there is no such network, or it cannot be built so.
+    """
+    if is_reference(name):
+        return build_own(name, in_chans, drop_path, options)
+    return TimmPyramid(name, 3 if in_chans is None else in_chans, drop_path, options)
+
+
+def dense_part(pyramid: nn.Module) -> nn.Module:
+    """Return whose weights are exported: timm's model itself, which knows nothing of the pyramid around it."""
+    return pyramid.network if isinstance(pyramid, TimmPyramid) else pyramid
+
+
+def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any]) -> Any:
     """Build a timm model without its classifier.
 
     Raises:
         UserError: it has no drop path and some is asked for, or timm cannot build it.
     """
-    build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans)
+    for option in options:
+        if option in OPTIONS_ELSEWHERE:
+            raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
+        if option in FIXED_OPTIONS:
+            raise UserError(f"model.options must not have '{option}': an encoder without classifier is pre-trained")
+    build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **options)
     try:
         return build(drop_path_rate=drop_path)  # zero too: some models' own default is not
     except TypeError as error:
         if "drop_path_rate" not in str(error):
-            raise
-        if drop_path:
-            raise UserError(f"model '{name}' has no drop path; set model.drop_path=0") from None
+            raise _cannot_build(name, options, error) from error
+    except (AssertionError, RuntimeError, ValueError, KeyError) as error:  # a pretrained tag that it does not know, say
+        raise _cannot_build(name, options, error) from None
+    if drop_path:
+        raise UserError(f"model '{name}' has no drop path; set model.drop_path=0")
+    try:
         return build()
-    except RuntimeError as error:  # timm: a pretrained tag that it does not know
-        raise UserError(f"timm cannot build '{name}': {error}") from None
+    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise _cannot_build(name, options, error) from error
+
+
+def _cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
+    chosen = f" with model.options={dict(options)}" if options else ""
+    return UserError(f"timm cannot build '{name}'{chosen}: {str(error) or 'it refuses a value'}")
 
 
 def _deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
-    """Keep the deepest map of each stride: [(index, {num_chs, reduction, module})]."""
+    """Keep the deepest map of each stride that is decoded from: [(index, {num_chs, reduction, module})]."""
     infos = feature_info.info if hasattr(feature_info, "info") else feature_info
     deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
-    return [deepest[stride] for stride in sorted(deepest) if stride >= FINEST_STRIDE]
+    finest = max(2, max(deepest) >> (SCALES - 1))
+    return [deepest[stride] for stride in sorted(deepest) if stride >= finest]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spark.sparse.scatter_convolution import convolve_filled
 from spark.sparse.state import VisiblePatches
 
+ROOT_MEAN_SQUARE = (timm.layers.RmsNorm, timm.layers.RmsNorm2d, timm.layers.RmsNorm2dFp32, timm.layers.RmsNormAct2d)
 ENOUGH_CHANNELS = 192  # products are added once per tap, which takes longer than it saves for fewer
 
 
@@ -53,6 +54,8 @@ def norm_like(network: nn.Module) -> Callable[[int], nn.Module]:
             return nn.BatchNorm2d
         if isinstance(layer, nn.LayerNorm):
             return timm.layers.LayerNorm2d
+        if isinstance(layer, ROOT_MEAN_SQUARE):
+            return timm.layers.RmsNorm2d
         if isinstance(layer, nn.GroupNorm):
             groups = layer.num_groups
             return lambda channels: nn.GroupNorm(math.gcd(groups, channels), channels)

@@ -24,17 +24,28 @@ def visible_count(patches: int, mask_ratio: float) -> int:
 
 
 def random_mask(
-    batch: int, grid: tuple[int, int], mask_ratio: float, generator: torch.Generator | None = None
+    batch: int,
+    grid: tuple[int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    square: int = 1,
 ) -> Tensor:
     """Draw visible patches uniformly without replacement, independently per image.
 
+    Args:
+        batch: number of images.
+        grid: patches of an image, down and across.
+        mask_ratio: share of them that is hidden.
+        generator: without one, the CPU's default generator.
+        square: draw squares of so many by so many patches; it divides the grid.
+
     Returns:
         Boolean tensor [batch, 1, grid_height, grid_width] on the CPU, True where a patch is visible; every
-        image has exactly `visible_count` of them.
+        image has exactly `visible_count` patches, or squares, of them.
     """
-    height, width = grid
+    height, width = grid[0] // square, grid[1] // square
     count = visible_count(height * width, mask_ratio)
     order = torch.rand(batch, height * width, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, height * width, dtype=torch.bool)
     mask.scatter_(1, order[:, :count], True)
-    return mask.view(batch, 1, height, width)
+    return mask.view(batch, 1, height, width).repeat_interleave(square, 2).repeat_interleave(square, 3)

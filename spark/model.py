@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spark.backbones import TimmPyramid
+from spark.backbones import build_pyramid, dense_part
 from spark.decoder import UNetDecoder
 from spark.densify import Densify, norm_like
 from spark.errors import UserError
-from spark.masking import random_mask
+from spark.masking import random_mask, visible_count
+from spark.pyramid import Pyramid, require_maps, require_pyramid, sparse_layers_of
 from spark.recompute import recompute_blocks
 from spark.sparse.convert import join, sparsify
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
@@ -46,25 +47,42 @@ class SparK(nn.Module):
         mask_ratio: share of patches that are hidden.
         decoder_width: channels of the coarsest decoder level.
         engine: how the sparse encoder computes: "compact", "masked", or "auto" (the fastest that can).
-        extra_layers: kinds of the user's own layers, by exact type.
+        extra_layers: kinds of the user's own layers, by exact type, beside those that the network itself names.
+        mask_patch_size: side in pixels of the squares that are hidden: a multiple of the encoder's stride, None for
+            the stride itself. Only masks become coarser. A patch is a square of one stride everywhere else, in the
+            loss too: each one is normalised by its own mean and deviation, whatever it was hidden with.
+
+    Raises:
+        UserError: the network is no pyramid, or has layers without sparse form, or a size does not fit another.
     """
 
     def __init__(
         self,
-        backbone: TimmPyramid,
+        backbone: Pyramid,
         mask_ratio: float = 0.6,
         decoder_width: int = 768,
         engine: str = "auto",
         extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+        mask_patch_size: int | None = None,
     ) -> None:
         super().__init__()
+        require_pyramid(backbone)
+        assert isinstance(backbone, nn.Module)
         self.stride = backbone.strides[-1]
         self.mask_ratio = mask_ratio
+        self.mask_patch_size = self.stride if mask_patch_size is None else mask_patch_size
+        if self.mask_patch_size < 1 or self.mask_patch_size % self.stride:
+            raise UserError(
+                f"mask.patch_size={mask_patch_size} is no multiple of the encoder's stride {self.stride}; "
+                f"use e.g. {max(self.stride, _rounded(self.mask_patch_size, self.stride))}"
+            )
         in_chans = backbone.example().shape[1]
 
         norm = norm_like(backbone)  # asked before conversion changes the layers' classes
-        self.encoder = backbone
+        extra_layers = sparse_layers_of(backbone, extra_layers)
+        self.encoder: nn.Module = backbone
         self.visible = sparsify(self.encoder, backbone.example(), engine, extra_layers)
+        require_maps(self.encoder, backbone.example())
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
         self.densify = nn.ModuleList()
         self._levels: list[int | None] = []  # for each decoder block, which densified map joins it
@@ -83,14 +101,33 @@ class SparK(nn.Module):
         """Return how many patches an image has, down and across.
 
         Raises:
-            UserError: the size is not divisible by the patch size.
+            UserError: the size is not divisible by the patch size, or by that of the mask.
         """
-        if height % self.stride or width % self.stride:
+        unit = self.mask_patch_size
+        if height % unit or width % unit:
+            what = f"the encoder's stride {unit}" if unit == self.stride else f"mask.patch_size={unit}"
             raise UserError(
-                f"input size {height}x{width} is not divisible by the encoder's stride {self.stride}; "
-                f"use e.g. {_rounded(height, self.stride)}x{_rounded(width, self.stride)}"
+                f"input size {height}x{width} is not divisible by {what}; "
+                f"use e.g. {_rounded(height, unit)}x{_rounded(width, unit)}"
             )
         return height // self.stride, width // self.stride
+
+    def visible_per_image(self, grid: tuple[int, int]) -> int:
+        """Return how many patches of an image a drawn mask shows.
+
+        Raises:
+            UserError: none, or all.
+        """
+        square = self.mask_patch_size // self.stride
+        return visible_count(grid[0] * grid[1] // square**2, self.mask_ratio) * square**2
+
+    def draw_mask(self, batch: int, grid: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw a mask [B, 1, *grid] on the CPU, True = visible."""
+        return random_mask(batch, grid, self.mask_ratio, generator, self.mask_patch_size // self.stride)
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return the state of the dense encoder, in timm's naming or in that of the user's own class."""
+        return dense_part(self.encoder).state_dict()
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> SparKOutput:
         """Reconstruct the masked patches of normalised images [B, C, H, W].
@@ -100,7 +137,7 @@ class SparK(nn.Module):
         """
         grid = self.grid(*images.shape[-2:])
         if mask is None:
-            mask = random_mask(len(images), grid, self.mask_ratio)
+            mask = self.draw_mask(len(images), grid)
         per_image = patches_per_image(mask)  # while the mask is on the CPU: the device is never waited for
         mask = mask.to(images.device, non_blocking=True)
         features = self.encode(images, mask, per_image)
@@ -126,7 +163,7 @@ class SparK(nn.Module):
         return self.decoder(maps)
 
     def loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
-        """Squared error of the normalised patch, averaged over the masked patches of the batch."""
+        """Squared error of the normalised patch (of one stride), averaged over the masked patches of the batch."""
         grid = mask.shape[-2:]
         hidden = patch_ids(~mask, grid.numel() - per_image)
         target, _, _ = normalise_patches(take_patches(images, hidden, *grid))
@@ -180,9 +217,12 @@ def build_spark(
     decoder_width: int = 768,
     engine: str = "auto",
     extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+    mask_patch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> SparK:
-    """Build SparK around a timm network by name."""
-    return SparK(TimmPyramid(model, in_chans, drop_path), mask_ratio, decoder_width, engine, extra_layers)
+    """Build SparK around a timm network by its name, or around a user's own (see `build_pyramid`)."""
+    pyramid = build_pyramid(model, in_chans, drop_path, options)
+    return SparK(pyramid, mask_ratio, decoder_width, engine, extra_layers, mask_patch_size)
 
 
 def _rounded(size: int, stride: int) -> int:

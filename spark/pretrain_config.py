@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -15,8 +16,10 @@ from spark.optim import OPTIMIZERS
 class ModelConfig:
     """The encoder."""
 
-    name: str = "resnet50"  # any timm model that the engine supports
+    name: str = "resnet50"  # any timm model that the engine supports, or your own: path/to/file.py:ClassName
     drop_path: float = 0.05
+    in_chans: int = 3  # channels of the images
+    options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
 
 
 @dataclass
@@ -36,6 +39,7 @@ class MaskConfig:
     """What is hidden."""
 
     ratio: float = 0.6
+    patch_size: int | None = None  # side in pixels, a multiple of the encoder's total stride; null: that stride itself
 
 
 @dataclass
@@ -133,6 +137,8 @@ class PretrainConfig:
             "optimizer.base_lr": self.optimizer.base_lr,
             "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
             "decoder.width": self.decoder.width,
+            "model.in_chans": self.model.in_chans,
+            "mask.patch_size": 1 if self.mask.patch_size is None else self.mask.patch_size,
         }
         found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
         not_negative = {

@@ -24,7 +24,7 @@ def reconstruction_grid(
 
     Args:
         model: left in the mode (train or eval) that it is in.
-        images: normalised, [B, 3, H, W].
+        images: normalised, [B, C, H, W]; see `displayable` for what is drawn of other channels than three.
         mask: boolean [B, 1, H / stride, W / stride], True = visible.
         mean: of the normalisation.
         std: of the normalisation.
@@ -41,8 +41,13 @@ def reconstruction_grid(
     original = (images * scale + shift).clamp(0, 1)
     drawn = (model.reconstruct(images, output) * scale + shift).clamp(0, 1)
     masked = torch.where(visible, original, GREY)
-    columns = torch.stack([masked, drawn, original], dim=1).flatten(0, 1)
+    columns = displayable(torch.stack([masked, drawn, original], dim=1).flatten(0, 1))
     return make_grid(columns.float().cpu(), nrow=3, padding=4, pad_value=1.0)
+
+
+def displayable(images: Tensor) -> Tensor:
+    """Return the channels of images [B, C, H, W] that a picture can show: the first three, or the first one as grey."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def save_picture(picture: Tensor, destination: Path) -> None:

@@ -15,6 +15,7 @@ from spark.formats import detectron2
 from spark.formats.encoder import Encoder, save_encoder
 from spark.formats.naming import Conversion
 from spark.formats.reader import optional, read
+from spark.own_network import is_reference
 
 TARGETS = ("timm", "detectron2")
 TOLERANCE = 1e-4  # of the features of both models, relative
@@ -70,7 +71,10 @@ def prove_timm(encoder: Encoder) -> None:
     Raises:
         UserError: it does not.
     """
-    network = timm.create_model(encoder.info.model, num_classes=0, in_chans=encoder.info.in_chans).eval()
+    info = encoder.info
+    if is_reference(info.model):
+        raise UserError(f"'{info.model}' is no timm model: there is nothing to convert; its own class takes the export")
+    network = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options).eval()
     missing, unexpected = network.load_state_dict(encoder.state, strict=False)
     missing = [key for key in missing if not optional(key)]
     with torch.no_grad():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ WEIGHTS, INFO = "encoder.safetensors", "encoder.json"
 class EncoderInfo:
     """What one must know to use an exported encoder."""
 
-    model: str  # timm name
+    model: str  # timm name, or path/to/file.py:ClassName of a user's own network
     in_chans: int
     input_size: tuple[int, int]  # height, width in pixels
     mean: tuple[float, ...]  # of images scaled to 0..1
@@ -30,11 +31,13 @@ class EncoderInfo:
     epochs: int | None
     config_hash: str | None
     code_version: str
+    options: dict[str, Any] = field(default_factory=dict)  # more that timm.create_model, or the own class, was given
+    source: str | None = None  # of an own network: the file that its class came from, and the hash of its content
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A dense backbone's weights in timm naming, without a classification head."""
+    """A dense backbone's weights in timm naming (or that of a user's own class), without a classification head."""
 
     state: dict[str, Tensor]
     info: EncoderInfo

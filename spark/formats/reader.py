@@ -17,6 +17,7 @@ from spark.errors import UserError, nearest
 from spark.formats import official_convnext, original_spark
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
 from spark.formats.naming import Conversion, rename
+from spark.own_network import is_reference
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,12 +57,15 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     kind, conversion = _to_timm(state)
     config = details.get("config")
     config = config if isinstance(config, dict) else {}
-    name = model or details.get("arch") or _mapping(config.get("model")).get("name")
+    settings = _mapping(config.get("model"))
+    name = model or details.get("arch") or settings.get("name")
     name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
-    conversion = conversion.then(_fit(conversion.state, name))
+    built_with = {"in_chans": settings.get("in_chans", 3), **_mapping(settings.get("options"))}
+    conversion = conversion.then(_fit(conversion.state, name, built_with))
     data = _mapping(config.get("data"))
     info = EncoderInfo(
-        model=name, in_chans=3, input_size=_size(data.get("input_size", details.get("input_size", 224))),
+        model=name, in_chans=built_with.pop("in_chans"), options=built_with,
+        input_size=_size(data.get("input_size", details.get("input_size", 224))),
         mean=tuple(data.get("mean", IMAGENET_MEAN)), std=tuple(data.get("std", IMAGENET_STD)),
         method=method or ("spark" if kind in (ORIGINAL, OURS) else "imported"),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
@@ -91,9 +95,9 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _fit(state: Mapping[str, Tensor], name: str) -> Conversion:
+def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) -> Conversion:
     """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
-    own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
+    own = {key: tensor.shape for key, tensor in _empty(name, **built_with).state_dict().items()}
     kept = rename(
         state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", "classifier, not part of an encoder")]
     )
@@ -161,14 +165,16 @@ def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion]:
 
 
 def _known(name: str) -> str:
+    if is_reference(name):
+        raise UserError(f"'{name}' is no timm model; what a run of it exports is its own class's state, as it is")
     if not timm.is_model(name):
         raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
     return name
 
 
-def _empty(name: str) -> torch.nn.Module:
+def _empty(name: str, **options: Any) -> torch.nn.Module:
     with torch.device("meta"):
-        return timm.create_model(name, num_classes=0)
+        return timm.create_model(name, num_classes=0, **options)
 
 
 def _size(value: Any) -> tuple[int, int]:

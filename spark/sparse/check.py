@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from spark.backbones import TimmPyramid
+from spark.backbones import build_pyramid
 from spark.masking import random_mask
+from spark.pyramid import Pyramid, require_maps, require_pyramid, sparse_layers_of
 from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.layers import kind_of
 from spark.sparse.rule import Kind
@@ -69,20 +70,31 @@ def verify(model: str, engine: str = "auto") -> Equivalence:
 
 
 def check_equivalence(
-    model: str, engine: str = "auto", extra_layers: ExtraLayers | None = None, patches: int = 3, seed: int = 0
+    model: str | Pyramid | Callable[[], Pyramid],
+    engine: str = "auto",
+    extra_layers: ExtraLayers | None = None,
+    patches: int = 3,
+    seed: int = 0,
 ) -> Equivalence:
-    """Convert a timm model and measure the three errors on random weights, statistics and images.
+    """Convert a network and measure the three errors on random weights, statistics and images.
 
     Args:
-        model: timm name.
+        model: timm's name, or that of a user's own network (see `build_pyramid`); or a pyramid, which stays as it
+            is; or a function that makes one.
         engine: "compact", "masked" or "auto".
-        extra_layers: the kinds of a user's own layers, by exact type.
+        extra_layers: the kinds of a user's own layers, by exact type, beside those that the network itself names.
         patches: side of the test picture in patches.
+
+    Raises:
+        UserError: the network is no pyramid, or has layers without sparse form.
     """
-    dense = _randomised(TimmPyramid(model), seed)
+    dense = _randomised(_built(model), seed)
+    extra_layers = sparse_layers_of(dense, extra_layers)
     sparse = copy.deepcopy(dense)
     channels_last = _channels_last(sparse, extra_layers)  # asked before conversion changes the layers' classes
-    visible = sparsify(sparse, sparse.example().double(), engine, extra_layers)
+    example = dense.example().double()
+    visible = sparsify(sparse, example, engine, extra_layers)
+    require_maps(dense, example)
     generator = torch.Generator().manual_seed(seed)
     side = patches * dense.strides[-1]
     picture = torch.randn(2, dense.example().shape[1], side, side, dtype=torch.float64, generator=generator)
@@ -98,6 +110,18 @@ def check_equivalence(
             )
         worst = Errors(*map(max, worst, errors))
     return Equivalence(visible.engine, visible.stood_back, worst)
+
+
+def _built(model: str | Pyramid | Callable[[], Pyramid]) -> Any:
+    """Return a network that may be changed."""
+    if isinstance(model, nn.Module):
+        pyramid: Any = copy.deepcopy(model)
+    elif isinstance(model, str):
+        pyramid = build_pyramid(model)
+    else:
+        pyramid = model()  # type: ignore[operator]  # mypy: a Pyramid that is no module
+    require_pyramid(pyramid)
+    return pyramid
 
 
 @contextmanager
@@ -197,7 +221,7 @@ def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
     return (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
 
 
-def _randomised(network: TimmPyramid, seed: int) -> TimmPyramid:
+def _randomised(network: Any, seed: int) -> Any:
     """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes.
 
     Nothing is drawn in its forward pass any more, by default some models drop paths: two passes are to be compared.

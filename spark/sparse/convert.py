@@ -100,16 +100,23 @@ def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
                 used[path] = layer
 
             hooks.append(layer.register_forward_pre_hook(remember))
-    modes = {layer: layer.training for layer in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(example)
+        output_of(network, example)
     finally:
         for hook in hooks:
             hook.remove()
+    return used
+
+
+def output_of(network: nn.Module, example: Tensor) -> Any:
+    """Return `network(example)`, run in eval mode and without gradients; the mode stays what it was."""
+    modes = {layer: layer.training for layer in network.modules()}
+    try:
+        with torch.no_grad():
+            return network.eval()(example)
+    finally:
         for layer, training in modes.items():
             layer.training = training
-    return used
 
 
 def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
