@@ -35,10 +35,10 @@ from spark.data import (
 from spark.device import autocast, choose_device
 from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
-from spark.masking import random_mask, visible_count
 from spark.metrics import MetricsLog
 from spark.model import build_spark
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
+from spark.own_network import is_reference, source_of
 from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version
@@ -90,12 +90,14 @@ class Pretraining:
         torch.manual_seed(config.seed)
         self._model = build_spark(
             config.model.name, drop_path=config.model.drop_path, mask_ratio=config.mask.ratio,
-            decoder_width=config.decoder.width, engine=config.engine,
+            decoder_width=config.decoder.width, engine=config.engine, in_chans=config.model.in_chans,
+            mask_patch_size=config.mask.patch_size, options=config.model.options,
         )
+        self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # as it is now
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         self._parts = config.parts(config.train.batch)
-        if visible_count(math.prod(self._grid), config.mask.ratio) * (config.train.batch // self._parts) < 2:
+        if self._model.visible_per_image(self._grid) * (config.train.batch // self._parts) < 2:
             raise UserError(
                 "a batch norm needs two visible patches or more: "
                 "raise train.batch, train.device_batch or data.input_size"
@@ -188,11 +190,12 @@ class Pretraining:
         config = self._config
         height, width = config.data.input_size
         info = EncoderInfo(
-            model=config.model.name, in_chans=3, input_size=(height, width), mean=tuple(config.data.mean),
-            std=tuple(config.data.std), method="spark", epochs=self.step // self._steps_per_epoch,
-            config_hash=protocol_hash(config), code_version=code_version(),
+            model=config.model.name, in_chans=config.model.in_chans, input_size=(height, width),
+            mean=tuple(config.data.mean), std=tuple(config.data.std), method="spark",
+            epochs=self.step // self._steps_per_epoch, config_hash=protocol_hash(config), code_version=code_version(),
+            options=dict(config.model.options), source=self._source,
         )
-        return Encoder(self._model.encoder.network.state_dict(), info)
+        return Encoder(self._model.dense_state(), info)
 
     @property
     def finished(self) -> bool:
@@ -211,7 +214,7 @@ class Pretraining:
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
         """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
         torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
-        mask = random_mask(len(sample.image), self._grid, self._config.mask.ratio)
+        mask = self._model.draw_mask(len(sample.image), self._grid)
         rate, decay = self._schedule()
         set_schedule(self._optimizer, rate, decay)
         self._optimizer.zero_grad()
@@ -269,6 +272,6 @@ class Pretraining:
         chosen = [i * len(self._pool) // count for i in range(count)]
         images = torch.stack([self._pool[Draw(0, index)].image for index in chosen])
         generator = torch.Generator().manual_seed(self._config.seed)
-        mask = random_mask(count, self._grid, self._config.mask.ratio, generator)
+        mask = self._model.draw_mask(count, self._grid, generator)
         data = self._config.data
         return reconstruction_grid(self._model, self._images(images), mask, data.mean, data.std)
