@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from spark.sparse.scatter_convolution import convolve_filled
 from spark.sparse.state import VisiblePatches
 
-ROOT_MEAN_SQUARE = (timm.layers.RmsNorm, timm.layers.RmsNorm2d, timm.layers.RmsNorm2dFp32, timm.layers.RmsNormAct2d)
+NORMS: tuple[tuple[tuple[type[nn.Module], ...], type[nn.Module]], ...] = (
+    ((nn.BatchNorm2d, nn.SyncBatchNorm), nn.BatchNorm2d),
+    ((nn.LayerNorm,), timm.layers.LayerNorm2d),
+    ((timm.layers.RmsNorm, timm.layers.RmsNorm2d, timm.layers.RmsNormAct2d), timm.layers.RmsNorm2d),
+    ((timm.layers.SimpleNorm, timm.layers.SimpleNorm2d), timm.layers.SimpleNorm2d),
+)
+"""Norms, subclasses included (those with an activation, say), and the same for maps [B, C, H, W] without more to it."""
+
 ENOUGH_CHANNELS = 192  # products are added once per tap, which takes longer than it saves for fewer
 
 
@@ -39,7 +46,6 @@ class Densify(nn.Module):
         filled = torch.where(visible.at(*x_BCHW.shape[-2:]), x_BCHW, self.mask_token.to(x_BCHW.dtype))
         return self.project(filled)
 
-
     def _sparse_is_faster(self, x: Tensor) -> bool:
         """Whether to multiply visible positions only: on CPUs, for many channels; on GPUs that was not measured."""
         if not isinstance(self.project, nn.Conv2d) or x.device.type != "cpu":
@@ -50,12 +56,9 @@ class Densify(nn.Module):
 def norm_like(network: nn.Module) -> Callable[[int], nn.Module]:
     """Return what makes the densify layers' norms: of the kind that the network itself uses."""
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
-            return nn.BatchNorm2d
-        if isinstance(layer, nn.LayerNorm):
-            return timm.layers.LayerNorm2d
-        if isinstance(layer, ROOT_MEAN_SQUARE):
-            return timm.layers.RmsNorm2d
+        for sorts, plain in NORMS:
+            if isinstance(layer, sorts):
+                return plain
         if isinstance(layer, nn.GroupNorm):
             groups = layer.num_groups
             return lambda channels: nn.GroupNorm(math.gcd(groups, channels), channels)

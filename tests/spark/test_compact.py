@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.layers
@@ -25,6 +27,7 @@ from spark.sparse.window import misfit, windows_of
 
 Numbers = dict[str, Tensor]
 
+CIFAR = f"{Path(__file__).parents[2] / 'tools' / 'examples' / 'cifar_resnet.py'}:CifarResNet"
 TOLERANCE = 1e-10  # of a tensor's norm, in float64
 NOISE = 1e-5  # of the largest gradient's norm: what is smaller should be zero (a bias before a batch norm, say)
 
@@ -70,11 +73,9 @@ def assert_same(found: Numbers, wanted: Numbers, tolerance: float = TOLERANCE) -
 # Whole models
 
 
-def pair(name: str, drop_path: float = 0.0) -> dict[str, SparK]:
+def pair(name: str, **settings: Any) -> dict[str, SparK]:
     """Return a model in both engines, with the same random state."""
-    models = {
-        engine: build_spark(name, drop_path=drop_path, decoder_width=32, engine=engine) for engine in ENGINES
-    }
+    models = {engine: build_spark(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
     randomised(models["compact"])
     models["masked"].double().load_state_dict(models["compact"].state_dict())
     return models
@@ -111,6 +112,26 @@ def assert_engines_agree(models: dict[str, SparK], images: Tensor, mask: Tensor)
 )  # fmt: skip
 def test_engines_agree(name: str) -> None:
     assert_engines_agree(pair(name), noise(2, 3, 64, 96), masks(2, (2, 3), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet18", {"options": {"output_stride": 16}}),
+        ("resnet18", {"options": {"output_stride": 8}, "in_chans": 1}),
+        ("convnext_atto", {"options": {"output_stride": 16}, "in_chans": 4}),
+        ("mobilenetv2_050", {"options": {"output_stride": 16}, "mask_patch_size": 32}),
+        ("convnext_zepto_rms", {}),
+        (CIFAR, {}),
+        (CIFAR, {"mask_patch_size": 16, "in_chans": 12}),
+    ],
+    ids=str,
+)
+def test_engines_agree_on_other_strides_levels_channels_and_masks(name: str, settings: dict[str, Any]) -> None:
+    models = pair(name, **settings)
+    generator = torch.Generator().manual_seed(0)
+    mask = models["masked"].draw_mask(2, models["masked"].grid(64, 96), generator)
+    assert_engines_agree(models, noise(2, settings.get("in_chans", 3), 64, 96), mask)
 
 
 @pytest.fixture(scope="module")
