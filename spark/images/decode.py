@@ -7,7 +7,7 @@ brightness is part of it. What uses only a small part of that range is better st
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,8 +41,7 @@ def decode(file: BinaryIO, channels: int = 3) -> np.ndarray:
         if magic == NPY_MAGIC:
             return _bands(np.load(file, allow_pickle=False), channels)
         if magic[:4] in TIFF_MAGICS and _has_bands(file, channels):
-            tifffile = optional_package("tifffile", "a TIFF of many bands")
-            return _bands(_channels_last(tifffile.imread(file), channels), channels)
+            return _bands(_read_tiff(file), channels)
         with Image.open(file) as image:
             return _pixels(image, channels)
     except UnreadableImageError:
@@ -93,23 +92,27 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _has_bands(file: BinaryIO, channels: int) -> bool:
-    """Tell whether a TIFF holds bands to be taken as stored, of which Pillow would drop some, or refuse all."""
-    if channels in (1, 3):
-        return False
+    """Tell whether a TIFF is to be read as bands, of which Pillow would drop some, or refuse all."""
+    if channels != 4:
+        return channels not in MODES
     try:
         with Image.open(file) as image:
-            # Four bands without a declared transparency are shown as three.
-            return channels != 4 or (image.mode != "RGBA" and image.tag_v2.get(SAMPLES_PER_PIXEL) == 4)  # type: ignore[attr-defined]
+            # Pillow shows three of four bands, if none is declared as transparency, and one of four pages.
+            bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) * image.n_frames  # type: ignore[attr-defined]
+            return image.mode != "RGBA" and bands == channels
     except UnidentifiedImageError:
         return True
     finally:
         file.seek(0)
 
 
-def _channels_last(array: Any, channels: int) -> np.ndarray:
-    """Return a TIFF's bands as [H, W, C]; many programs write them one after the other."""
-    stacked = array.ndim == 3 and array.shape[0] == channels != array.shape[2]
-    return np.moveaxis(array, 0, 2) if stacked else array
+def _read_tiff(file: BinaryIO) -> np.ndarray:
+    """Return a TIFF's bands as [H, W, C]; some programs write them one after the other, or a page each."""
+    tifffile = optional_package("tifffile", "a TIFF of many bands")
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        array = series.asarray()
+        return np.moveaxis(array, 0, -1) if array.ndim == 3 and series.axes[-1] != "S" else array
 
 
 def _bands(array: np.ndarray, channels: int) -> np.ndarray:
