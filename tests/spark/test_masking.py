@@ -43,3 +43,10 @@ def test_a_seed_fixes_the_mask() -> None:
     first, again, other = (random_mask(4, (7, 7), 0.6, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.equal(again)
     assert not first.equal(other)
+
+
+def test_squares_of_patches_are_hidden_together() -> None:
+    coarse = random_mask(4, (3, 2), 0.6, torch.Generator().manual_seed(0))
+    fine = random_mask(4, (6, 4), 0.6, torch.Generator().manual_seed(0), square=2)
+    assert fine.shape == (4, 1, 6, 4)
+    assert fine.equal(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3))

@@ -1,8 +1,9 @@
-"""Your own network, complete: a ResNet for 32-pixel images whose total stride is 8, with a layer of its own.
+r"""Your own network, complete: a ResNet for 32-pixel images whose total stride is 8, with a layer of its own.
 
     spark check tools/examples/cifar_resnet.py:CifarResNet
     spark pretrain configs/pretrain/resnet50_one_gpu.yaml model.name=tools/examples/cifar_resnet.py:CifarResNet \
-        model.drop_path=0 'model.options={blocks: 3}' data.root=photos 'data.input_size=[64,64]' out=runs/own
+        model.drop_path=0 'model.options={blocks: 3}' 'data.input_size=[32,32]' decoder.width=256 \
+        data.root=photos out=runs/own
 
 Everything a pyramid needs is `forward`, `channels`, `strides` and `example`; see spark.pyramid.Pyramid. What is not
 one of the layers that `spark` knows is named in `sparse_layers`. Afterwards:
