@@ -18,7 +18,8 @@ class ModelConfig:
 
     name: str = "resnet50"  # any timm model that the engine supports, or your own: path/to/file.py:ClassName
     drop_path: float = 0.05
-    in_chans: int = 3  # channels of the images
+    # Channels of the images, too: 1 loads them as luminance, 3 as RGB, 4 as RGBA, others as bands (TIFF, .npy).
+    in_chans: int = 3
     options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
 
 
@@ -26,7 +27,9 @@ class ModelConfig:
 class DataConfig:
     """The images."""
 
-    root: str = MISSING  # a folder of images, nested or not
+    # A folder of images, nested or not; a list of files (.txt, or .csv with a column `path`); tar shards (a folder of
+    # them, or 'name-{000..127}.tar', quoted: shells expand braces); a Hugging Face data set saved to disk.
+    root: str = MISSING
     input_size: list[int] = field(default_factory=lambda: [224, 224])  # height, width in pixels
     min_scale: float = 0.67  # smallest share of the area that a random crop takes
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -166,8 +169,12 @@ class PretrainConfig:
         for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
             if len(values) != 2:
                 found.append(f"{name}={list(values)} must have two numbers")
-        if len(self.data.mean) != 3 or len(self.data.std) != 3:
-            found.append("data.mean and data.std must have three numbers each")
+        for name, values in (("mean", self.data.mean), ("std", self.data.std)):
+            if len(values) != self.model.in_chans:
+                found.append(
+                    f"data.{name}={list(values)} must have as many numbers as there are channels: "
+                    f"{self.model.in_chans} (model.in_chans), for values in 0..1"
+                )
         choices = {
             "resume": (self.resume, ("auto", "never")),
             "device": (self.device, DEVICES),

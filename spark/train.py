@@ -102,7 +102,9 @@ class Pretraining:
                 "a batch norm needs two visible patches or more: "
                 "raise train.batch, train.device_batch or data.input_size"
             )
-        self._pool = ImagePool(config.data.root, (height, width), config.data.min_scale, config.seed)
+        self._pool = ImagePool(
+            config.data.root, (height, width), config.data.min_scale, config.seed, config.model.in_chans
+        )
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
         self._model.to(self._device).to(memory_format=torch.channels_last)
