@@ -188,7 +188,7 @@ class UnreadableFiles:
             write_text(self._report, "".join(f"{told}\n" for told in sorted(self._lines)))
 
 
-def build_loader(pool: ImagePool, sampler: EpochSampler, batch: int, workers: int, pin: bool) -> DataLoader[Sample]:
+def build_loader(pool: ImagePool, sampler: Sampler[Draw], batch: int, workers: int, pin: bool) -> DataLoader[Sample]:
     """Return a loader of batches (uint8 [B, C, H, W], unreadable [B])."""
     return DataLoader(
         pool,

@@ -17,10 +17,14 @@ FILE_NAME = "metrics.jsonl"
 class MetricsLog:
     """Append records to `<run>/metrics.jsonl` and mirror their numbers to `<run>/tensorboard`.
 
-    A run that is resumed at step n drops the records of steps after n, which it is about to repeat.
+    A run that is resumed at step n drops the records of steps after n, which it is about to repeat. A quiet log
+    writes nothing: of several processes, one writes for all.
     """
 
-    def __init__(self, run: Path, resume_step: int = 0) -> None:
+    def __init__(self, run: Path, resume_step: int = 0, quiet: bool = False) -> None:
+        self._quiet = quiet
+        if quiet:
+            return
         path = run / FILE_NAME
         kept = [record for record in read_metrics(run) if record["step"] <= resume_step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -33,11 +37,15 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._quiet:
+            return
         self._file.close()
         self._board.close()
 
     def write(self, step: int, **values: Any) -> None:
         """Record the values that belong to optimizer step `step` (the first is 1)."""
+        if self._quiet:
+            return
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -16,16 +16,19 @@ SECONDS_BETWEEN_LINES = 15.0
 class TrainingProgress:
     """Show the progress of `total` steps of `batch` images each; `done` of them were done before.
 
+    A quiet one shows nothing: of several processes, one speaks for all.
+
     >>> with TrainingProgress("pretrain", total=100, batch=32) as progress:
     ...     progress.advance("epoch 1/10 loss 0.75")
     """
 
-    def __init__(self, title: str, total: int, batch: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, batch: int, done: int = 0, quiet: bool = False) -> None:
         self._title, self._total, self._batch = title, total, batch
         self._step = self._first = done
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        self._quiet = quiet
+        if not quiet and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
@@ -56,7 +59,7 @@ class TrainingProgress:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self._step, status=status)
-        elif now - self._last_line > SECONDS_BETWEEN_LINES or self._step == self._total:
+        elif not self._quiet and (now - self._last_line > SECONDS_BETWEEN_LINES or self._step == self._total):
             self._last_line = now
             remaining = (now - self._started) / (self._step - self._first) * (self._total - self._step)
             eta = timedelta(seconds=round(remaining))

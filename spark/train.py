@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from spark.data import (
     normalise,
 )
 from spark.device import autocast, choose_device
+from spark.distributed import Ranks, ShareSampler, joined
 from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
 from spark.metrics import MetricsLog
@@ -59,34 +58,49 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("pre-training runs in one process for now; start it without torchrun")
-    training = Pretraining(config)
+    with joined(config.device) as ranks:
+        return _pretrain(config, ranks)
+
+
+def _pretrain(config: PretrainConfig, ranks: Ranks) -> Path:
+    training = ranks.together(lambda: Pretraining(config, ranks))
     run = Path(config.out)
-    fresh = config.resume == "never"
-    yields = (WEIGHTS, INFO, PICTURES, UNREADABLE)
-    check_run_folder(run, config, fresh, yields, FREE_TO_CHANGE_HERE)
-    checkpoint = load_latest(run / CHECKPOINTS)
-    if checkpoint:
+    there = ranks.on_first(lambda: _prepare(run, config))  # a damaged checkpoint is set aside before others look
+    if there and (checkpoint := load_latest(run / CHECKPOINTS)):
         training.load_state_dict(checkpoint)
         if training.finished and (run / WEIGHTS).is_file() and (run / INFO).is_file():
-            print(f"{run} is finished already; resume=never starts it again", file=sys.stderr)
+            ranks.say(f"{run} is finished already; resume=never starts it again")
             return run
-        print(f"resuming {run} after step {training.step} of {training.total_steps}", file=sys.stderr)
-    save_resolved(config, run / CONFIG)
-    print(to_yaml(config), file=sys.stderr)
+        ranks.say(f"resuming {run} after step {training.step} of {training.total_steps}")
+        if checkpoint.get("processes", 1) != ranks.size:
+            ranks.say(
+                f"it ran in {checkpoint.get('processes', 1)} processes and goes on in {ranks.size}: "
+                "the same images and masks, equal to rounding, but other draws of drop path"
+            )
+    if ranks.first:
+        save_resolved(config, run / CONFIG)
+    ranks.say(to_yaml(config))
     training.fit(run)
-    weights = save_encoder(run, training.encoder())
-    print(f"encoder exported to {weights}", file=sys.stderr)
+    if ranks.first:
+        weights = save_encoder(run, training.encoder())
+        ranks.say(f"encoder exported to {weights}")
     return run
+
+
+def _prepare(run: Path, config: PretrainConfig) -> bool:
+    """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
+    yields = (WEIGHTS, INFO, PICTURES, UNREADABLE)
+    check_run_folder(run, config, config.resume == "never", yields, FREE_TO_CHANGE_HERE)
+    return load_latest(run / CHECKPOINTS) is not None
 
 
 class Pretraining:
     """A pre-training between two steps: model, optimizer, and how many steps are done."""
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, ranks: Ranks | None = None) -> None:
         self._config = config
-        self._device = choose_device(config.device)
+        self._ranks = ranks or Ranks(choose_device(config.device))
+        self._device = self._ranks.device
         torch.manual_seed(config.seed)
         self._model = build_spark(
             config.model.name, drop_path=config.model.drop_path, mask_ratio=config.mask.ratio,
@@ -96,8 +110,9 @@ class Pretraining:
         self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # as it is now
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
-        self._parts = config.parts(config.train.batch)
-        if self._model.visible_per_image(self._grid) * (config.train.batch // self._parts) < 2:
+        share = self._ranks.share(config.train.batch)
+        self._parts = config.parts(share)
+        if self._model.visible_per_image(self._grid) * (share // self._parts) < 2:
             raise UserError(
                 "a batch norm needs two visible patches or more: "
                 "raise train.batch, train.device_batch or data.input_size"
@@ -112,6 +127,7 @@ class Pretraining:
             self._model.recompute_blocks()
         if config.train.compile:
             self._model.compile()
+        self._parallel = self._ranks.parallel(self._model)
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
         self.step = 0  # steps done
@@ -119,21 +135,16 @@ class Pretraining:
 
     def fit(self, run: Path) -> None:
         """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
-        config, batch, visible = self._config, self._config.train.batch, self._model.visible
-        print(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""), file=sys.stderr)
-        if self._parts > 1:
-            print(
-                f"accumulating {self._parts} parts of {batch // self._parts} images; "
-                "batch norms (the decoder has some, too) see one part at a time", file=sys.stderr,
-            )
+        config, batch, ranks = self._config, self._config.train.batch, self._ranks
+        self._describe()
         loader = self._loader()
-        unreadable = UnreadableFiles(self._pool, run / UNREADABLE)
+        unreadable = UnreadableFiles(self._pool, run / UNREADABLE if ranks.first else None)
         saved = time.monotonic()
         status = ""
         self._model.train()
         with (
-            MetricsLog(run, resume_step=self.step) as log,
-            TrainingProgress("pretrain", self.total_steps, batch, self.step) as progress,
+            MetricsLog(run, self.step, quiet=not ranks.first) as log,
+            TrainingProgress("pretrain", self.total_steps, batch, self.step, quiet=not ranks.first) as progress,
         ):
             for sample in loader if self.step < self.total_steps else ():
                 unreadable.note(sample.unreadable)
@@ -151,19 +162,35 @@ class Pretraining:
                     status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
                 progress.advance(status)
                 # The picture comes before the checkpoint: a run that is killed in between draws it again.
-                if into_epoch == 0 and (epochs_done % config.train.picture_epochs == 0 or self.finished):
+                draws = epochs_done % config.train.picture_epochs == 0 or self.finished
+                if ranks.first and into_epoch == 0 and draws:
                     save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 if into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
                     self._require_finite(grad_norm)
-                    save_checkpoint(run / CHECKPOINTS, self.state_dict())
+                    if ranks.first:
+                        save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
-        if summary := unreadable.summary():
-            print(summary, file=sys.stderr)
+        ranks.say(unreadable.summary())
+
+    def _describe(self) -> None:
+        """Say how the steps are computed."""
+        visible, parts, ranks = self._model.visible, self._parts, self._ranks
+        ranks.say(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""))
+        share = ranks.share(self._config.train.batch)
+        if ranks.size > 1:
+            ranks.say(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
+        if parts > 1:
+            seen = "the parts that processes compute at a time" if ranks.size > 1 else "one part at a time"
+            ranks.say(
+                f"accumulating {parts} parts of {share // parts} images; "
+                f"batch norms (the decoder has some, too) see {seen}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
         return {
             "step": self.step,
+            "processes": self._ranks.size,
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
             "images": self._pool.identity,
             "model": self._model.state_dict(),
@@ -210,13 +237,13 @@ class Pretraining:
 
     def _loader(self) -> DataLoader[Sample]:
         """Return the batches of the steps that are left."""
-        workers, pin = self._config.data.workers, self._device.type == "cuda"
-        return build_loader(self._pool, self._sampler(self.step), self._config.train.batch, workers, pin)
+        batch, workers = self._config.train.batch, self._config.data.workers
+        sampler = ShareSampler(self._sampler(self.step), batch, self._ranks)
+        return build_loader(self._pool, sampler, self._ranks.share(batch), workers, pin=self._device.type == "cuda")
 
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
         """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
-        torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
-        mask = self._model.draw_mask(len(sample.image), self._grid)
+        mask = self._draw_mask()
         rate, decay = self._schedule()
         set_schedule(self._optimizer, rate, decay)
         self._optimizer.zero_grad()
@@ -226,19 +253,33 @@ class Pretraining:
         self.step += 1
         return loss, grad_norm, rate, decay
 
+    def _draw_mask(self) -> Tensor:
+        """Seed this step's randomness and return the mask of this process's images.
+
+        It is drawn for the whole batch: how many processes share that makes no difference. What is drawn after it,
+        for drop path, must not be the same in all of them.
+        """
+        torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
+        mask = self._ranks.slice(self._model.draw_mask(self._config.train.batch, self._grid))
+        if not self._ranks.first:
+            torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step, self._ranks.rank))
+        return mask
+
     def _accumulate_gradients(self, images: Tensor, mask: Tensor) -> Tensor:
         """Add up the gradients of the batch's parts; return the loss.
 
         A part's loss is a mean over its masked patches. Every image has equally many and every part equally many
-        images, so the mean of the parts' losses is the batch's.
+        images, so the mean of the parts' losses is the batch's; and so is that over processes.
         """
         losses = []
-        for part, part_mask in zip(images.chunk(self._parts), mask.chunk(self._parts), strict=True):
-            with autocast(self._device, self._config.train.precision):
-                loss = self._model(self._images(part), part_mask).loss
-            (loss / self._parts).backward()
+        parts = list(zip(images.chunk(self._parts), mask.chunk(self._parts), strict=True))
+        for number, (part, part_mask) in enumerate(parts, start=1):
+            with self._ranks.exchanging(self._parallel, number == len(parts)):
+                with autocast(self._device, self._config.train.precision):
+                    loss = self._parallel(self._images(part), part_mask).loss
+                (loss / self._parts).backward()
             losses.append(loss.detach())
-        return torch.stack(losses).mean()
+        return self._ranks.mean(torch.stack(losses).mean())
 
     def _schedule(self) -> tuple[float, float]:
         """Return this step's learning rate and weight decay."""

@@ -1,0 +1,102 @@
+"""Batch norms whose statistics are those of all processes together.
+
+torch's SyncBatchNorm is another class, which a converted layer cannot become without losing what it was converted
+to, and it knows no CPUs. Here the layer's own class is extended underneath its sparse form: a rule hands it visible
+positions only, so its statistics are over those of all processes.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import timm.layers
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules._functions import SyncBatchNorm as on_gpus
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spark.errors import UserError
+from spark.sparse.convert import SparseLayer
+
+SYNCHRONISED_ALREADY = (nn.SyncBatchNorm, timm.layers.SyncBatchNormAct)
+PLAIN = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
+
+
+class SynchronisedNorm(_BatchNorm):
+    """Mixed into a batch norm's own class. Every process must have equally many positions, as it has of a batch."""
+
+    def forward(self, x: Any) -> Any:
+        """Normalise, and activate if the layer does."""
+        if not self.training:
+            return super().forward(x)
+        x = self._normalise(x)
+        for name in ("drop", "act"):  # of timm's BatchNormAct2d
+            if name in self._modules:
+                x = self._modules[name](x)  # type: ignore[misc]
+        return x
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if x.device.type == "cuda":
+            if not x.is_contiguous(memory_format=torch.channels_last):
+                x = x.contiguous()
+            return on_gpus.apply(
+                x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, share,
+                distributed.group.WORLD, distributed.get_world_size(),
+            )
+        mean, variance, count = statistics_of_all(x)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            unbiased = variance * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        mean, scale, shift = (
+            each.float().view(1, -1, 1, 1) for each in (mean, self.weight * (variance + self.eps).rsqrt(), self.bias)
+        )
+        return ((x - mean) * scale + shift).to(x.dtype)
+
+
+def statistics_of_all(x_BCHW: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return mean and (biased) variance of each channel over the positions of all processes, and their number.
+
+    In float64, so that nothing is lost in E[x²] - E[x]²; it is a number per channel only.
+    """
+    variance, mean = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
+    moments = torch.stack([mean.double(), variance.double() + mean.double() ** 2])
+    size = distributed.get_world_size()
+    mean, square = all_reduce(moments) / size
+    return mean, square - mean**2, size * (x_BCHW.numel() // x_BCHW.shape[1])
+
+
+def synchronise_batch_norms(network: nn.Module) -> None:
+    """Change, in place, the class of each batch norm; names and state stay.
+
+    Raises:
+        UserError: names a sort of batch norm that cannot be synchronised.
+    """
+    for path, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONISED_ALREADY):
+            dense = _dense_class(type(layer))
+            if dense not in PLAIN or not (layer.affine and layer.track_running_stats):
+                raise UserError(
+                    f"{path}: {dense.__name__} cannot be synchronised across processes; start without torchrun"
+                )
+            layer.__class__ = _synchronised(type(layer))  # type: ignore[assignment, arg-type]
+
+
+def _dense_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return kind.__bases__[-1] if issubclass(kind, SparseLayer) else kind
+
+
+@cache  # one class per sort of layer: a compiler tells layers apart by it
+def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
+    """Extend a layer's class; a sparse one underneath its rule, which decides what the norm gets to see."""
+    if issubclass(kind, SparseLayer):
+        dense = _synchronised(_dense_class(kind))  # type: ignore[arg-type]
+        return type(f"Synchronised{kind.__name__}", (SparseLayer, dense), {"_rule": staticmethod(kind._rule)})
+    return type(f"Synchronised{kind.__name__}", (SynchronisedNorm, kind), {})
