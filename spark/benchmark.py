@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from spark.baseline import build_original
 from spark.device import autocast, choose_device
 from spark.masking import random_mask
+from spark.memory import kept_for_backward
 from spark.model import build_spark
 from spark.optim import build_optimizer, parameter_groups, set_schedule
 from spark.provenance import code_version, environment, hardware
@@ -219,20 +220,15 @@ CONVOLUTION_BACKWARD = MappingProxyType({torch.ops.aten.convolution_backward: _c
 
 def kept_bytes(step: TrainingStep) -> int:
     """Return the bytes that the encoder's forward pass keeps for its backward pass, parameters left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*step.model.parameters(), *step.model.buffers())}
     kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     def around(part: str, function: Callable[[], Any]) -> Any:
         if part != "encoder forward":
             return function()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            return function()
+        with kept_for_backward(step.model) as found:
+            result = function()
+        kept.update(found)
+        return result
 
     step.run(around)
     return sum(kept.values())

@@ -11,12 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import timm
-import torch
 from torch import nn
 
 from spark.backbones import TimmPyramid
-from spark.errors import UserError
 from spark.sparse.convert import modules_used
 
 MIXERS = re.compile(
@@ -29,17 +26,14 @@ EMBEDDINGS = frozenset({"pos_embed", "cls_token", "relative_position_bias_table"
 MLPS = "timm.models.mlp_mixer"  # its layers are called like others
 
 
-def mixes_positions(name: str) -> str:
-    """Return what makes a timm network other than convolutional ("path: class"), or "". No weights are allocated."""
-    with torch.device("meta"):
-        try:
-            network = TimmPyramid(name)
-        except UserError:  # no feature pyramid
-            return _mixer(timm.create_model(name).named_modules())
-        try:
-            used = set(modules_used(network, network.example()).values())
-        except (AssertionError, RuntimeError, TypeError, ValueError):  # takes inputs of one size only, say
-            return _mixer(network.named_modules())
+def mixes_positions(network: nn.Module) -> str:
+    """Return what makes a network other than convolutional ("path: class"), or ""; weights on "meta" will do."""
+    if not isinstance(network, TimmPyramid):  # nobody knows what computes its maps: every layer counts
+        return _mixer(network.named_modules())
+    try:
+        used = set(modules_used(network, network.example()).values())
+    except (AssertionError, RuntimeError, TypeError, ValueError):  # takes inputs of one size only, say
+        return _mixer(network.named_modules())
     return _mixer((path, layer) for path, layer in network.named_modules() if not used.isdisjoint(layer.modules()))
 
 

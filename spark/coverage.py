@@ -23,11 +23,13 @@ from typing import NamedTuple
 
 import timm
 import torch
+from torch import nn
 
 from spark.backbones import TimmPyramid
 from spark.convolutional import mixes_positions
 from spark.errors import UserError, nearest
 from spark.files import atomic_path
+from spark.pyramid import require_pyramid
 from spark.sparse import ENGINES
 from spark.sparse.check import verify
 from spark.sparse.convert import sparsify
@@ -129,19 +131,26 @@ def survey(name: str) -> Row:
     row = Row(name, UNMEASURED, timm=timm.__version__)
     try:
         with torch.device("meta"):
-            parameters = sum(parameter.numel() for parameter in timm.create_model(name, num_classes=0).parameters())
-        row = row._replace(parameters=str(parameters))
-        if mixer := mixes_positions(name):
-            return row._replace(verdict=OTHER, reason=mixer)
-        with torch.device("meta"):
-            network = TimmPyramid(name)
-            sparsify(network, network.example())
+            network = _network(name)
+            row = row._replace(parameters=str(sum(parameter.numel() for parameter in network.parameters())))
+            if mixer := mixes_positions(network):
+                return row._replace(verdict=OTHER, reason=mixer)
+            if isinstance(network, TimmPyramid):
+                require_pyramid(network)
+                sparsify(network, network.example())
     except UserError as error:
         if error.__cause__ is None:  # otherwise it did not run, for want of weights perhaps: `measure` will see
             return row._replace(verdict="refused", reason=str(error))
     except Exception as error:  # any: this is the answer
         return row._replace(verdict="error", reason=_described(error))
     return row
+
+
+def _network(name: str) -> nn.Module:
+    try:
+        return TimmPyramid(name)
+    except UserError:  # no feature pyramid
+        return timm.create_model(name, num_classes=0)
 
 
 def measure(row: Row, timeout: float, memory: int) -> Row:
@@ -196,6 +205,22 @@ def coverage_line(rows: Mapping[str, Row]) -> str:
         f"Of the {len(rows)} model names of timm {versions}, {len(convolutional)} are purely convolutional: "
         f"{counts['verified']} verified{share}, {others}."
     )
+
+
+def listing(names: Iterable[str], rows: Mapping[str, Row]) -> str:
+    """Return a line for each name that is purely convolutional, and how many are not."""
+    found = [rows.get(name, Row(name, UNMEASURED)) for name in names]
+    convolutional = [row for row in found if row.verdict != OTHER]
+    lines = [f"{row.model:40} {row.verdict:12} {row.reason or _worst_error(row)}".rstrip() for row in convolutional]
+    counts = Counter(row.verdict for row in convolutional)
+    total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]) or "none"
+    others = len(found) - len(convolutional)
+    return "\n".join([*lines, f"{len(convolutional)} purely convolutional: {total}; {others} other names match"])
+
+
+def _worst_error(row: Row) -> str:
+    errors = [float(error) for error in (row.masked_error, row.compact_error) if error]
+    return f"{max(errors):.1e}" if errors else ""
 
 
 def verified_like(model: str, rows: Mapping[str, Row]) -> str:

@@ -12,6 +12,10 @@ class UserError(Exception):
     """Bad input. The command line prints the message without a traceback and exits with code 2."""
 
 
+class RefusedError(UserError):
+    """A network has no sparse form, or none that is known to be right."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ' Did you mean a, b?' for the known names closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

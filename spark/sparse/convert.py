@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spark.errors import UserError, nearest
+from spark.errors import RefusedError, UserError, nearest
 from spark.sparse.layers import kind_of
 from spark.sparse.rule import Kind, Rule, unchanged
 from spark.sparse.state import VisiblePatches
@@ -66,7 +66,7 @@ def sparsify(
         used = modules_used(network, example)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         shape = "x".join(map(str, example.shape))
-        raise UserError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
+        raise RefusedError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
     concerned = {**used, **_holders(network, used)}
     kinds = _kinds(concerned, extra_layers)
     visible = VisiblePatches()
@@ -154,7 +154,7 @@ def _kinds(used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], Kind] 
         inner.update({f"{path}.{name}": inner_kind for name, inner_kind in kind.inner(layer).items()})
         kinds[path] = kind
     if refused := refused + unknown:
-        raise UserError(
+        raise RefusedError(
             f"these layers are not supported: {_some(refused)}. Choose another model, or pass a rule for the layer"
         )
     return kinds
