@@ -169,12 +169,12 @@ class PretrainConfig:
         for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
             if len(values) != 2:
                 found.append(f"{name}={list(values)} must have two numbers")
-        for name, values in (("mean", self.data.mean), ("std", self.data.std)):
-            if len(values) != self.model.in_chans:
-                found.append(
-                    f"data.{name}={list(values)} must have as many numbers as there are channels: "
-                    f"{self.model.in_chans} (model.in_chans), for values in 0..1"
-                )
+        found += [
+            f"data.{name}={list(values)} must have as many numbers as there are channels: model.in_chans="
+            f"{self.model.in_chans}"
+            for name, values in (("mean", self.data.mean), ("std", self.data.std))
+            if len(values) != self.model.in_chans
+        ]
         choices = {
             "resume": (self.resume, ("auto", "never")),
             "device": (self.device, DEVICES),
