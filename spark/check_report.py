@@ -48,8 +48,8 @@ def print_card(card: ModelCard, console: Console) -> None:
         "parameters": f"{_short(card.encoder_parameters)} encoder, {_short(card.decoder_parameters)} decoder",
         "FLOPs": f"{_short(card.encoder_flops)} encoder ({share:.0%} of {_short(card.dense_flops)} if dense), "
         f"{_short(card.decoder_flops)} decoder; per image, forward",
-        "memory": f"about {_short(card.activations)}B per image, and {_short(card.fixed_memory)}B for weights, gradients "
-        "and optimizer; float32",
+        "memory": f"about {_short(card.activations)}B per image, and {_short(card.fixed_memory)}B "
+        "for weights, gradients and optimizer; float32",
     }
     console.print(f"costs at {height}x{width}, mask ratio {card.mask_ratio}, engine {card.engine}", markup=False)
     for name, text in lines.items():

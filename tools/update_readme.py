@@ -1,7 +1,8 @@
-"""Write results into the README: the demo's table and picture, the benchmarks' table.
+"""Write results into the README: the demo's table and picture, the benchmarks' table, the coverage of timm.
 
     make demo && python tools/update_readme.py demo [runs/demo]
     python tools/update_readme.py benchmarks
+    spark models --verify --missing && python tools/update_readme.py coverage
 
 The README shows what runs produced and is never edited by hand between the marks.
 """
@@ -12,12 +13,14 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from spark.benchmark_report import ratio_to
+from spark.coverage import coverage_line, read_table
 from spark.errors import UserError, exits_cleanly
 from spark.files import write_text
 
@@ -30,10 +33,15 @@ BENCHMARKS = ROOT / "tools" / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite one section of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=("demo", "benchmarks"))
+    parser.add_argument("section", choices=("demo", "benchmarks", "coverage"))
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/demo"))
     options = parser.parse_args(arguments)
-    text = demo_section(options.runs) if options.section == "demo" else benchmark_section(BENCHMARKS)
+    sections: dict[str, Callable[[], str]] = {
+        "demo": lambda: demo_section(options.runs),
+        "benchmarks": lambda: benchmark_section(BENCHMARKS),
+        "coverage": lambda: coverage_line(read_table()),
+    }
+    text = sections[options.section]()
     readme = ROOT / "README.md"
     write_text(readme, with_section(readme.read_text(encoding="utf-8"), options.section, text))
     return 0
