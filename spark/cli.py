@@ -40,7 +40,17 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
     check.add_argument("model", metavar="MODEL", help="timm name")
     check.add_argument("--engine", help="compact, masked or auto; default: every engine that takes the model")
+    check.add_argument(
+        "--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the costs: height [width]"
+    )
     check.set_defaults(run=_check)
+
+    models = verbs.add_parser("models", help="list timm's convolutional models with their recorded verdicts")
+    models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="e.g. 'resnet*'; default: all")
+    models.add_argument("--verify", action="store_true", help="check those that match, and record the verdicts")
+    models.add_argument("--missing", action="store_true", help="with --verify: only those without a verdict")
+    models.add_argument("--table", type=Path, help="another CSV file than the package's own")
+    models.set_defaults(run=_models)
 
     bench = verbs.add_parser("bench", help="time a training step: the original's scheme, masked, compact")
     bench.add_argument("model", metavar="MODEL", help="timm name")
@@ -81,18 +91,22 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from spark.sparse.check import TOLERANCE, check_equivalence
+    from spark.check_report import check
 
-    results = [check_equivalence(options.model, options.engine or "auto")]
-    if options.engine is None and results[0].engine != "masked":
-        results.append(check_equivalence(options.model, "masked"))
-    for result in results:
-        print(f"engine {result.engine}" + (f" ({result.stood_back})" if result.stood_back else ""))
-        for name, error in result.errors._asdict().items():
-            print(f"  {name.replace('_', ' '):<12} {error:.1e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
-    if not all(result.holds for result in results):
-        raise UserError(f"'{options.model}' is not converted correctly; do not pre-train it")
-    print(f"{options.model}: verified")
+    check(options.model, options.engine, _input_size(options.input_size))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from spark import coverage
+
+    table = options.table or coverage.TABLE
+    names = coverage.matching(options.pattern)
+    if options.missing and not options.verify:
+        raise UserError("--missing says what to verify; pass --verify too")
+    if options.verify:
+        coverage.update(names, table, options.missing, print)
+    print(coverage.listing(names, coverage.read_table(table)))
     return 0
 
 
@@ -100,11 +114,11 @@ def _bench(options: argparse.Namespace) -> int:
     from spark.benchmark import Workload, benchmark
     from spark.benchmark_report import save
 
-    if len(options.input_size) > 2 or min(options.batch, options.rounds, *options.input_size) < 1:
-        raise UserError("--batch, --rounds and --input-size must be positive; --input-size takes one or two numbers")
-    height, width = options.input_size[0], options.input_size[-1]
+    if min(options.batch, options.rounds) < 1:
+        raise UserError("--batch and --rounds must be positive")
+    size = _input_size(options.input_size)
     workload = Workload(
-        options.model, options.batch, (height, width), options.mask_ratio, options.decoder_width, device=options.device
+        options.model, options.batch, size, options.mask_ratio, options.decoder_width, device=options.device
     )
     result = benchmark(workload, options.precision, options.rounds, options.compile, options.ratios, print)
     page = save(result, options.out)
@@ -121,3 +135,10 @@ def _bench_data(options: argparse.Namespace) -> int:
     config = load_recipe(PretrainConfig, options.recipe, ["out=unused", *options.overrides])
     print(benchmark_loader(config, options.seconds))
     return 0
+
+
+def _input_size(numbers: list[int]) -> tuple[int, int]:
+    """Return (height, width)."""
+    if len(numbers) > 2 or min(numbers) < 1:
+        raise UserError("--input-size takes one or two positive numbers: height [width]")
+    return numbers[0], numbers[-1]
