@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from spark import __version__
@@ -77,9 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 def _pretrain(options: argparse.Namespace) -> int:
     from spark.config import load_recipe
     from spark.pretrain_config import PretrainConfig
+    from spark.signals import EXIT_CODE, PostponedError
     from spark.train import pretrain
 
-    pretrain(load_recipe(PretrainConfig, options.recipe, options.overrides))
+    try:
+        pretrain(load_recipe(PretrainConfig, options.recipe, options.overrides))
+    except PostponedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 

@@ -42,6 +42,7 @@ from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version
 from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_hash
+from spark.signals import PostponedError, StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
@@ -57,20 +58,25 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
+        PostponedError: a signal asked the run to stop, and it was saved.
     """
-    with joined(config.device) as ranks:
-        return _pretrain(config, ranks)
-
-
-def _pretrain(config: PretrainConfig, ranks: Ranks) -> Path:
-    training = ranks.together(lambda: Pretraining(config, ranks))
     run = Path(config.out)
+    with joined(config.device) as ranks, StopRequest() as request:
+        finished = _pretrain(config, run, ranks, request)
+    if not finished:
+        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
+    return run
+
+
+def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequest) -> bool:
+    """Return whether the run is finished, and not only stopped."""
+    training = ranks.together(lambda: Pretraining(config, ranks))
     there = ranks.on_first(lambda: _prepare(run, config))  # a damaged checkpoint is set aside before others look
     if there and (checkpoint := load_latest(run / CHECKPOINTS)):
         training.load_state_dict(checkpoint)
         if training.finished and (run / WEIGHTS).is_file() and (run / INFO).is_file():
             ranks.say(f"{run} is finished already; resume=never starts it again")
-            return run
+            return True
         ranks.say(f"resuming {run} after step {training.step} of {training.total_steps}")
         if checkpoint.get("processes", 1) != ranks.size:
             ranks.say(
@@ -80,11 +86,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Path:
     if ranks.first:
         save_resolved(config, run / CONFIG)
     ranks.say(to_yaml(config))
-    training.fit(run)
+    training.fit(run, request)
+    if not training.finished:
+        return False
     if ranks.first:
         weights = save_encoder(run, training.encoder())
         ranks.say(f"encoder exported to {weights}")
-    return run
+    return True
 
 
 def _prepare(run: Path, config: PretrainConfig) -> bool:
@@ -133,8 +141,11 @@ class Pretraining:
         self.step = 0  # steps done
         self._losses: list[Tensor] = []  # since the last record, still on the device
 
-    def fit(self, run: Path) -> None:
-        """Train the steps that are left, with a checkpoint after each epoch and every few minutes."""
+    def fit(self, run: Path, request: StopRequest) -> None:
+        """Train the steps that are left, with a checkpoint after each epoch, every few minutes, and when asked to stop.
+
+        Then the step is finished first: a resumed run repeats nothing.
+        """
         config, batch, ranks = self._config, self._config.train.batch, self._ranks
         self._describe()
         loader = self._loader()
@@ -165,11 +176,14 @@ class Pretraining:
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
                 if ranks.first and into_epoch == 0 and draws:
                     save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
-                if into_epoch == 0 or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
+                stop = ranks.any(request.received)
+                if into_epoch == 0 or stop or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
                     self._require_finite(grad_norm)
                     if ranks.first:
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
+                if stop:
+                    break
         ranks.say(unreadable.summary())
 
     def _describe(self) -> None:
@@ -239,7 +253,9 @@ class Pretraining:
         """Return the batches of the steps that are left."""
         batch, workers = self._config.train.batch, self._config.data.workers
         sampler = ShareSampler(self._sampler(self.step), batch, self._ranks)
-        return build_loader(self._pool, sampler, self._ranks.share(batch), workers, pin=self._device.type == "cuda")
+        loader = build_loader(self._pool, sampler, self._ranks.share(batch), workers, pin=self._device.type == "cuda")
+        loader.worker_init_fn = leave_to_parent
+        return loader
 
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
         """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""

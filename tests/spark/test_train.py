@@ -27,6 +27,7 @@ from spark.metrics import read_metrics
 from spark.pretrain_config import PretrainConfig
 from spark.train import pretrain
 
+MAIN = "import sys; from spark.cli import main; sys.exit(main())"
 EPOCHS, STEPS = 4, 3  # of 12 pictures, 4 in a batch
 
 
@@ -117,7 +118,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, photos: Path) -
 def test_a_killed_run_ends_with_the_same_weights(workers: int, finished: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [
-        sys.executable, "-c", "import sys; from spark.cli import main; sys.exit(main())", "pretrain",
+        sys.executable, "-c", MAIN, "pretrain",
         str(empty_recipe(tmp_path)), *settings(photos, out, f"data.workers={workers}"),
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -143,6 +144,29 @@ def test_a_killed_run_ends_with_the_same_weights(workers: int, finished: Path, p
     assert read_metrics(out) == read_metrics(finished)
     for name in ("encoder.safetensors", "reconstructions/epoch_00004.png"):
         assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_stop_goes_on_exactly(
+    number: signal.Signals, finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "asked"
+    rare = "train.checkpoint_minutes=100"
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "pretrain", str(empty_recipe(tmp_path)), *settings(photos, out, rare)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )  # fmt: skip
+    while process.poll() is None and not (out / "checkpoints" / "last.pt").exists():
+        time.sleep(0.005)
+    os.killpg(process.pid, number)  # to the loader's workers too
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 75, told
+    assert f"{out} was asked to stop and is saved" in told
+    assert not (out / "encoder.safetensors").exists()
+    run(photos, out, rare)
+    assert (out / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
+    assert read_metrics(out) == read_metrics(finished)
 
 
 class StoppedError(Exception):

@@ -1,0 +1,43 @@
+"""Being asked to stop: schedulers send SIGTERM, or SIGUSR1, some time before they take the machine away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, start it again
+
+
+class PostponedError(Exception):
+    """The work was saved and stopped as asked; the command line exits with EXIT_CODE."""
+
+
+class StopRequest:
+    """While entered, a signal does not end the process but is remembered, for the loop to stop when it suits."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
+            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+def leave_to_parent(worker: int) -> None:
+    """Make a loader's worker ignore the signals, which often go to all processes of a job: the loop still needs it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
