@@ -97,6 +97,10 @@ class PretrainConfig:
     seed: int = 0
     device: str = "auto"  # auto: cuda if there is one
     resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
+    # Weights to begin with: a run's folder or checkpoint (decoder too), an encoder in any format that `spark convert`
+    # reads, or timm:NAME.
+    init: str | None = None
+    init_allow_partial: bool = False  # begin even if less than nine tenths of the tensors match
     engine: str = "auto"  # compact: compute what is visible; masked: compute all; auto: the first that can
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -34,6 +34,7 @@ from spark.device import autocast, choose_device
 from spark.distributed import Ranks, ShareSampler, joined
 from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
+from spark.initialise import initialise
 from spark.metrics import MetricsLog
 from spark.model import build_spark
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
@@ -83,6 +84,8 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
                 f"it ran in {checkpoint.get('processes', 1)} processes and goes on in {ranks.size}: "
                 "the same images and masks, equal to rounding, but other draws of drop path"
             )
+    elif config.init:
+        training.initialise(config.init)
     if ranks.first:
         save_resolved(config, run / CONFIG)
     ranks.say(to_yaml(config))
@@ -140,6 +143,19 @@ class Pretraining:
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
         self.step = 0  # steps done
         self._losses: list[Tensor] = []  # since the last record, still on the device
+
+    def initialise(self, source: str) -> None:
+        """Begin with weights from elsewhere.
+
+        Raises:
+            UserError: they are not to be had, or too few match.
+        """
+        config, ranks = self._config, self._ranks
+        line = ranks.on_first(
+            lambda: initialise(self._model, source, config.model.in_chans, config.init_allow_partial)
+        )
+        ranks.spread(self._model)
+        ranks.say(line)
 
     def fit(self, run: Path, request: StopRequest) -> None:
         """Train the steps that are left, with a checkpoint after each epoch, every few minutes, and when asked to stop.

@@ -73,6 +73,28 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     return Source(Encoder(conversion.state, info), kind, conversion)
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
+    """Read a checkpoint's tensors, of whatever model, as they are named here.
+
+    Returns:
+        The tensors; whether they are named as in `spark.model.SparK`, decoder and all, or are a dense encoder's in
+        timm's naming; the format.
+
+    Raises:
+        UserError: as for `read`.
+    """
+    if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
+        return load_encoder(path).state, False, "our export"
+    content = _load(path)
+    state, details = _state_dict(content, path)
+    if {"step", "config", "optimizer"} <= details.keys():
+        return state, True, OURS
+    if original_spark.recognised(state):
+        return original_spark.to_spark(state).state, True, ORIGINAL
+    kind, conversion = _to_timm(state)
+    return conversion.state, False, kind
+
+
 def infer_model(state: Mapping[str, Tensor]) -> str:
     """Return the largest candidate all of whose parameters are there, with their shapes (the classifier aside).
 
