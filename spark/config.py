@@ -2,6 +2,7 @@
 
 A recipe is a YAML file that differs from the defaults; dotted overrides come on top:
 `load_recipe(PretrainConfig, "configs/pretrain/resnet50.yaml", ["optimizer.base_lr=4e-4"])`.
+`base: other.yaml` (relative to the recipe) makes it a diff of that recipe instead.
 Unknown keys fail with the nearest known one, and all mistakes are listed at once.
 """
 
@@ -21,6 +22,7 @@ from spark.errors import UserError, nearest
 from spark.files import write_text
 
 Config = TypeVar("Config")
+BASE = "base"  # a recipe's key that names the recipe it differs from
 
 
 def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -32,9 +34,9 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
         UserError: one message that lists every unknown key, wrong type and unsound value.
     """
     known = sorted(_dotted_names(schema))
-    layers = []
+    layers: list[dict[str, Any]] = []
     if recipe is not None:
-        layers.append(_flatten(_read_yaml(Path(recipe)), known))
+        layers.extend(_flatten(content, known) for content in _read_with_bases(Path(recipe)))
     layers.append(_parse_overrides(overrides))
 
     problems = []
@@ -69,6 +71,23 @@ def to_yaml(config: Any) -> str:
 def save_resolved(config: Any, destination: Path) -> None:
     """Write the resolved configuration beside a run's results."""
     write_text(destination, to_yaml(config))
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """Read a recipe and those it is based on, the most basic one first.
+
+    Raises:
+        UserError: one is missing, or is no recipe; or they go round in a circle.
+    """
+    if path.resolve() in above:
+        raise UserError(f"recipe '{path}' is based on itself; remove its key '{BASE}'")
+    content = _read_yaml(path)
+    base = content.pop(BASE, None)
+    if base is None:
+        return [content]
+    if not isinstance(base, str):
+        raise UserError(f"recipe '{path}': {BASE}={base!r} must be the path of a recipe")
+    return [*_read_with_bases(path.parent / base, (*above, path.resolve())), content]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -98,3 +98,23 @@ def test_the_resolved_configuration_loads_as_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_sound(recipe: Path) -> None:
     assert load(recipe=recipe).out == "runs/x"
+
+
+def test_a_recipe_is_a_diff_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "basic.yaml").write_text("train: {epochs: 100, batch: 8}\nmask: {ratio: 0.7}\n")
+    (tmp_path / "middle.yaml").write_text("base: shared/basic.yaml\ntrain: {batch: 16}\nmodel: {name: resnet18}\n")
+    (tmp_path / "top.yaml").write_text("base: middle.yaml\nmodel: {name: resnet34}\n")
+    config = load("train.batch=32", recipe=tmp_path / "top.yaml")
+    assert (config.model.name, config.train.epochs, config.train.batch, config.mask.ratio) == ("resnet34", 100, 32, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("base", "part"),
+    [("no.yaml", "no.yaml' does not exist"), ("other.yaml", "is based on itself"), ("[1]", "must be the path")],
+)
+def test_a_wrong_base_is_one_line(base: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
+    with pytest.raises(UserError, match=part):
+        load(recipe=tmp_path / "recipe.yaml")
