@@ -1,4 +1,4 @@
-"""The command line `spark`: pretrain, convert, check, bench."""
+"""The command line `spark`: pretrain, convert, check, bench, visualize."""
 
 from __future__ import annotations
 
@@ -72,7 +72,31 @@ def _parser() -> argparse.ArgumentParser:
     bench_data.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos data.workers=4")
     bench_data.add_argument("--seconds", type=float, default=20.0, help="to measure for; default: %(default)s")
     bench_data.set_defaults(run=_bench_data)
+
+    _add_visualize(verbs.add_parser("visualize", help="draw what a model reconstructs, or how mask patterns vanish"))
     return parser
+
+
+def _add_visualize(visualize: argparse.ArgumentParser) -> None:
+    pictures = visualize.add_subparsers(required=True, metavar="PICTURE")
+    reconstruct = pictures.add_parser("reconstruct", help="images, masked and drawn again: a PNG and a page")
+    reconstruct.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or its checkpoints/last.pt")
+    reconstruct.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file, or a folder (eight of its)")
+    reconstruct.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the masks; default: 0")
+    reconstruct.add_argument("--mask-ratios", type=float, nargs="+", default=[], help="default: the training's")
+    reconstruct.add_argument("--out", type=Path, default=Path("runs/visualize"), help="folder; default: %(default)s")
+    reconstruct.add_argument("--device", choices=DEVICES, default="auto")
+    reconstruct.set_defaults(run=_reconstruct)
+
+    vanishing = pictures.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
+    vanishing.add_argument("model", metavar="MODEL", help="timm name")
+    vanishing.add_argument("image", type=Path, metavar="IMAGE")
+    vanishing.add_argument("--input-size", type=int, default=224, metavar="PIXELS", help="rounded to whole patches")
+    vanishing.add_argument("--mask-ratio", type=float, default=0.6)
+    vanishing.add_argument("--seed", type=int, default=0)
+    vanishing.add_argument("--engine", default="auto", help="compact, masked or auto")
+    vanishing.add_argument("--out", type=Path, default=Path("runs/visualize"), help="folder; default: %(default)s")
+    vanishing.set_defaults(run=_vanishing)
 
 
 def _pretrain(options: argparse.Namespace) -> int:
@@ -140,6 +164,26 @@ def _bench_data(options: argparse.Namespace) -> int:
     # A run's folder is required of a recipe, but nothing is written here.
     config = load_recipe(PretrainConfig, options.recipe, ["out=unused", *options.overrides])
     print(benchmark_loader(config, options.seconds))
+    return 0
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    from spark.reconstruct import visualize_reconstructions
+
+    written = visualize_reconstructions(
+        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device
+    )
+    print("\n".join(f"written to {path}" for path in written))
+    return 0
+
+
+def _vanishing(options: argparse.Namespace) -> int:
+    from spark.vanishing import visualize_vanishing
+
+    path = visualize_vanishing(
+        options.model, options.image, options.out, options.input_size, options.mask_ratio, options.seed, options.engine
+    )
+    print(f"written to {path}")
     return 0
 
 

@@ -27,6 +27,6 @@ def read_centre(file: Path, channels: int, height: int, width: int) -> Tensor:
     except OSError as error:
         raise UserError(f"image '{file}' cannot be read: {error.strerror}") from None
     scale = max(height / pixels_CHW.shape[1], width / pixels_CHW.shape[2])
-    covering = [max(want, round(have * scale)) for want, have in zip((height, width), pixels_CHW.shape[1:], strict=True)]
-    resized = functional.resize(pixels_CHW, covering, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    covering_HW = [max(height, round(pixels_CHW.shape[1] * scale)), max(width, round(pixels_CHW.shape[2] * scale))]
+    resized = functional.resize(pixels_CHW, covering_HW, interpolation=InterpolationMode.BICUBIC, antialias=True)
     return functional.center_crop(resized, [height, width])
