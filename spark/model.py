@@ -80,7 +80,7 @@ class SparK(nn.Module):
 
         norm = norm_like(backbone)  # asked before conversion changes the layers' classes
         extra_layers = sparse_layers_of(backbone, extra_layers)
-        self.encoder: nn.Module = backbone
+        self.encoder: Any = backbone  # a pyramid and a module: no type says both
         self.visible = sparsify(self.encoder, backbone.example(), engine, extra_layers)
         require_maps(self.encoder, backbone.example())
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
