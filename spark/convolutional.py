@@ -17,7 +17,7 @@ from spark.backbones import TimmPyramid
 from spark.sparse.convert import modules_used
 
 MIXERS = re.compile(
-    "Attention|Attn|MHSA|MHA|MHCA|SHMA|LiteMLA|Transformer|Lambda|LSTM|SSD|SpatialGating|Rope|Affinity|Fourier"
+    "Attention|Attn|MHSA|MHA|MHCA|SHMA|SHSA|LiteMLA|Transformer|Lambda|LSTM|SSD|SpatialGating|Rope|Affinity|Fourier"
 )
 GATES = re.compile("SplitAttn|SelectiveKernelAttn|ChannelAttn|SpatialAttn")
 """Class names that match MIXERS, but are gates or convolutions."""

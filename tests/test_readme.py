@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spark.coverage import coverage_line, read_table
+
 ROOT = Path(__file__).resolve().parent.parent
 # Appended to a command of the README, by its verb, so that it ends in seconds.
 SMALLER = {
@@ -89,6 +91,11 @@ def test_the_readme_shows_the_table_that_the_demo_wrote() -> None:
     table = (ROOT / "tools/demo_results/table.md").read_text().strip()
     assert table in (ROOT / "README.md").read_text()
     assert (ROOT / "tools/demo_results/reconstruction.png").is_file()
+
+
+def test_the_readme_shows_the_coverage_of_the_packaged_table() -> None:
+    """Nobody typed that line either."""
+    assert coverage_line(read_table()) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from spark.errors import UserError
         ("mixer_b16_224", "not convolutional", "MlpMixer"),
         ("convit_tiny", "not convolutional", ""),
         ("edgenext_xx_small", "not convolutional", "PositionalEncodingFourier"),
+        ("shvit_s1", "not convolutional", "SHSA"),
         ("sequencer2d_s", "not convolutional", "LSTM2d"),
     ],
 )
