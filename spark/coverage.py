@@ -194,16 +194,14 @@ def judge(row: Row) -> Row:
 def coverage_line(rows: Mapping[str, Row]) -> str:
     """Return the coverage in one sentence, with its denominators."""
     counts = Counter(row.verdict for row in rows.values())
-    convolutional = [row for row in rows.values() if row.verdict != OTHER]
+    convolutional = len(rows) - counts[OTHER]
     if not convolutional:
-        return "No name has been looked at."
-    measured = len(convolutional) - counts[UNMEASURED]
+        return "No convolutional network has been looked at."
     versions = ", ".join(sorted({row.timm for row in rows.values()}))
-    share = f" ({counts['verified'] / measured:.1%} of the {measured} with a verdict)" if measured else ""
     others = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS[1:])
     return (
-        f"Of the {len(rows)} model names of timm {versions}, {len(convolutional)} are purely convolutional: "
-        f"{counts['verified']} verified{share}, {others}."
+        f"Of the {len(rows)} model names of timm {versions}, {convolutional} are purely convolutional: "
+        f"{counts['verified']} verified ({counts['verified'] / convolutional:.1%}), {others}."
     )
 
 

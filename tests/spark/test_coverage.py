@@ -100,7 +100,7 @@ def test_the_coverage_line_counts_convolutional_names_only() -> None:
     verdicts = ["verified"] * 3 + ["refused", "not measured"] + ["not convolutional"] * 5
     rows = {str(number): Row(str(number), verdict, timm="1.0") for number, verdict in enumerate(verdicts)}
     assert coverage.coverage_line(rows) == (
-        "Of the 10 model names of timm 1.0, 5 are purely convolutional: 3 verified (75.0% of the 4 with a verdict), "
+        "Of the 10 model names of timm 1.0, 5 are purely convolutional: 3 verified (60.0%), "
         "1 refused, 0 wrong, 0 error, 1 not measured."
     )
 
