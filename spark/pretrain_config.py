@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from spark.device import DEVICES, PRECISIONS
 from spark.errors import UserError, nearest
+from spark.guard import ACTIONS as ON_DIVERGENCE
 from spark.optim import OPTIMIZERS
 
 
@@ -77,6 +78,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
     recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
     checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
+    on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on
     picture_epochs: int = 20  # a reconstruction picture every so many epochs
 
     def problems(self) -> list[str]:
@@ -86,6 +88,8 @@ class TrainConfig:
             found.append(f"train.device_batch={self.device_batch} must be positive, or null")
         if self.accumulate != "auto" and not (self.accumulate.isdecimal() and int(self.accumulate)):
             found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
+        if self.on_divergence not in ON_DIVERGENCE:
+            found.append(f"train.on_divergence={self.on_divergence} is not one of {', '.join(ON_DIVERGENCE)}")
         return found
 
 

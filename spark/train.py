@@ -34,6 +34,7 @@ from spark.device import autocast, choose_device
 from spark.distributed import Ranks, ShareSampler, joined
 from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
+from spark.guard import LR_FACTOR, REPEATED, ROLLBACKS, Counts, DivergedError, FiniteGuard
 from spark.initialise import initialise
 from spark.metrics import MetricsLog
 from spark.model import build_spark
@@ -47,9 +48,11 @@ from spark.signals import PostponedError, StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
-# The first two do not touch the weights; the others do through rounding, drop path and, where a network has them,
+# The first three do not touch the weights; the others do through rounding, drop path and, where a network has them,
 # batch norms' statistics: whoever goes on with a smaller device wants just that.
-FREE_TO_CHANGE_HERE = ("train.checkpoint_minutes", "train.picture_epochs", "train.device_batch", "train.accumulate")
+FREE_TO_CHANGE_HERE = (
+    "train.checkpoint_minutes", "train.picture_epochs", "train.on_divergence", "train.device_batch", "train.accumulate",
+)  # fmt: skip
 IMAGES_PER_PICTURE = 6
 STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in so many steps
 
@@ -141,6 +144,8 @@ class Pretraining:
         self._parallel = self._ranks.parallel(self._model)
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
+        self._guard = FiniteGuard(self._model, self._device)
+        self._rollbacks = 0
         self.step = 0  # steps done
         self._losses: list[Tensor] = []  # since the last record, still on the device
 
@@ -158,12 +163,26 @@ class Pretraining:
         ranks.say(line)
 
     def fit(self, run: Path, request: StopRequest) -> None:
-        """Train the steps that are left, with a checkpoint after each epoch, every few minutes, and when asked to stop.
+        """Train the steps that are left, or until asked to stop.
+
+        Raises:
+            UserError: loss or gradient stay not finite, and no lower learning rate helps, or may be tried.
+        """
+        self._describe()
+        if self._may_roll_back and self.step == 0 and self._ranks.first:
+            save_checkpoint(run / CHECKPOINTS, self.state_dict())  # something to go back to
+        while True:
+            try:
+                return self._train(run, request)
+            except DivergedError as error:
+                self._roll_back(run, error)
+
+    def _train(self, run: Path, request: StopRequest) -> None:
+        """Train, with a checkpoint after each epoch, every few minutes, and when asked to stop.
 
         Then the step is finished first: a resumed run repeats nothing.
         """
         config, batch, ranks = self._config, self._config.train.batch, self._ranks
-        self._describe()
         loader = self._loader()
         unreadable = UnreadableFiles(self._pool, run / UNREADABLE if ranks.first else None)
         saved = time.monotonic()
@@ -179,14 +198,16 @@ class Pretraining:
                 self._losses.append(loss)
                 epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
                 if into_epoch == 0 or self.step % STEPS_PER_RECORD == 0:
-                    self._require_finite(grad_norm)
-                    mean = torch.stack(self._losses).mean().item()
-                    self._losses = []
-                    log.write(
-                        self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
-                        weight_decay=decay, grad_norm=grad_norm.item(),
-                    )
-                    status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
+                    bad = self._count_bad_steps()
+                    if not bad.row:
+                        mean = torch.stack(self._losses).nanmean().item()
+                        self._losses = []
+                        log.write(
+                            self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
+                            weight_decay=decay, grad_norm=grad_norm.item(),
+                            **({"skipped": bad.total} if bad.total else {}),
+                        )
+                        status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
                 progress.advance(status)
                 # The picture comes before the checkpoint: a run that is killed in between draws it again.
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
@@ -194,8 +215,7 @@ class Pretraining:
                     save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 stop = ranks.any(request.received)
                 if into_epoch == 0 or stop or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
-                    self._require_finite(grad_norm)
-                    if ranks.first:
+                    if ranks.first and not self._guard.counts().row:  # else the last good checkpoint stays
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
                 if stop:
@@ -223,6 +243,8 @@ class Pretraining:
             "processes": self._ranks.size,
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
             "images": self._pool.identity,
+            "skipped": self._guard.counts().total,
+            "rollbacks": self._rollbacks,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "config": dataclasses.asdict(self._config),
@@ -242,6 +264,8 @@ class Pretraining:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._losses = list(state["losses"].to(self._device))
+        self._guard.reset(state.get("skipped", 0))  # older runs did not count
+        self._rollbacks = state.get("rollbacks", 0)
         self.step = state["step"]
 
     def encoder(self) -> Encoder:
@@ -274,16 +298,18 @@ class Pretraining:
         return loader
 
     def _train_step(self, sample: Sample) -> tuple[Tensor, Tensor, float, float]:
-        """One update; return the loss and the gradient's norm (still on the device), and the schedule's values."""
+        """One update; return loss (NaN if it was left out) and gradient norm, still on the device, and the schedule."""
         mask = self._draw_mask()
         rate, decay = self._schedule()
         set_schedule(self._optimizer, rate, decay)
         self._optimizer.zero_grad()
+        self._guard.before()
         loss = self._accumulate_gradients(sample.image, mask)
         grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip_grad_norm)
+        bad = self._guard.after(loss, grad_norm)
         self._optimizer.step()
         self.step += 1
-        return loss, grad_norm, rate, decay
+        return torch.where(bad, torch.nan, loss), grad_norm, rate, decay
 
     def _draw_mask(self) -> Tensor:
         """Seed this step's randomness and return the mask of this process's images.
@@ -317,7 +343,8 @@ class Pretraining:
         """Return this step's learning rate and weight decay."""
         train, optimizer = self._config.train, self._config.optimizer
         warmup = train.warmup_epochs * self._steps_per_epoch
-        rate = learning_rate_at(self.step, self.total_steps, warmup, self._config.learning_rate)
+        peak = self._config.learning_rate * LR_FACTOR**self._rollbacks
+        rate = learning_rate_at(self.step, self.total_steps, warmup, peak)
         decay = weight_decay_at(
             self.step, self.total_steps, optimizer.weight_decay, optimizer.weight_decay_end
         )
@@ -328,18 +355,40 @@ class Pretraining:
         normal = normalise(images, self._config.data.mean, self._config.data.std, self._device)
         return normal.contiguous(memory_format=torch.channels_last)
 
-    def _require_finite(self, grad_norm: Tensor) -> None:
-        """Stop before a bad step is recorded or saved.
+    def _count_bad_steps(self) -> Counts:
+        """Return how many steps were left out.
 
         Raises:
-            UserError: the last gradient, or a loss since the last record, is not finite.
+            DivergedError: too many in a row; or the last one of all, after which nothing good could be saved.
         """
-        values = torch.stack([*self._losses, grad_norm.to(self._device)])
-        if not values.isfinite().all().item():
-            raise UserError(
-                f"loss or gradient is no longer finite near step {self.step}; the last checkpoint is kept: "
-                "lower optimizer.base_lr, or set train.precision=float32"
-            )
+        counts = self._guard.counts()
+        self._guard.forget()
+        if counts.longest >= REPEATED or (counts.row and self.finished):
+            raise DivergedError(f"loss or gradient is no longer finite near step {self.step}")
+        return counts
+
+    @property
+    def _may_roll_back(self) -> bool:
+        return self._config.train.on_divergence == "rollback"
+
+    def _roll_back(self, run: Path, error: DivergedError) -> None:
+        """Go back to the last checkpoint, with a lower learning rate from there on.
+
+        Raises:
+            UserError: that is not wanted, or was done often enough.
+        """
+        advice = "lower optimizer.base_lr, or set train.precision=float32"
+        if not self._may_roll_back:
+            raise UserError(f"{error}; the last checkpoint is kept: {advice}; or set train.on_divergence=rollback")
+        if self._rollbacks == ROLLBACKS:
+            raise UserError(f"{error}, after {ROLLBACKS} rollbacks: {advice}")
+        rollbacks, checkpoint = self._rollbacks + 1, load_latest(run / CHECKPOINTS)
+        assert checkpoint is not None  # there is one from the beginning
+        self.load_state_dict(checkpoint)
+        self._rollbacks = rollbacks
+        # All have read what the first is about to replace. Were it not, a killed run would diverge once more.
+        self._ranks.on_first(lambda: save_checkpoint(run / CHECKPOINTS, self.state_dict()))
+        self._ranks.say(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")
 
     def _picture(self) -> Tensor:
         """Draw reconstructions of the same images under the same masks every time."""

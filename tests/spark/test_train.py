@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +290,56 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(photos: Path, tmp_pa
     saved = load_latest(out / "checkpoints")
     assert saved is None or saved["step"] < EPOCHS * STEPS
     assert not (out / "encoder.safetensors").exists()
+
+
+@contextlib.contextmanager
+def spoilt(monkeypatch: pytest.MonkeyPatch, batches: Collection[int]) -> Iterator[None]:
+    """Let some of the batches, counted from 1, hold no numbers."""
+    given = itertools.count(1)
+
+    def normalise(*inputs: Any) -> torch.Tensor:
+        images = real(*inputs)
+        return images * torch.nan if next(given) in batches else images
+
+    real = train.normalise
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "normalise", normalise)
+        yield
+
+
+RARE = ("train.picture_epochs=100", "train.checkpoint_minutes=100", "data.workers=0")
+
+
+def test_a_bad_step_is_left_out_and_counted(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with spoilt(monkeypatch, {5}):
+        out = run(photos, tmp_path / "run", *RARE)
+    assert [record.get("skipped", 0) for record in read_metrics(out)] == [0, 1, 1, 1, 1]
+    assert all(0.5 < record["loss"] < 2 for record in read_metrics(out))
+    saved = load_latest(out / "checkpoints")
+    assert saved is not None
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+    assert saved["skipped"] == 1
+
+
+def test_repeated_bad_steps_stop_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with spoilt(monkeypatch, range(4, 10)), pytest.raises(UserError, match=r"near step 9; the last checkpoint is kept"):
+        run(photos, tmp_path / "run", *RARE)
+    saved = load_latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 3
+
+
+def test_or_go_back_with_a_lower_learning_rate(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with spoilt(monkeypatch, range(4, 10)):
+        out = run(photos, tmp_path / "run", *RARE, "train.on_divergence=rollback")
+    assert "no longer finite near step 9: back to step 3, with 0.5 of the learning rate" in capsys.readouterr().err
+    records = read_metrics(out)
+    assert [record["step"] for record in records] == [3, 6, 9, 10, 12]
+    assert records[-1]["lr"] == pytest.approx(0.5 * 0.001 * 0.1 * 4 / 256)
+    with spoilt(monkeypatch, range(1, 100)), pytest.raises(UserError, match=r"near step 6, after 5 rollbacks"):
+        run(photos, tmp_path / "hopeless", *RARE, "train.on_divergence=rollback")
 
 
 def empty_recipe(folder: Path) -> Path:
