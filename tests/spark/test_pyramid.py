@@ -149,11 +149,15 @@ def test_options_that_timm_does_not_take_are_refused(options: dict[str, Any], co
 
 
 def test_options_are_a_mapping_of_the_configuration() -> None:
-    overrides = ["out=a", "data.root=b", "model.options={output_stride: 16}", "model.in_chans=4", "mask.patch_size=64"]
+    overrides = [
+        "out=a", "data.root=b", "model.options={output_stride: 16}", "model.in_chans=1", "mask.patch_size=64",
+        "data.mean=[0.5]", "data.std=[0.5]",
+    ]  # fmt: skip
     config = load_recipe(PretrainConfig, None, overrides)
-    assert (config.model.options, config.model.in_chans, config.mask.patch_size) == ({"output_stride": 16}, 4, 64)
-    with pytest.raises(UserError, match=r"model\.in_chans=0 must be positive; mask\.patch_size=-8 must be positive"):
-        load_recipe(PretrainConfig, None, [*overrides, "model.in_chans=0", "mask.patch_size=-8"])
+    assert (config.model.options, config.model.in_chans, config.mask.patch_size) == ({"output_stride": 16}, 1, 64)
+    for wrong in ("model.in_chans=0", "mask.patch_size=-8"):
+        with pytest.raises(UserError, match=f"{wrong} must be positive"):
+            load_recipe(PretrainConfig, None, [*overrides, wrong])
 
 
 # Channels
