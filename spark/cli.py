@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = verbs.add_parser("pretrain", help="pre-train a network on a folder of images")
     pretrain.add_argument("recipe", metavar="RECIPE", help="a YAML file such as configs/pretrain/resnet50.yaml")
     pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos out=runs/a")
+    pretrain.add_argument("--dry-run", action="store_true", help="print steps, time, memory, GPU-hours; write nothing")
     pretrain.set_defaults(run=_pretrain)
 
     convert = verbs.add_parser("convert", help="convert a checkpoint, explain every key, prove the result")
@@ -105,8 +106,15 @@ def _pretrain(options: argparse.Namespace) -> int:
     from spark.signals import EXIT_CODE, PostponedError
     from spark.train import pretrain
 
+    config = load_recipe(PretrainConfig, options.recipe, options.overrides)
+    if options.dry_run:
+        from spark.dry_run import dry_run
+
+        if report := dry_run(config):
+            print(report)
+        return 0
     try:
-        pretrain(load_recipe(PretrainConfig, options.recipe, options.overrides))
+        pretrain(config)
     except PostponedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE

@@ -222,6 +222,13 @@ class Pretraining:
                     break
         ranks.say(unreadable.summary())
 
+    def rehearse(self) -> None:
+        """Do a step with images of noise, to see what it takes; this training is of no use afterwards."""
+        config = self._config
+        shape = (self._ranks.share(config.train.batch), config.model.in_chans, *config.data.input_size)
+        self._model.train()
+        self._train_step(Sample(torch.randint(0, 256, shape, dtype=torch.uint8), torch.empty(0)))  # type: ignore[arg-type]
+
     def _describe(self) -> None:
         """Say how the steps are computed."""
         visible, parts, ranks = self._model.visible, self._parts, self._ranks

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from spark import train
 from spark.checkpoint import load_latest, save_checkpoint
+from spark.cli import main
 from spark.config import load_recipe
 from spark.errors import UserError
 from spark.formats.reader import read
@@ -290,6 +291,18 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(photos: Path, tmp_pa
     saved = load_latest(out / "checkpoints")
     assert saved is None or saved["step"] < EPOCHS * STEPS
     assert not (out / "encoder.safetensors").exists()
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = empty_recipe(tmp_path)
+    before = content(tmp_path)
+    assert main(["pretrain", str(recipe), *settings(photos, tmp_path / "run"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "steps    12 (3 in each of 4 epochs, 4 images in a step)" in told
+    assert all(word in told for word in ("images/s", "time ", "CPU-hours 0.0", "GiB in each process", "nothing was"))
+    assert content(tmp_path) == before
 
 
 @contextlib.contextmanager

@@ -1,0 +1,54 @@
+"""What a pre-training would take, found by doing a few steps of it; nothing is written."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from datetime import timedelta
+
+import torch
+
+from spark.distributed import Ranks, joined
+from spark.pretrain_config import PretrainConfig
+from spark.train import Pretraining
+
+TIMED = 3  # steps, after one that warms up
+
+
+def dry_run(config: PretrainConfig) -> str:
+    """Return steps, time, memory and GPU-hours of a run in lines for people; "" in all processes but the first.
+
+    Raises:
+        UserError: as for the run itself.
+    """
+    with joined(config.device) as ranks:
+        training = ranks.together(lambda: Pretraining(config, ranks))
+        seconds = [_timed(training, ranks.device) for _ in range(1 + TIMED)][1:]
+        return _report(config, training, ranks, statistics.median(seconds)) if ranks.first else ""
+
+
+def _timed(training: Pretraining, device: torch.device) -> float:
+    started = time.perf_counter()
+    training.rehearse()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, seconds: float) -> str:
+    gpu = ranks.device.type == "cuda"
+    total = seconds * training.total_steps
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = torch.cuda.max_memory_allocated(ranks.device) if gpu else 1024 * kib
+    device = torch.cuda.get_device_name(ranks.device) if gpu else "CPU"
+    return "\n".join([
+        f"steps    {training.total_steps} ({training.total_steps // config.train.epochs} in each of "
+        f"{config.train.epochs} epochs, {config.train.batch} images in a step)",
+        f"step     {seconds:.3f} s, {config.train.batch / seconds:.0f} images/s (median of {TIMED} steps with images "
+        "from memory: loading has to keep up)",
+        f"time     {timedelta(seconds=round(total))} on {ranks.size} x {device}",
+        f"{'GPU-hours' if gpu else 'CPU-hours'} {total * ranks.size / 3600:.2f}",
+        f"memory   {used / 2**30:.2f} GiB in {'the GPU' if gpu else 'each process'} at most",
+        "nothing was written",
+    ])  # fmt: skip
