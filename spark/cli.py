@@ -24,7 +24,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    pretrain = verbs.add_parser("pretrain", help="pre-train a network on a folder of images")
+    pretrain = verbs.add_parser(
+        "pretrain", help="pre-train a network on a folder of images",
+        epilog="SIGTERM and SIGUSR1 finish the step, save and exit with 75: start it again to go on.",
+    )
     pretrain.add_argument("recipe", metavar="RECIPE", help="a YAML file such as configs/pretrain/resnet50.yaml")
     pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos out=runs/a")
     pretrain.add_argument("--dry-run", action="store_true", help="print steps, time, memory, GPU-hours; write nothing")

@@ -44,7 +44,7 @@ from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version
 from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_hash
-from spark.signals import PostponedError, StopRequest, leave_to_parent
+from spark.signals import EXIT_CODE, PostponedError, StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
@@ -67,6 +67,8 @@ def pretrain(config: PretrainConfig) -> Path:
     run = Path(config.out)
     with joined(config.device) as ranks, StopRequest() as request:
         finished = _pretrain(config, run, ranks, request)
+    if not finished and not ranks.first:
+        raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
     if not finished:
         raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
     return run
