@@ -105,9 +105,9 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 
 def _pretrain(options: argparse.Namespace) -> int:
     from spark.config import load_recipe
+    from spark.pretrain import pretrain
     from spark.pretrain_config import PretrainConfig
     from spark.signals import EXIT_CODE, PostponedError
-    from spark.train import pretrain
 
     config = load_recipe(PretrainConfig, options.recipe, options.overrides)
     if options.dry_run:

@@ -1,4 +1,4 @@
-"""Pre-training: a loop that can be read from top to bottom, and killed at any moment.
+"""The pre-training loop: it can be read from top to bottom, and killed at any moment.
 
 What a step draws at random (images, crops, masks, drop path) follows from the seed and the step's number
 alone. So a run that was killed and resumed has the numbers of one that never stopped, without any random
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from spark.checkpoint import load_latest, save_checkpoint
-from spark.config import save_resolved, to_yaml
 from spark.data import (
     STEP,
     Draw,
@@ -31,9 +30,9 @@ from spark.data import (
     normalise,
 )
 from spark.device import autocast, choose_device
-from spark.distributed import Ranks, ShareSampler, joined
+from spark.distributed import Ranks, ShareSampler
 from spark.errors import UserError
-from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
+from spark.formats.encoder import Encoder, EncoderInfo
 from spark.guard import LR_FACTOR, REPEATED, ROLLBACKS, Counts, DivergedError, FiniteGuard
 from spark.initialise import initialise
 from spark.metrics import MetricsLog
@@ -43,71 +42,13 @@ from spark.own_network import is_reference, source_of
 from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version
-from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder, protocol_hash
-from spark.signals import EXIT_CODE, PostponedError, StopRequest, leave_to_parent
+from spark.run_folder import CHECKPOINTS, protocol_hash
+from spark.signals import StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
-# The first three do not touch the weights; the others do through rounding, drop path and, where a network has them,
-# batch norms' statistics: whoever goes on with a smaller device wants just that.
-FREE_TO_CHANGE_HERE = (
-    "train.checkpoint_minutes", "train.picture_epochs", "train.on_divergence", "train.device_batch", "train.accumulate",
-)  # fmt: skip
 IMAGES_PER_PICTURE = 6
 STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in so many steps
-
-
-def pretrain(config: PretrainConfig) -> Path:
-    """Run, or go on with, a pre-training and return the run's folder.
-
-    Raises:
-        UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
-        PostponedError: a signal asked the run to stop, and it was saved.
-    """
-    run = Path(config.out)
-    with joined(config.device) as ranks, StopRequest() as request:
-        finished = _pretrain(config, run, ranks, request)
-    if not finished and not ranks.first:
-        raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
-    if not finished:
-        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
-    return run
-
-
-def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequest) -> bool:
-    """Return whether the run is finished, and not only stopped."""
-    training = ranks.together(lambda: Pretraining(config, ranks))
-    there = ranks.on_first(lambda: _prepare(run, config))  # a damaged checkpoint is set aside before others look
-    if there and (checkpoint := load_latest(run / CHECKPOINTS)):
-        training.load_state_dict(checkpoint)
-        if training.finished and (run / WEIGHTS).is_file() and (run / INFO).is_file():
-            ranks.say(f"{run} is finished already; resume=never starts it again")
-            return True
-        ranks.say(f"resuming {run} after step {training.step} of {training.total_steps}")
-        if checkpoint.get("processes", 1) != ranks.size:
-            ranks.say(
-                f"it ran in {checkpoint.get('processes', 1)} processes and goes on in {ranks.size}: "
-                "the same images and masks, equal to rounding, but other draws of drop path"
-            )
-    elif config.init:
-        training.initialise(config.init)
-    if ranks.first:
-        save_resolved(config, run / CONFIG)
-    ranks.say(to_yaml(config))
-    training.fit(run, request)
-    if not training.finished:
-        return False
-    if ranks.first:
-        weights = save_encoder(run, training.encoder())
-        ranks.say(f"encoder exported to {weights}")
-    return True
-
-
-def _prepare(run: Path, config: PretrainConfig) -> bool:
-    """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
-    yields = (WEIGHTS, INFO, PICTURES, UNREADABLE)
-    check_run_folder(run, config, config.resume == "never", yields, FREE_TO_CHANGE_HERE)
-    return load_latest(run / CHECKPOINTS) is not None
 
 
 class Pretraining:

@@ -17,9 +17,9 @@ from spark.checkpoint import save_checkpoint
 from spark.config import load_recipe
 from spark.errors import UserError
 from spark.metrics import read_metrics
+from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
 from spark.sparse.synchronise import synchronise_batch_norms
-from spark.train import pretrain
 
 STEPS = 10  # an epoch is one step here, so that each leaves its record
 

@@ -12,8 +12,8 @@ from spark.config import load_recipe
 from spark.errors import UserError
 from spark.initialise import initialise
 from spark.model import SparK, build_spark
+from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
-from spark.train import pretrain
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encod
 from spark.formats.reader import read
 from spark.model import SparK, build_spark
 from spark.own_network import build_own
+from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
 from spark.sparse import ENGINES, Kind
 from spark.sparse.check import check_equivalence
 from spark.sparse.rule import unchanged
-from spark.train import pretrain
 from spark.visualize import reconstruction_grid
 
 FILE = Path(__file__).parents[2] / "tools" / "examples" / "cifar_resnet.py"

@@ -27,8 +27,8 @@ from spark.config import load_recipe
 from spark.errors import UserError
 from spark.formats.reader import read
 from spark.metrics import read_metrics
+from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
-from spark.train import pretrain
 
 MAIN = "import sys; from spark.cli import main; sys.exit(main())"
 EPOCHS, STEPS = 4, 3  # of 12 pictures, 4 in a batch
