@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-GREY = "#808890"  # legible on white and on near-black
-COLOURS = ("#4c8eda", "#e0803c", "#3fa777", "#b86bc9", "#d05a5a", "#8a8f3c")
+from spark.plots import COLOURS, GREY_ON_ANY, encode, quieten
 
 Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
 
@@ -32,23 +30,12 @@ def draw_curves(logs: Mapping[str, Log], keys: Sequence[str]) -> bytes | None:
                 axes.plot(*zip(*points, strict=True), label=name, color=COLOURS[index % len(COLOURS)],
                           linewidth=1.6, marker=marker)
         axes.set_xlabel("optimizer step" if axis_name == "step" else "epoch")
-        axes.set_title(key, fontsize=10, color=GREY)
-        _quieten(axes)
-        axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", transparent=True)
-    return stream.getvalue()
+        axes.set_title(key, fontsize=10, color=GREY_ON_ANY)
+        quieten(axes, GREY_ON_ANY, grid=True)
+        axes.legend(fontsize=8, frameon=False, labelcolor=GREY_ON_ANY)
+    return encode(figure, "svg")
 
 
 def _one_record_an_epoch(log: Log) -> bool:
     epochs = [record.get("epoch") for record in log]
     return None not in epochs and len(set(epochs)) == len(epochs)
-
-
-def _quieten(axes: Any) -> None:
-    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    axes.tick_params(colors=GREY, labelsize=8)
-    axes.xaxis.label.set_color(GREY)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)

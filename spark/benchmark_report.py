@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from matplotlib.figure import Figure
 
 from spark.benchmark import PARTS
 from spark.files import atomic_path, write_json, write_text
+from spark.plots import GREY, encode, quieten
 
 COLOURS = ("#4c8eda", "#93bdf0", "#e0803c", "#f2b48a", "#3fa777")  # one per part; a part's backward is its lighter
-GREY = "#60686f"
 MIB = 2**20
 
 Result = Mapping[str, Any]
@@ -131,9 +130,7 @@ def draw(result: Result) -> bytes:
     axes[0].set_title(f"{result['workload']['model']}: one training step", fontsize=10, color=GREY)
     if result["ratios"]:
         _draw_ratios(axes[1], result["ratios"])
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return encode(figure, "png")
 
 
 def _draw_parts(axes: Any, variants: Sequence[Mapping[str, Any]]) -> None:
@@ -146,9 +143,9 @@ def _draw_parts(axes: Any, variants: Sequence[Mapping[str, Any]]) -> None:
     for row, total in enumerate(left):
         axes.text(total, row, f" {total:.2g} s, {max(left) / total:.2f}×", va="center", fontsize=8, color=GREY)
     axes.set_xlim(0, max(left) * 1.28)
-    axes.set_xlabel("seconds", color=GREY)
+    axes.set_xlabel("seconds")
     axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), labelcolor=GREY)
-    _quieten(axes)
+    quieten(axes)
 
 
 def _draw_ratios(axes: Any, ratios: Sequence[Mapping[str, Any]]) -> None:
@@ -156,17 +153,10 @@ def _draw_ratios(axes: Any, ratios: Sequence[Mapping[str, Any]]) -> None:
     for name, colour in (("masked", COLOURS[2]), ("compact", COLOURS[0])):
         axes.plot(masked_out, [entry["encoder"][name] for entry in ratios], marker="o", label=name, color=colour)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("mask ratio", color=GREY)
+    axes.set_xlabel("mask ratio")
     axes.set_title("encoder, forward and backward: seconds", fontsize=10, color=GREY)
     axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
-    _quieten(axes)
-
-
-def _quieten(axes: Any) -> None:
-    axes.tick_params(colors=GREY, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)
+    quieten(axes)
 
 
 def _encoder(variant: Mapping[str, Any]) -> float:

@@ -6,7 +6,6 @@ is zero where nothing has reached it: a trained network's biases would hide the 
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -23,12 +22,14 @@ from spark.backbones import build_pyramid
 from spark.files import atomic_path
 from spark.images.centre import read_centre
 from spark.masking import random_mask
+from spark.plots import COLOURS, GREY, encode, quieten
 from spark.pyramid import Pyramid, require_pyramid, sparse_layers_of
 from spark.recompute import blocks_of
 from spark.sparse.convert import modules_used, sparsify
 
 FIRST, MAPS = 3, 8  # the first maps, where it happens, are all drawn, and this many altogether
-DENSE, SPARSE, GREY, HOLE = "#e0803c", "#4c8eda", "#60686f", "#eceff1"
+SPARSE, DENSE = COLOURS[:2]
+FRAME = "#eceff1"
 
 
 class Trace(NamedTuple):
@@ -108,9 +109,7 @@ def draw(model: str, traces: Sequence[Trace]) -> bytes:
     for row, (name, colour) in enumerate((("dense", DENSE), ("sparse", SPARSE))):
         axes[row, 0].set_ylabel(name, color=colour, fontsize=12, fontweight="bold")
     _draw_shares(below.subplots(), traces, chosen)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return encode(figure, "png")
 
 
 def _draw_maps(axes: Any, traced: Trace) -> None:
@@ -123,7 +122,7 @@ def _draw_maps(axes: Any, traced: Trace) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
-            spine.set_color(HOLE)
+            spine.set_color(FRAME)
 
 
 def _draw_shares(axes: Any, traces: Sequence[Trace], chosen: Sequence[int]) -> None:
@@ -133,12 +132,9 @@ def _draw_shares(axes: Any, traces: Sequence[Trace], chosen: Sequence[int]) -> N
         end = (len(shares) - 1, shares[-1])
         axes.annotate(name, end, (6, -3), textcoords="offset points", color=colour, fontsize=9)
     axes.set_ylim(0, 108)
-    axes.set_ylabel("positions not zero, %", fontsize=8, color=GREY)
+    axes.set_ylabel("positions not zero, %", fontsize=8)
+    quieten(axes)
     axes.set_xticks(chosen, [traces[number].layer.removesuffix(" image") for number in chosen], fontsize=7, rotation=20)
-    axes.tick_params(colors=GREY, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)
 
 
 def _strength(activity: Tensor) -> np.ndarray:
