@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spark.backbones import build_pyramid
 from spark.masking import random_mask
@@ -102,7 +101,7 @@ def check_equivalence(
     for training in (False, True):
         dense.train(training)
         sparse.train(training)
-        with _double_throughout():
+        with _InDouble():
             errors = (
                 _all_visible(dense, sparse, visible, picture, patches),
                 _crop(dense, sparse, visible, picture, patches),
@@ -124,11 +123,13 @@ def _built(model: str | Pyramid | Callable[[], Pyramid]) -> Any:
     return pyramid
 
 
-@contextmanager
-def _double_throughout() -> Iterator[None]:
-    """Some norms of timm compute in float32 by themselves; then nothing could be told from rounding."""
-    with mock.patch.object(Tensor, "float", lambda tensor: tensor):
-        yield
+class _InDouble(TorchFunctionMode):
+    """Some norms of timm compute in float32 by themselves (`x.float()`); then nothing could be told from rounding."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0] if function is Tensor.float else function(*args, **(kwargs or {}))
 
 
 def _channels_last(network: nn.Module, extra_layers: ExtraLayers | None) -> set[str]:
