@@ -43,14 +43,12 @@ class TimmPyramid(nn.Module):
         self, name: str, in_chans: int = 3, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
         self.name = name
         self._in_chans = in_chans
-        self.network = _build(name, in_chans, drop_path, options or {})
-        if not hasattr(self.network, "forward_intermediates"):
-            raise UserError(f"model '{name}' has no feature pyramid in this timm version")
-        levels = _deepest_per_stride(self.network.feature_info)
+        self.network = build_timm(name, in_chans, drop_path, options or {})
+        levels = deepest_per_stride(self.network.feature_info)
+        finest = max(2, levels[-1][1]["reduction"] >> (SCALES - 1))
+        levels = [(index, level) for index, level in levels if level["reduction"] >= finest]
         self._indices = [index for index, _ in levels]
         self.channels: list[int] = [level["num_chs"] for _, level in levels]
         self.strides: list[int] = [level["reduction"] for _, level in levels]
@@ -89,12 +87,38 @@ def dense_part(pyramid: nn.Module) -> nn.Module:
     return pyramid.network if isinstance(pyramid, TimmPyramid) else pyramid
 
 
-def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any]) -> Any:
-    """Build a timm model without its classifier.
+def build_timm(
+    name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str = "model.drop_path"
+) -> Any:
+    """Build a timm model that returns feature maps, without its classifier.
+
+    Args:
+        name: timm's.
+        in_chans: channels of the images.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`.
+        drop_path_key: where a recipe sets the drop path, for the message.
 
     Raises:
-        UserError: it has no drop path and some is asked for, or timm cannot build it.
+        UserError: there is no such model, it returns no feature maps, it has no drop path and some is asked for, or
+            timm cannot build it.
     """
+    if not timm.is_model(name):
+        raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
+    network = _build(name, in_chans, drop_path, options, drop_path_key)
+    if not hasattr(network, "forward_intermediates"):
+        raise UserError(f"model '{name}' has no feature pyramid in this timm version")
+    return network
+
+
+def deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Keep the deepest map of each stride, the finest first: [(index, {num_chs, reduction, module})]."""
+    infos = feature_info.info if hasattr(feature_info, "info") else feature_info
+    deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
+    return [deepest[stride] for stride in sorted(deepest)]
+
+
+def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str) -> Any:
     for option in options:
         if option in OPTIONS_ELSEWHERE:
             raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
@@ -109,7 +133,7 @@ def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any
     except (AssertionError, RuntimeError, ValueError, KeyError) as error:  # a pretrained tag that it does not know, say
         raise _cannot_build(name, options, error) from None
     if drop_path:
-        raise UserError(f"model '{name}' has no drop path; set model.drop_path=0")
+        raise UserError(f"model '{name}' has no drop path; set {drop_path_key}=0")
     try:
         return build()
     except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -119,11 +143,3 @@ def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any
 def _cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
     chosen = f" with model.options={dict(options)}" if options else ""
     return UserError(f"timm cannot build '{name}'{chosen}: {str(error) or 'it refuses a value'}")
-
-
-def _deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
-    """Keep the deepest map of each stride that is decoded from: [(index, {num_chs, reduction, module})]."""
-    infos = feature_info.info if hasattr(feature_info, "info") else feature_info
-    deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
-    finest = max(2, max(deepest) >> (SCALES - 1))
-    return [deepest[stride] for stride in sorted(deepest) if stride >= finest]
