@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ MASK_RATIO = 0.5  # of the leakage check
 PATCHES = (2, 4)  # side of the test picture. Where few positions make statistics, rounding grows: more are tried then
 
 ExtraLayers = Mapping[type[nn.Module], Kind]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Errors(NamedTuple):
@@ -87,7 +88,7 @@ def check_equivalence(
     Raises:
         UserError: the network is no pyramid, or has layers without sparse form.
     """
-    dense = _randomised(_built(model), seed)
+    dense = randomise(_without_draws(_built(model)), seed)
     extra_layers = sparse_layers_of(dense, extra_layers)
     sparse = copy.deepcopy(dense)
     channels_last = _channels_last(sparse, extra_layers)  # asked before conversion changes the layers' classes
@@ -222,14 +223,19 @@ def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
     return (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
 
 
-def _randomised(network: Any, seed: int) -> Any:
-    """Give every parameter and running statistic a random value: defaults of 0 and 1 would hide mistakes.
-
-    Nothing is drawn in its forward pass any more, by default some models drop paths: two passes are to be compared.
-    """
+def _without_draws(network: Any) -> Any:
+    """Let nothing be drawn in a forward pass, by default some models drop paths: two passes are to be compared."""
     for layer in network.modules():
         for probability in {"drop_prob", "p"} & vars(layer).keys():
             setattr(layer, probability, 0.0)
+    return network
+
+
+def randomise(network: Network, seed: int = 0) -> Network:
+    """Make a network float64 and give every parameter and running statistic a random value; return the network.
+
+    Defaults of 0 and 1 would hide mistakes.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):

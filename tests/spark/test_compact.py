@@ -20,6 +20,7 @@ from spark.errors import UserError
 from spark.masking import random_mask
 from spark.model import SparK, build_spark
 from spark.sparse import ENGINES, Kind, VisiblePatches, convolution, sparsify
+from spark.sparse.check import randomise
 from spark.sparse.convolution import convolve
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 from spark.sparse.rule import unchanged
@@ -30,22 +31,6 @@ Numbers = dict[str, Tensor]
 CIFAR = f"{Path(__file__).parents[2] / 'tools' / 'examples' / 'cifar_resnet.py'}:CifarResNet"
 TOLERANCE = 1e-10  # of a tensor's norm, in float64
 NOISE = 1e-5  # of the largest gradient's norm: what is smaller should be zero (a bias before a batch norm, say)
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """Make it float64 and give everything a random value: defaults of 0 and 1 would hide mistakes."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                if name.endswith("running_var"):
-                    tensor.copy_(1 + 0.2 * noise.abs())
-                elif tensor.ndim <= 1:
-                    tensor.add_(0.2 * noise)
-                else:
-                    tensor.copy_(noise / tensor[0].numel() ** 0.5)
-    return network.double()
 
 
 def masks(batch: int, grid: tuple[int, int], ratio: float, seed: int = 0) -> Tensor:
@@ -76,7 +61,7 @@ def assert_same(found: Numbers, wanted: Numbers, tolerance: float = TOLERANCE) -
 def pair(name: str, **settings: Any) -> dict[str, SparK]:
     """Return a model in both engines, with the same random state."""
     models = {engine: build_spark(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
-    randomised(models["compact"])
+    randomise(models["compact"])
     models["masked"].double().load_state_dict(models["compact"].state_dict())
     return models
 
@@ -259,7 +244,7 @@ def one_layer(
 
 
 def assert_layer_agrees(layer: nn.Module, x: Tensor, mask: Tensor) -> None:
-    layer = randomised(copy.deepcopy(layer))
+    layer = randomise(copy.deepcopy(layer))
     found, wanted = (one_layer(layer, engine, x, mask) for engine in ENGINES)
     assert_same(found, wanted)
 
@@ -305,7 +290,7 @@ def test_layers_agree(layer: nn.Module, batch: int, patch: int) -> None:
 def test_layers_that_see_channels_last_agree(layer: nn.Module) -> None:
     x, mask = noise(3, 4, 6, 4), masks(3, (3, 2), 0.5)
     shape_only = {ChannelsLast: Kind(unchanged, unchanged)}
-    network = randomised(ChannelsLast(copy.deepcopy(layer)))
+    network = randomise(ChannelsLast(copy.deepcopy(layer)))
     found, wanted = (one_layer(network, engine, x, mask, shape_only) for engine in ENGINES)
     assert_same(found, wanted)
 
@@ -389,7 +374,7 @@ def with_patches(layers: list[nn.Conv2d]) -> list[tuple[nn.Conv2d, int]]:
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("layer", "patch"), with_patches(convolutions()), ids=str)
 def test_every_way_is_the_dense_convolution(layer: nn.Conv2d, patch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomised(copy.deepcopy(layer))
+    layer = randomise(copy.deepcopy(layer))
     mask, visible = masks(2, (2, 3), 0.5), VisiblePatches()
     x = noise(6, 4, patch, patch).requires_grad_()
     with visible.showing(mask):
@@ -404,7 +389,7 @@ def test_every_way_is_the_dense_convolution(layer: nn.Conv2d, patch: int, monkey
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
 def test_what_needs_no_gradient_gets_none(way: str, stride: int, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomised(nn.Conv2d(4, 4, 3, stride, 1))
+    layer = randomise(nn.Conv2d(4, 4, 3, stride, 1))
     x = noise(6, 4, 4, 4)
     for name, leaf in {"x": x, "weight": layer.weight, "bias": layer.bias}.items():
         leaf.requires_grad_(name != frozen)
@@ -422,7 +407,7 @@ def test_the_result_can_be_changed_in_place(
     way: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most networks' activations are in place, and some follow on a convolution."""
-    layer = randomised(nn.Conv2d(4, 6, 2, 2)).to(memory_format=memory_format)
+    layer = randomise(nn.Conv2d(4, 6, 2, 2)).to(memory_format=memory_format)
     x = noise(6, 4, 4, 4).contiguous(memory_format=memory_format).requires_grad_()
     visible = VisiblePatches()
     with visible.showing(masks(2, (2, 3), 0.5)):
@@ -434,7 +419,7 @@ def test_the_result_can_be_changed_in_place(
 
 @pytest.mark.parametrize("way", ["tiles", "map", "taps"])
 def test_autocast_is_followed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomised(nn.Conv2d(4, 4, 3, 1, 1)).float()
+    layer = randomise(nn.Conv2d(4, 4, 3, 1, 1)).float()
     x = noise(6, 4, 4, 4).float().requires_grad_()
     visible = VisiblePatches()
     with visible.showing(masks(2, (2, 3), 0.5)), torch.autocast("cpu", torch.bfloat16):
@@ -496,7 +481,7 @@ def test_take_and_put_have_the_right_gradients() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ways_have_the_right_gradients(way: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against finite differences, beside the dense convolution's gradients."""
-    layer = randomised(nn.Conv2d(2, 2, 3, stride, 1))
+    layer = randomise(nn.Conv2d(2, 2, 3, stride, 1))
     visible = VisiblePatches()
     with visible.showing(masks(1, (2, 2), 0.5)):
         assert torch.autograd.gradcheck(
