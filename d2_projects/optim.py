@@ -1,12 +1,22 @@
-"""Layer-wise learning-rate decay for Detectron2's ResNets."""
+"""Layer-wise learning-rate decay, for Detectron2's ResNets and for timm backbones."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
+
+from detectron2.solver.build import reduce_param_groups
+from timm.models import group_parameters
+from torch import nn
+
+from d2_projects.timm_backbone import TimmBackbone
+from spark.errors import UserError
+from spark.optim import decayed
 
 RES4_BLOCKS = {18: 2, 34: 6, 50: 6, 101: 23, 152: 36}
-BLOCKS_PER_LAYER = 3  # of res4, the long stage
+BLOCKS_PER_LAYER = 3  # of the third of four stages, the long one
+STAGES = 4
 
 
 def resnet_layer_decay(depth: int, decay: float) -> Callable[[str], float]:
@@ -39,3 +49,54 @@ def resnet_layer_decay(depth: int, decay: float) -> Callable[[str], float]:
         return {2: 1, 3: 2, 4: 3 + block // BLOCKS_PER_LAYER, 5: res5}[stage]
 
     return lambda name: decay ** (res5 + 1 - layer_of(name))
+
+
+def timm_layers(network: Any) -> dict[str, int]:
+    """Return the layer of each parameter of a timm network, counted from its stem, layer 0.
+
+    A layer is a stage of the network, as timm groups it; of four stages, the third counts one layer for every three
+    blocks. So it is in the detection recipes of ConvNeXt (6 layers for T, 12 for S and B), and in SparK's for ResNet.
+
+    Raises:
+        UserError: timm does not say which layers the network has.
+    """
+    if not hasattr(network, "group_matcher"):
+        raise UserError(f"timm does not group the layers of {type(network).__name__}; set optimizer.params.decay=1")
+    stages = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    if max(stages.values()) != STAGES:
+        return stages
+    blocks = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    first = min(block for name, block in blocks.items() if stages[name] == STAGES - 1)
+    within = {name: (blocks[name] - first) // BLOCKS_PER_LAYER for name in stages if stages[name] == STAGES - 1}
+    last = STAGES + max(within.values())
+    return {name: last if stage == STAGES else stage + within.get(name, 0) for name, stage in stages.items()}
+
+
+def timm_parameter_groups(model: nn.Module, base_lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return optimizer groups of a detector whose bottom-up network is a `TimmBackbone`.
+
+    What is not in timm's network (FPN, heads) learns at `base_lr`, and each layer before that at `decay` times the
+    rate of the next. Weight decay is the optimizer's own; one-dimensional parameters (norms, biases, layer scale)
+    get none. It takes the place of `detectron2.solver.build.get_default_optimizer_params`.
+
+    Raises:
+        UserError: there is no `TimmBackbone`, or the decay is outside [0, 1].
+    """
+    prefix = next((name for name, module in model.named_modules() if isinstance(module, TimmBackbone)), None)
+    if prefix is None:
+        raise UserError("timm_parameter_groups needs a model with a TimmBackbone")
+    if not 0 <= decay <= 1:
+        raise UserError(f"optimizer.params.decay={decay} is outside [0, 1]")
+    layer_of: dict[str, int] = {}
+    if decay != 1:
+        layers = timm_layers(model.get_submodule(f"{prefix}.net"))
+        layer_of = {f"{prefix}.net.{name}": layer for name, layer in layers.items()}
+    last = max(layer_of.values(), default=-1) + 1
+    return reduce_param_groups([
+        {
+            "params": [parameter],
+            "lr": base_lr * decay ** (last - layer_of.get(name, last)),
+            **({} if decayed(name, parameter) else {"weight_decay": 0.0}),
+        }
+        for name, parameter in model.named_parameters() if parameter.requires_grad
+    ])
