@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from torch import nn
 
 from spark import train
@@ -21,17 +19,8 @@ from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
 from spark.sparse.synchronise import synchronise_batch_norms
 
+PHOTOS = 8  # one batch
 STEPS = 10  # an epoch is one step here, so that each leaves its record
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.RandomState(0)
-    for number in range(8):
-        coarse = Image.fromarray(generator.randint(0, 256, (4, 4, 3), dtype=np.uint8))
-        coarse.resize((80, 80), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
-    return folder
 
 
 def settings(photos: Path, out: Path, *more: str) -> list[str]:

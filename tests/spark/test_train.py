@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,7 +30,8 @@ from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
 
 MAIN = "import sys; from spark.cli import main; sys.exit(main())"
-EPOCHS, STEPS = 4, 3  # of 12 pictures, 4 in a batch
+PHOTOS = 12
+EPOCHS, STEPS = 4, 3  # of these, 4 in a batch
 
 
 def settings(pictures: Path, out: Path, *more: str) -> list[str]:
@@ -51,16 +51,6 @@ def content(folder: Path) -> dict[str, bytes]:
     """Return the bytes of all files but TensorBoard's."""
     files = (path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.RandomState(0)
-    for number in range(12):
-        coarse = Image.fromarray(generator.randint(0, 256, (4, 4, 3), dtype=np.uint8))
-        coarse.resize((80, 80), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
