@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spark.errors import UserError
 from spark.masking import random_mask
+from spark.memory import kept_for_backward
 from spark.model import SparK, build_spark
 from spark.recompute import blocks_of
 
@@ -16,14 +17,8 @@ def step(model: SparK) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], in
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 96, 96, dtype=torch.float64, generator=generator)
     mask = random_mask(2, (3, 3), 0.6, generator)
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     torch.manual_seed(2)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward(model) as kept:
         loss = model(images, mask).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
