@@ -31,7 +31,8 @@ def code_version() -> str:
 def environment() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide about numbers."""
     versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "timm", "numpy", "sal-detectron2", "detectron2", "pycocotools"):
+    for package in ("torch", "torchvision", "timm", "numpy", "sal-detectron2", "detectron2", "pycocotools",
+                    "faster-coco-eval"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
