@@ -112,18 +112,26 @@ class SparK(nn.Module):
             )
         return height // self.stride, width // self.stride
 
-    def visible_per_image(self, grid: tuple[int, int]) -> int:
-        """Return how many patches of an image a drawn mask shows.
+    def visible_per_image(self, grid: tuple[int, int], mask_ratio: float | None = None) -> int:
+        """Return how many patches of an image a drawn mask shows, of the model's mask ratio or another one.
 
         Raises:
             UserError: none, or all.
         """
         square = self.mask_patch_size // self.stride
-        return visible_count(grid[0] * grid[1] // square**2, self.mask_ratio) * square**2
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        return visible_count(grid[0] * grid[1] // square**2, ratio) * square**2
 
-    def draw_mask(self, batch: int, grid: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw a mask [B, 1, *grid] on the CPU, True = visible."""
-        return random_mask(batch, grid, self.mask_ratio, generator, self.mask_patch_size // self.stride)
+    def draw_mask(
+        self,
+        batch: int,
+        grid: tuple[int, int],
+        generator: torch.Generator | None = None,
+        mask_ratio: float | None = None,
+    ) -> Tensor:
+        """Draw a mask [B, 1, *grid] on the CPU, True = visible, of the model's mask ratio or another one."""
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        return random_mask(batch, grid, ratio, generator, self.mask_patch_size // self.stride)
 
     def dense_state(self) -> dict[str, Tensor]:
         """Return the state of the dense encoder, in timm's naming or in that of the user's own class."""

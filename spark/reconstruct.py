@@ -71,7 +71,7 @@ def visualize_reconstructions(
     height, width = config.data.input_size
     ratios = ratios or [config.mask.ratio]
     for ratio in ratios:  # before any work is done
-        draw_mask(model, (height, width), ratio, seed=0)
+        model.visible_per_image(model.grid(height, width), ratio)
     subjects = [_subject(pretrained, file, seeds, ratios) for file in files]
     rows = [
         Row(
@@ -108,11 +108,7 @@ def draw_mask(model: SparK, size: Sequence[int], ratio: float, seed: int) -> Ten
     Raises:
         UserError: the ratio hides all patches or none, or the image is not made of whole ones.
     """
-    trained, model.mask_ratio = model.mask_ratio, ratio
-    try:
-        return model.draw_mask(1, model.grid(size[0], size[1]), torch.Generator().manual_seed(seed))
-    finally:
-        model.mask_ratio = trained
+    return model.draw_mask(1, model.grid(size[0], size[1]), torch.Generator().manual_seed(seed), ratio)
 
 
 def _pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
