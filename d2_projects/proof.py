@@ -2,72 +2,65 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import timm
-import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError
-from spark.formats.detectron2 import depth_of
+from spark.formats.detectron2 import resnet_values
+from spark.formats.encoder import EncoderInfo
+from spark.formats.proofs import Difference, difference, load_exactly, picture
 
-INPUT_SHAPE = (2, 3, 96, 96)
+FEATURES = ["res2", "res3", "res4", "res5"]
 
 
 def largest_feature_difference(
-    timm_state: dict[str, Tensor], d2_state: dict[str, Tensor], model: str
-) -> float:
-    """Return the largest relative (l2) difference over the four feature maps of the two networks.
+    timm_state: dict[str, Tensor], d2_state: dict[str, Tensor], info: EncoderInfo
+) -> Difference:
+    """Compare the four feature maps of timm's and Detectron2's network.
 
     Args:
-        timm_state: weights of `timm.create_model(model, num_classes=0)`, every key of it and no other.
+        timm_state: weights of timm's model without classifier, every key of it and no other.
         d2_state: the same weights for Detectron2's native ResNet, likewise complete.
-        model: the timm name, such as "resnet50".
+        info: which model it is, such as "resnet50".
 
-    Both run in evaluation mode on one random picture batch; randomise the batch-norm statistics before
-    converting, or a forgotten running mean goes unnoticed; and their weights, of which timm starts some at
-    zero.
+    Both run in evaluation mode on random pictures; randomise the batch-norm statistics before converting, or a
+    forgotten running mean goes unnoticed; and their weights, of which timm starts some at zero.
 
     Raises:
         UserError: Detectron2 is not installed, has no such network, or a state does not fit exactly.
     """
-    converted = detectron2_resnet(depth_of(model))
-    reference = timm.create_model(model, num_classes=0)
-    load_exactly(reference, timm_state, f"timm's {model}")
-    load_exactly(converted, d2_state, f"Detectron2's {model}")
-    picture = torch.randn(INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
+    converted = detectron2_resnet(info.model, info.in_chans)
+    reference: Any = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options)
+    load_exactly(reference, timm_state, f"timm's {info.model}")
+    load_exactly(converted, d2_state, f"Detectron2's {info.model}")
+    reference.eval()
+    converted.eval()
+    return difference(
+        lambda images: list(converted(images).values()),
         # Feature 0 is the stem's.
-        expected = reference.eval().forward_intermediates(
-            picture, indices=[1, 2, 3, 4], intermediates_only=True
-        )
-        actual = list(converted.eval()(picture).values())
-    return max(float((a - e).norm() / e.norm()) for a, e in zip(actual, expected, strict=True))
-
-
-def detectron2_resnet(depth: int) -> nn.Module:
-    """Return Detectron2's ResNet with trainable batch norm; its features are res2 to res5."""
-    try:
-        from detectron2.modeling.backbone import BasicStem, ResNet
-    except ImportError:
-        raise UserError("Detectron2 is not installed: run python tools/install_detectron2.py") from None
-    # Only bottlenecks have a 1x1 convolution that could carry the stride.
-    arguments = {"norm": "BN"} | ({"stride_in_1x1": False} if depth >= 50 else {})
-    return ResNet(
-        BasicStem(norm="BN"), ResNet.make_default_stages(depth, **arguments),
-        out_features=["res2", "res3", "res4", "res5"],
+        lambda images: reference.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True),
+        picture(info.in_chans),
     )
 
 
-def load_exactly(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state dict; UserError names what is missing, unexpected or of another shape."""
-    own = network.state_dict()
-    common = own.keys() & state.keys()
-    complaints = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(name for name in common if own[name].shape != state[name].shape),
-    }
-    for complaint, names in complaints.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"the weights do not fit {what}: {', '.join(names[:3])}{more} {complaint}")
-    network.load_state_dict(state)
+def detectron2_resnet(model: str, in_chans: int = 3) -> nn.Module:
+    """Return Detectron2's ResNet for a timm name with trainable batch norm; its features are res2 to res5.
+
+    It is built from the config values that the converter writes beside the weights.
+    """
+    values = resnet_values(model)
+    try:
+        with warnings.catch_warnings():  # Detectron2 2024 uses calls that newer torch deprecates
+            warnings.simplefilter("ignore")
+            from detectron2.config import get_cfg
+            from detectron2.layers import ShapeSpec
+            from detectron2.modeling.backbone import build_resnet_backbone
+    except ImportError:
+        raise UserError("Detectron2 is not installed: run python tools/install_detectron2.py") from None
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.update(values, NORM="BN", OUT_FEATURES=FEATURES)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # else its batch norms would be frozen ones
+    return build_resnet_backbone(cfg, ShapeSpec(channels=in_chans))

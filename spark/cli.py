@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = verbs.add_parser("convert", help="convert a checkpoint, explain every key, prove the result")
     convert.add_argument("source", type=Path, metavar="SRC")
-    convert.add_argument("destination", type=Path, metavar="DST", help="a folder (timm) or a .pkl file (detectron2)")
+    convert.add_argument(
+        "destination", type=Path, metavar="DST", help="a folder (timm), .pkl (detectron2), else .pth or .safetensors"
+    )
     convert.add_argument("--to", choices=TARGETS, required=True)
     convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
     convert.add_argument("--model", help="timm name, where the checkpoint does not tell")

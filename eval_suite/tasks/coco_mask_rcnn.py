@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import logging
 import math
+import os
 import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from d2_projects.compat import quiet_detectron2, require_detectron2
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from spark.distributed import Ranks
 from spark.errors import UserError
 from spark.files import sha256, write_json, write_text
 from spark.formats.detectron2 import from_timm
@@ -25,6 +24,7 @@ from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
 from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import code_version, content_hash, environment, hardware
 from spark.run_folder import CHECKPOINTS
+from spark.signals import EXIT_CODE, PostponedError, StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from d2_projects.data import CocoData
@@ -33,69 +33,147 @@ if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
 CONFIG, IDENTITY, PICTURE, LOG = "config.yaml", "identity.json", "detections.png", "log.txt"
+EVALUATION = "evaluation.json"  # of eval_only=true
 UNIT = "AP (0-100)"
-# About Detectron2's own code, which a user cannot change.
-DETECTRON2_WARNINGS = (
-    "pkg_resources is deprecated", "torch.meshgrid", "`torch.jit.script` is deprecated",
-    "The given NumPy array is not writable",
-)
-FX_LOGGER = "torch.fx._symbolic_trace"  # says "is_fx_tracing will return true" by logging, not by a warning
+Built = TypeVar("Built")
 
+def run(recipe: str, overrides: list[str]) -> Path | None:
+    """Train, evaluate and record one detector, in this process or together with others of torchrun or Detectron2.
 
-def run(recipe: str, overrides: list[str]) -> Path:
-    """Train, evaluate and record one detector; return the path of its `result.json`.
+    A run that was interrupted goes on; one that is finished is left alone. With `eval_only=true` only a checkpoint is
+    evaluated.
 
-    A run that was interrupted goes on; one that is finished is left alone.
+    Returns:
+        The path of the run's `result.json`, or of `evaluation.json`; None in all processes but the first.
 
     Raises:
         UserError: Detectron2, the recipe, the data or the encoder is missing or does not fit.
+        PostponedError: a signal asked the run to stop, and it was saved.
+        SystemExit: in all processes but the first, instead of these.
     """
-    if importlib.util.find_spec("detectron2") is None:
-        raise UserError("Detectron2 is not installed: run python tools/install_detectron2.py")
+    require_detectron2()
     with quiet_detectron2():
-        return train_and_record(recipe, overrides)
+        from d2_projects.processes import pick_device, processes
+        from eval_suite.detect_config import load
+
+        def read() -> DetectConfig:
+            config = load(recipe, overrides)
+            pick_device(config.cfg.train.device)
+            return config
+
+        config = said_once(read)
+        with processes(config.cfg.train.device) as ranks, stop_request() as request:
+            try:
+                if config.eval_only:
+                    return evaluate_and_write(config, ranks)
+                return train_and_record(config, ranks, request)
+            except PostponedError:
+                if not ranks.first:
+                    raise SystemExit(EXIT_CODE) from None
+                raise
 
 
-@contextlib.contextmanager
-def quiet_detectron2() -> Iterator[None]:
-    """Keep what Detectron2's own code provokes off the terminal while the body runs."""
-    logger = logging.getLogger(FX_LOGGER)
-    level = logger.level
-    with warnings.catch_warnings():
-        for message in DETECTRON2_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+def said_once(build: Callable[[], Built]) -> Built:
+    """Return what `build` does; of processes that have not joined yet, the first alone says what is wrong."""
+    try:
+        return build()
+    except UserError:
+        if int(os.environ.get("RANK", "0")) > 0:
+            raise SystemExit(2) from None
+        raise
 
 
-def train_and_record(recipe: str, overrides: list[str]) -> Path:
-    """Do what `run` promises, with Detectron2 at hand."""
-    from d2_projects.data import check, registered
-    from d2_projects.train_net import pick_device, point_at, train
+def stop_request() -> contextlib.AbstractContextManager[StopRequest | None]:
+    """Return what heeds signals, but not in processes that Detectron2's launch started.
+
+    It ends them by a signal when one of them fails, and they must not survive that. (torchrun uses SIGKILL then.)
+    """
+    from torch import distributed
+
+    launched = distributed.is_initialized() and "TORCHELASTIC_RUN_ID" not in os.environ
+    return contextlib.nullcontext() if launched else StopRequest()
+
+
+def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | None) -> Path | None:
+    """Train, evaluate and record; errors and returned value as for `run`."""
+    from d2_projects.data import check, locate, registered
+    from d2_projects.train_net import point_at, train
     from d2_projects.visualize import save_detections
-    from eval_suite.detect_config import SCRATCH, load
 
-    config = load(recipe, overrides)
-    pick_device(config.cfg.train.device, config.cfg.train.amp.enabled)  # refused before anything is written
-    encoder = None if config.init == SCRATCH else load_encoder(config.init)
-    backbone = None if encoder is None else backbone_weights(encoder, config)
-    data = check(config.cfg.data.root)
-    protocol, init = protocol_of(config, data), initialisation(encoder, config.init)
-    if finished(config, {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": init}):
-        print(f"{config.out} is finished already; resume=never starts it again")
-        return config.out / RESULT
+    config, changes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
+    for change in changes:
+        ranks.say(f"scaled   {change}")
+    ranks.together(lambda: refuse_early(config, ranks))
+    backbone, init = ranks.together(lambda: starting_weights(config))
+    data = ranks.together(lambda: check(locate(config.cfg.data)))
+    protocol = protocol_of(config, data)
+    identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": init}
+    if ranks.on_first(lambda: finished(config, identity)):
+        ranks.say(f"{config.out} is finished already; resume=never starts it again")
+        return config.out / RESULT if ranks.first else None
 
-    print(summary(config, data, backbone))
+    if ranks.first:
+        print(summary(config, data, backbone))
     with registered(data) as names:
         point_at(config.cfg, data, names)
-        outcome = train(config.cfg, config.out, backbone)
+        outcome = train(config.cfg, config.out, backbone, ranks, request)
+        if not ranks.first:
+            return None
         save_detections(config.cfg, outcome.model, config.out / PICTURE)
-    result = record(config, data, protocol, init, outcome)
+    result = record(config, data, protocol, init, outcome, ranks)
     print("  ".join(f"{name} {metric.value:.1f}" for name, metric in result.metrics.items()))
     return result.save(config.out)
+
+
+def evaluate_and_write(config: DetectConfig, ranks: Ranks) -> Path | None:
+    """Evaluate a checkpoint, and write `evaluation.json` with what it was; errors and returned value as for `run`."""
+    from d2_projects.checkpoints import BEST
+    from d2_projects.data import check, locate, registered
+    from d2_projects.train_net import evaluate_only, point_at
+    from spark.checkpoint import LAST
+
+    of_run = {"last": LAST, "best": BEST}.get(config.weights)
+    weights = config.out / CHECKPOINTS / of_run if of_run else Path(config.weights)
+    if not weights.is_file():
+        raise_on_first(ranks, f"weights '{weights}' do not exist: pass out=<a run> or weights=<a file>")
+    data = ranks.together(lambda: check(locate(config.cfg.data)))
+    with registered(data) as names:
+        point_at(config.cfg, data, names)
+        metrics = evaluate_only(config.cfg, weights, ranks)
+    if not ranks.first:
+        return None
+    values = metric_values(metrics)
+    print("  ".join(f"{name} {value:.1f}" for name, value in values.items()))
+    write_json(config.out / EVALUATION, {
+        "recipe": str(config.recipe), "weights": str(weights), "weights_sha256": sha256(weights),
+        "data": data.name, "val_sha256": data.val.json_sha256, "metrics": values, "code_version": code_version(),
+    })
+    return config.out / EVALUATION
+
+
+def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
+    """Find in milliseconds what training would find only after the data and the model.
+
+    Raises:
+        UserError: the batch cannot be shared, or the device has not the precision.
+    """
+    from d2_projects.train_net import share_batch
+    from d2_projects.trainer import mixed_precision
+
+    share_batch(config.cfg, ranks.size)
+    mixed_precision(config.cfg.train.amp, ranks.device)
+
+
+def starting_weights(config: DetectConfig) -> tuple[dict[str, Tensor] | None, Initialisation]:
+    """Return the backbone's weights, or None for random ones, and where they come from.
+
+    Raises:
+        UserError: they are not there, or of another network.
+    """
+    from eval_suite.detect_config import SCRATCH
+
+    encoder = None if config.init == SCRATCH else load_encoder(config.init)
+    return None if encoder is None else backbone_weights(encoder, config), initialisation(encoder, config.init)
 
 
 def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor]:
@@ -113,7 +191,7 @@ def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor
         wanted = [round(255 * value, 3) for value in expected]
         if not all(math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)):
             raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
-    return from_timm(encoder.state)
+    return from_timm(encoder.state).state
 
 
 def initialisation(encoder: Encoder | None, source: str) -> Initialisation:

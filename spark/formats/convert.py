@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor
 
 from spark.errors import UserError
-from spark.formats import detectron2
-from spark.formats.encoder import Encoder, save_encoder
+from spark.formats import detectron2, original_spark, torchvision
+from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 from spark.formats.naming import Conversion
-from spark.formats.reader import optional, read
+from spark.formats.proofs import Difference, randomise_statistics
+from spark.formats.reader import Source, optional, read
+from spark.formats.registry import FORMATS
 from spark.own_network import is_reference
 
-TARGETS = ("timm", "detectron2")
-TOLERANCE = 1e-4  # of the features of both models, relative
+TARGETS = ("timm", *FORMATS)
+TOLERANCE = 1e-4  # of the outputs of both models, relative
 
 
 def convert(
@@ -32,37 +33,58 @@ def convert(
     """Convert a checkpoint and print what became of its tensors: of each one with `verbose`, else examples.
 
     Raises:
-        UserError: the source cannot be read or explained, the target cannot hold it, or the proof fails.
+        UserError: the source cannot be read or explained, the target cannot hold it, or a proof fails.
     """
     found = read(source, model, method)
-    print(f"{source}: {found.format}, {found.encoder.info.model}")
+    info = found.encoder.info
+    if is_reference(info.model):
+        raise UserError(f"'{info.model}' is no timm model: there is nothing to convert; its own class takes the export")
+    if to == "detectron2" and destination.suffix != ".pkl":
+        raise UserError(f"Detectron2 reads its own weights from .pkl files; write to '{destination}.pkl'")
+    print(f"{source}: {found.format}, {info.model}")
+    if found.format in FORMATS and (caution := FORMATS[found.format].CAUTION):
+        print(f"note: {caution}")
+    converted = to_format(found, to)
+    report(converted, verbose)
+    prove_timm(found.encoder)
+    for name in FORMATS:
+        if name in (found.format, to):
+            prove(name, info, found.encoder.state)
     if to == "timm":
-        report(found.conversion, verbose)
-        prove_timm(found.encoder)
         written = [save_encoder(destination, found.encoder)]
     else:
-        if destination.suffix != ".pkl":
-            raise UserError(f"Detectron2 reads its own weights from .pkl files; write to '{destination}.pkl'")
-        converted = detectron2.convert(found.encoder.state)
-        detectron2.depth_of(found.encoder.info.model)
-        report(found.conversion.then(converted), verbose)
-        prove_detectron2(found.encoder.info.model, found.encoder.state)
-        written = detectron2.save(destination, converted.state, found.encoder.info)
+        written = FORMATS[to].save(destination, converted.state, info)
     print(f"wrote {', '.join(map(str, written))}")
+    if to != "timm":
+        print(FORMATS[to].USAGE)
+
+
+def to_format(found: Source, to: str) -> Conversion:
+    """Return the whole conversion, from the source's names to those of a format of TARGETS."""
+    if to == "timm":
+        return found.conversion
+    if to == "detectron2":
+        following = detectron2.from_timm(found.encoder.state)  # a tensor in the way tells more than a model's name
+        detectron2.shape_of(found.encoder.info.model)
+        return found.conversion.then(following)
+    if to == "original-spark" and found.pretraining is not None:
+        return original_spark.from_spark(found.pretraining)
+    return found.conversion.then(FORMATS[to].from_timm(found.encoder.state))
 
 
 def report(conversion: Conversion, verbose: bool) -> None:
-    """Print how many tensors were mapped and to what, and why others were dropped."""
+    """Print how many tensors were mapped and to what, why others were dropped, and what is not there."""
     print(f"mapped {len(conversion.mapped)} tensors{'' if verbose else ', among them'}:")
     renamed = list(conversion.mapped.items())
     for old, new in renamed if verbose else renamed[:3] + renamed[-1:]:
         print(f"  {old} -> {new}")
-    reasons: dict[str, list[str]] = {}
-    for key, reason in conversion.dropped.items():
-        reasons.setdefault(reason, []).append(key)
-    for reason, keys in reasons.items():
-        shown = keys if verbose else keys[:3]
-        print(f"dropped {len(keys)} ({reason}): {', '.join(shown)}{', …' if len(shown) < len(keys) else ''}")
+    for what, reasons in (("dropped", conversion.dropped), ("missing", conversion.missing)):
+        by_reason: dict[str, list[str]] = {}
+        for key, reason in reasons.items():
+            by_reason.setdefault(reason, []).append(key)
+        for reason, keys in by_reason.items():
+            shown = keys if verbose else keys[:3]
+            print(f"{what} {len(keys)} ({reason}): {', '.join(shown)}{', …' if len(shown) < len(keys) else ''}")
 
 
 def prove_timm(encoder: Encoder) -> None:
@@ -72,8 +94,6 @@ def prove_timm(encoder: Encoder) -> None:
         UserError: it does not.
     """
     info = encoder.info
-    if is_reference(info.model):
-        raise UserError(f"'{info.model}' is no timm model: there is nothing to convert; its own class takes the export")
     network = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options).eval()
     missing, unexpected = network.load_state_dict(encoder.state, strict=False)
     missing = [key for key in missing if not optional(key)]
@@ -85,36 +105,49 @@ def prove_timm(encoder: Encoder) -> None:
     print(f"proof: timm's {encoder.info.model} takes every tensor and yields finite features")
 
 
-def prove_detectron2(model: str, state: dict[str, Tensor]) -> None:
-    """Compare features of timm's and Detectron2's model under randomised batch-norm statistics.
-
-    A fresh network's statistics (0 and 1) would hide a norm that went to the wrong place.
+def prove(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> None:
+    """Prove a format's names: converted there and back, tensors are the same; and outputs are, where it has a proof.
 
     Raises:
-        UserError: the features differ, or Detectron2 is not there to compare with.
+        UserError: they are not, or the format's library is not there to compare with.
     """
-    proofs = entry_points(group="spark.proofs", name="detectron2")
-    if not proofs:
+    there = FORMATS[name].from_timm(state)
+    back = FORMATS[name].to_timm(there.state).state
+    kept = [key for key in state if key not in there.dropped]
+    if back.keys() != set(kept) or not all(back[key].equal(state[key]) for key in kept):
+        raise UserError(f"proof failed: converting to the {FORMATS[name].TITLE} and back changes tensors")
+    print(f"proof: converting to the {FORMATS[name].TITLE} and back gives the same {len(kept)} tensors")
+    found = output_difference(name, info, state)
+    if found is None:
+        print(f"  outputs are not compared: no model in the {FORMATS[name].TITLE} is installed here")
+    elif not found.relative <= TOLERANCE:
+        raise UserError(f"proof failed: outputs of timm's and {name}'s {info.model} differ by {found.relative:.1e}")
+    else:
+        print(
+            f"proof: outputs of timm's and {name}'s {info.model} agree within {found.relative:.1e} (relative), "
+            f"{found.absolute:.1e} (absolute)"
+        )
+
+
+def output_difference(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> Difference | None:
+    """Compare outputs of timm's and another library's model under randomised batch-norm statistics.
+
+    Returns:
+        None where no library of the format is at hand.
+
+    Raises:
+        UserError: the library has no such model, or its proof is not installed.
+    """
+    proofs = {proof.name: proof for proof in entry_points(group="spark.proofs")}
+    if name == "torchvision":
+        compare = torchvision.largest_output_difference
+    elif name in proofs:
+        compare = proofs[name].load()
+    elif name == "detectron2":
         raise UserError("the proof for Detectron2 is not installed; install this project again (make setup)")
-    randomised = randomise_statistics(state)
-    with warnings.catch_warnings():  # Detectron2 2024 uses calls that newer torch deprecates
-        warnings.simplefilter("ignore")
-        largest = next(iter(proofs)).load()(randomised, detectron2.from_timm(randomised), model)
-    if not largest <= TOLERANCE:
-        raise UserError(f"proof failed: features of timm's and Detectron2's {model} differ by {largest:.1e}")
-    print(f"proof: features of timm's and Detectron2's {model} agree within {largest:.1e} (relative)")
-
-
-def randomise_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Return the state with random statistics, and random scales and shifts, of all norms.
-
-    The scales count too: timm starts a block's last norm at zero, behind which any mistake would hide.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    randomised = dict(state)
-    for key, tensor in state.items():
-        if key.endswith("running_var"):
-            randomised[key] = 1 + 0.5 * torch.rand(tensor.shape, generator=generator)
-        elif tensor.ndim == 1:  # running mean, scale or shift
-            randomised[key] = 0.3 * torch.randn(tensor.shape, generator=generator)
-    return randomised
+    else:
+        return None
+    # What an encoder may lack, such as a head's norm, is in both models what timm makes it.
+    whole = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options).state_dict()
+    randomised = randomise_statistics(whole | state)
+    return compare(randomised, FORMATS[name].from_timm(randomised).state, info)

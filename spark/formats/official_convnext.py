@@ -1,30 +1,69 @@
-"""ConvNeXt's official naming (facebookresearch/ConvNeXt), which the original SparK uses too."""
+"""ConvNeXt's official naming (facebookresearch/ConvNeXt and ConvNeXt-V2), which the original SparK uses too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
-from spark.formats.naming import Conversion, rename
+from spark.errors import UserError
+from spark.formats.encoder import EncoderInfo
+from spark.formats.naming import Conversion, Drops, Renaming, Rule, Table, unwrapped
+from spark.formats.writer import save_tensors
 
-TO_TIMM = (
-    (r"downsample_layers\.0\.(\d)\.(\w+)", r"stem.\1.\2"),
-    (r"downsample_layers\.([1-3])\.(\d)\.(\w+)", r"stages.\1.downsample.\2.\3"),
-    (r"stages\.(\d)\.(\d+)\.dwconv\.(\w+)", r"stages.\1.blocks.\2.conv_dw.\3"),
-    (r"stages\.(\d)\.(\d+)\.pwconv([12])\.(\w+)", r"stages.\1.blocks.\2.mlp.fc\3.\4"),
-    (r"stages\.(\d)\.(\d+)\.norm\.(\w+)", r"stages.\1.blocks.\2.norm.\3"),
-    (r"stages\.(\d)\.(\d+)\.gamma", r"stages.\1.blocks.\2.gamma"),
-    (r"norm\.(\w+)", r"head.norm.\1"),
-    (r"head\.(weight|bias)", r"head.fc.\1"),
+TITLE = "official ConvNeXt naming"
+USAGE = "it has no classifier: load_state_dict(torch.load(FILE)['model'], strict=False)"
+CAUTION = ""
+
+TABLE = Table(
+    Rule("downsample_layers.0.{part}.{leaf}", "stem.{part}.{leaf}"),
+    Rule("downsample_layers.{stage}.{part}.{leaf}", "stages.{stage}.downsample.{part}.{leaf}"),
+    Rule("stages.{stage}.{block}.dwconv.{leaf}", "stages.{stage}.blocks.{block}.conv_dw.{leaf}"),
+    Rule("stages.{stage}.{block}.norm.{leaf}", "stages.{stage}.blocks.{block}.norm.{leaf}"),
+    Rule("stages.{stage}.{block}.pwconv{conv}.{leaf}", "stages.{stage}.blocks.{block}.mlp.fc{conv}.{leaf}"),
+    Rule("stages.{stage}.{block}.gamma", "stages.{stage}.blocks.{block}.gamma"),
+    Rule("stages.{stage}.{block}.grn.gamma", "stages.{stage}.blocks.{block}.mlp.grn.weight", (1, 1, 1, -1)),
+    Rule("stages.{stage}.{block}.grn.beta", "stages.{stage}.blocks.{block}.mlp.grn.bias", (1, 1, 1, -1)),
+    Rule("norm.{leaf}", "head.norm.{leaf}"),
+    Rule("head.{leaf}", "head.fc.{leaf}"),
+    example="stages.0.blocks.0.conv_dw.weight",
+)
+IN_DETECTOR: Renaming = ((r"backbone\.(.*)", r"\1"),)
+DETECTOR: Drops = (
+    (r"norm[0-3]\..*", "norm of a detector's input"),
+    (r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\..*", "detector's or segmenter's own"),
 )
 
 
 def recognised(state: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are in the official ConvNeXt naming."""
-    return "downsample_layers.0.0.weight" in state
+    """Whether the keys are in the official ConvNeXt naming, alone or in a detector."""
+    return TABLE.recognised(unwrapped(state, IN_DETECTOR).state)
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map official names to timm's."""
-    return rename(state, TO_TIMM, source="official ConvNeXt naming")
+    inside = unwrapped(state, IN_DETECTOR)
+    return inside.then(TABLE.to_timm(inside.state, DETECTOR, source=TITLE))
+
+
+def from_timm(state: Mapping[str, Tensor]) -> Conversion:
+    """Map a ConvNeXt of timm to the official names.
+
+    Raises:
+        UserError: the official ConvNeXt cannot hold the network.
+    """
+    require_linear_layers(state, TITLE)
+    return TABLE.from_timm(state, source=TITLE)
+
+
+def require_linear_layers(state: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError for timm's ConvNeXts whose pointwise layers are 1x1 convolutions (its own small ones)."""
+    for key, tensor in state.items():
+        if ".mlp.fc" in key and tensor.ndim == 4:
+            raise UserError(f"{what} has no place for '{key}': it is a 1x1 convolution where a linear layer should be")
+
+
+def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
+    """Write the state dict as the official code's checkpoints hold it."""
+    return save_tensors(destination, state, {"model": dict(state)})

@@ -7,28 +7,39 @@ Two kinds are published: "spark_style" holds the whole pre-training model, "timm
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from spark.formats import official_convnext
-from spark.formats.naming import Conversion, Drops, Renaming, rename
+from spark.formats.encoder import EncoderInfo
+from spark.formats.naming import Conversion, Drops, Renaming, Rule, Table, rename
+from spark.formats.writer import save_tensors
+
+TITLE = "original SparK format"
+USAGE = "the original's --init_weight and --resume_from take a whole model, its downstream code an encoder"
+CAUTION = ""
 
 ENCODER = "sparse_encoder.sp_cnn."
 OURS = "encoder.network."
 
-# Sparse layers were submodules of the dense ones' classes there, so names inside the encoder are the network's.
-RENAMING: Renaming = (
-    (r"dense_decoder\.dec\.(\d)\.up_sample\.(\w+)", r"decoder.blocks.\1.upsample.\2"),
-    (r"dense_decoder\.dec\.(\d)\.conv\.0\.(\w+)", r"decoder.blocks.\1.conv1.\2"),
-    (r"dense_decoder\.dec\.(\d)\.conv\.1\.(\w+)", r"decoder.blocks.\1.norm1.\2"),
-    (r"dense_decoder\.dec\.(\d)\.conv\.3\.(\w+)", r"decoder.blocks.\1.conv2.\2"),
-    (r"dense_decoder\.dec\.(\d)\.conv\.4\.(\w+)", r"decoder.blocks.\1.norm2.\2"),
-    (r"dense_decoder\.proj\.(\w+)", r"decoder.to_pixels.\1"),
-    (r"densify_norms\.(\d)\.(\w+)", r"densify.\1.norm.\2"),
-    (r"densify_projs\.(\d)\.(\w+)", r"densify.\1.project.\2"),
-    (r"mask_tokens\.(\d)", r"densify.\1.mask_token"),
+# What is around the encoder. Sparse layers were submodules of the dense ones' classes there, so names inside the
+# encoder are the network's.
+TABLE = Table(
+    Rule("dense_decoder.dec.{block}.up_sample.{leaf}", "decoder.blocks.{block}.upsample.{leaf}"),
+    Rule("dense_decoder.dec.{block}.conv.0.{norm}", "decoder.blocks.{block}.conv1.{norm}"),
+    Rule("dense_decoder.dec.{block}.conv.1.{norm}", "decoder.blocks.{block}.norm1.{norm}"),
+    Rule("dense_decoder.dec.{block}.conv.3.{norm}", "decoder.blocks.{block}.conv2.{norm}"),
+    Rule("dense_decoder.dec.{block}.conv.4.{norm}", "decoder.blocks.{block}.norm2.{norm}"),
+    Rule("dense_decoder.proj.{leaf}", "decoder.to_pixels.{leaf}"),
+    Rule("densify_norms.{block}.{norm}", "densify.{block}.norm.{norm}"),
+    Rule("densify_projs.{block}.{leaf}", "densify.{block}.project.{leaf}"),
+    Rule("mask_tokens.{block}", "densify.{block}.mask_token"),
+    example="decoder.to_pixels.weight",
 )
-DROPS: Drops = ((r"imn_m|imn_s|norm_black", "unused buffer of the original"),)
+UNUSED: Drops = ((r"imn_m|imn_s|norm_black", "unused buffer of the original"),)
+LACKING: Drops = ((r"head\..*", "behind the last feature map, where the original's encoders end"),)
+SAME: Renaming = ((r"(.*)", r"\1"),)
 
 
 def recognised(state: Mapping[str, Tensor]) -> bool:
@@ -39,19 +50,29 @@ def recognised(state: Mapping[str, Tensor]) -> bool:
 def to_spark(state: Mapping[str, Tensor]) -> Conversion:
     """Map the whole pre-training model to the names of `spark.model.SparK`."""
     inside = {key.removeprefix(ENCODER): tensor for key, tensor in state.items() if key.startswith(ENCODER)}
-    encoder = _encoder_to_timm(inside)
+    is_convnext = official_convnext.recognised(inside)
+    encoder = official_convnext.to_timm(inside) if is_convnext else rename(inside, SAME)
     outside = {key: tensor for key, tensor in state.items() if not key.startswith(ENCODER)}
-    rest = rename(outside, RENAMING, DROPS, source="original SparK format")
-    return Conversion(
-        {OURS + key: tensor for key, tensor in encoder.state.items()} | rest.state,
-        {ENCODER + old: OURS + new for old, new in encoder.mapped.items()} | rest.mapped,
-        {ENCODER + old: why for old, why in encoder.dropped.items()} | rest.dropped,
-    )
+    return _side_by_side(encoder, ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
+
+
+def from_spark(state: Mapping[str, Tensor]) -> Conversion:
+    """Map the state of `spark.model.SparK` to the original's whole pre-training model."""
+    inside = {key.removeprefix(OURS): tensor for key, tensor in state.items() if key.startswith(OURS)}
+    outside = {key: tensor for key, tensor in state.items() if not key.startswith(OURS)}
+    return _side_by_side(from_timm(inside), OURS, ENCODER, TABLE.from_timm(outside, source="pre-training model"))
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Keep the encoder in timm's naming and drop the rest of the pre-training model."""
     return keep_encoder(to_spark(state))
+
+
+def from_timm(state: Mapping[str, Tensor]) -> Conversion:
+    """Map an encoder in timm's naming to the original's ("timm_style")."""
+    body = rename(state, SAME, LACKING)
+    is_convnext = official_convnext.TABLE.example in body.state
+    return body.then(official_convnext.from_timm(body.state) if is_convnext else rename(body.state, SAME))
 
 
 def keep_encoder(conversion: Conversion) -> Conversion:
@@ -63,7 +84,19 @@ def keep_encoder(conversion: Conversion) -> Conversion:
     return conversion.then(rename(conversion.state, ((r"encoder\.network\.(.*)", r"\1"),), decoding))
 
 
-def _encoder_to_timm(state: Mapping[str, Tensor]) -> Conversion:
-    if official_convnext.recognised(state):
-        return official_convnext.to_timm(state)
-    return rename(state, ((r"(.*)", r"\1"),))
+def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
+    """Write an encoder bare, a whole model with what is needed to build it, as the original's files hold them."""
+    if not recognised(state):
+        return save_tensors(destination, state, state)
+    # The original's pictures are square.
+    content = {"arch": info.model, "input_size": max(info.input_size), "module": dict(state), "is_pretrain": True}
+    return save_tensors(destination, state, content)
+
+
+def _side_by_side(encoder: Conversion, old: str, new: str, rest: Conversion) -> Conversion:
+    """Join the conversion of an encoder, whose names get the prefixes back, to that of what is around it."""
+    return Conversion(
+        {new + key: tensor for key, tensor in encoder.state.items()} | rest.state,
+        {old + source: new + key for source, key in encoder.mapped.items()} | rest.mapped,
+        {old + source: why for source, why in encoder.dropped.items()} | rest.dropped,
+    )

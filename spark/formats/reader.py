@@ -14,34 +14,48 @@ from torch import Tensor
 
 from spark import checkpoint
 from spark.errors import UserError, nearest
-from spark.formats import official_convnext, original_spark
+from spark.formats import original_spark
+from spark.formats.arrays import load_arrays
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
-from spark.formats.naming import Conversion, rename
+from spark.formats.naming import CLASSIFIER, Conversion, rename
+from spark.formats.registry import FORMATS
 from spark.own_network import is_reference
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EXPORT, TIMM = "our export", "timm naming"  # torchvision names ResNets so too
 ORIGINAL, OURS = "original SparK, whole model", "our pre-training checkpoint"
-CANDIDATES = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
-    "convnext_tiny", "convnext_small", "convnext_base", "convnext_large",
-)  # fmt: skip
+CANDIDATES: Mapping[str, tuple[str, ...]] = {  # by a tensor of their own
+    "layer1.0.conv1.weight": (
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
+        "resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+        "wide_resnet50_2", "wide_resnet101_2",
+    ),
+    "stages.0.blocks.0.gamma": (
+        "convnext_tiny", "convnext_small", "convnext_base", "convnext_large", "convnext_xlarge",
+    ),
+    "stages.0.blocks.0.mlp.grn.weight": (
+        "convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano",
+        "convnextv2_tiny", "convnextv2_base", "convnextv2_large", "convnextv2_huge",
+    ),
+}  # fmt: skip
 
 
 class Source(NamedTuple):
     """What was read, in which format it was, and what became of each of its tensors."""
 
     encoder: Encoder
-    format: str
+    format: str  # one of `registry.FORMATS`, EXPORT, TIMM, ORIGINAL or OURS
     conversion: Conversion
+    pretraining: dict[str, Tensor] | None = None  # the state of `spark.model.SparK`, where it is a whole model
 
 
 def read(path: Path, model: str | None = None, method: str | None = None) -> Source:
     """Read a checkpoint of any known format.
 
     Args:
-        path: our export (folder or file), our `last.pt`, an original SparK checkpoint of either kind, or a
-            plain state dict in timm's (for ResNets: also torchvision's) or the official ConvNeXt naming.
+        path: our export (folder or file), our `last.pt`, an original SparK checkpoint of either kind, a state dict
+            in timm's naming or in that of `registry.FORMATS`, or one of their detectors.
         model: the timm name; without it, the export says it or the tensors' shapes tell.
         method: how the weights were trained ("spark", "supervised"); names of tensors alone do not tell, and
             such an encoder counts as "imported" without it.
@@ -51,10 +65,10 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     """
     if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
         encoder = load_encoder(path)
-        return Source(encoder, "our export", Conversion(encoder.state, {key: key for key in encoder.state}))
+        return Source(encoder, EXPORT, Conversion(encoder.state, {key: key for key in encoder.state}))
     content = _load(path)
     state, details = _state_dict(content, path)
-    kind, conversion = _to_timm(state)
+    kind, conversion, pretraining = _to_timm(state)
     config = details.get("config")
     config = config if isinstance(config, dict) else {}
     settings = _mapping(config.get("model"))
@@ -70,7 +84,7 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
         method=method or ("spark" if kind in (ORIGINAL, OURS) else "imported"),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
     )
-    return Source(Encoder(conversion.state, info), kind, conversion)
+    return Source(Encoder(conversion.state, info), kind, conversion, pretraining)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
@@ -84,14 +98,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
         UserError: as for `read`.
     """
     if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
-        return load_encoder(path).state, False, "our export"
+        return load_encoder(path).state, False, EXPORT
     content = _load(path)
     state, details = _state_dict(content, path)
     if {"step", "config", "optimizer"} <= details.keys():
         return state, True, OURS
-    if original_spark.recognised(state):
-        return original_spark.to_spark(state).state, True, ORIGINAL
-    kind, conversion = _to_timm(state)
+    kind, conversion, pretraining = _to_timm(state)
+    if kind == ORIGINAL and pretraining is not None:
+        return pretraining, True, ORIGINAL
     return conversion.state, False, kind
 
 
@@ -105,24 +119,22 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     """
     given = {key: tensor.shape for key, tensor in state.items() if "num_batches_tracked" not in key}
     fitting: dict[str, int] = {}
-    for name in CANDIDATES:
+    candidates = next((names for key, names in CANDIDATES.items() if key in state), ())
+    for name in candidates:
         own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
         body = {key: shape for key, shape in own.items() if not optional(key)}
         if body.items() <= given.items():
             fitting[name] = len(body)
     if fitting:
         return max(fitting, key=lambda name: fitting[name])
-    raise UserError(
-        f"no known model has these tensors (tried {', '.join(CANDIDATES)}); name it with --model"
-    )
+    tried = f"tried {', '.join(candidates)}" if candidates else f"such as '{next(iter(state), '')}'"
+    raise UserError(f"no known model has these tensors ({tried}); name it with --model")
 
 
 def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) -> Conversion:
     """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
     own = {key: tensor.shape for key, tensor in _empty(name, **built_with).state_dict().items()}
-    kept = rename(
-        state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", "classifier, not part of an encoder")]
-    )
+    kept = rename(state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", CLASSIFIER)])
     unexpected = [key for key in kept.state if key not in own]
     missing = [key for key in own if key not in kept.state and not optional(key)]
     misshapen = [key for key in kept.state if key in own and kept.state[key].shape != own[key]]
@@ -132,7 +144,11 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) 
         raise UserError(f"the checkpoint is not a {name}: {told}")
     for key in own:  # only a batch norm without momentum would use it, but strict loaders want it
         if key.endswith("num_batches_tracked"):
+            if key not in kept.state:
+                kept.missing[key] = "a frozen norm's count of batches, set to 0"
             kept.state.setdefault(key, torch.tensor(0))
+        elif key not in kept.state:
+            kept.missing[key] = "behind the last feature map, stays as timm initialises it"
     return kept
 
 
@@ -146,6 +162,8 @@ def optional(key: str) -> bool:
 
 
 def _load(path: Path) -> Any:
+    if path.suffix == ".pkl":
+        return load_arrays(path)
     if path.suffix != ".safetensors":
         return checkpoint.load_file(path)
     if not path.is_file():
@@ -159,7 +177,7 @@ def _load(path: Path) -> Any:
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate the tensors from what a checkpoint says beside them."""
     details: dict[str, Any] = {}
-    for key in ("module", "model", "state_dict"):
+    for key in ("module", "model", "state_dict", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             details = {name: value for name, value in content.items() if name != key}
             content = content[key]
@@ -175,15 +193,18 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
     return state, details
 
 
-def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion]:
+def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tensor] | None]:
+    """Return the format, the conversion to timm's names, and the whole pre-training model's state if it is one."""
     if original_spark.recognised(state):
-        return ORIGINAL, original_spark.to_timm(state)
+        whole = original_spark.to_spark(state)
+        return ORIGINAL, original_spark.keep_encoder(whole), whole.state
     if any(key.startswith(original_spark.OURS) for key in state):
         same = Conversion(state, {key: key for key in state})
-        return OURS, original_spark.keep_encoder(same)
-    if official_convnext.recognised(state):
-        return "official ConvNeXt naming", official_convnext.to_timm(state)
-    return "timm or torchvision naming", rename(state, [(r"(.*)", r"\1")])
+        return OURS, original_spark.keep_encoder(same), state
+    for name, module in FORMATS.items():
+        if module.recognised(state):
+            return name, module.to_timm(state), None
+    return TIMM, rename(state, [(r"(.*)", r"\1")]), None
 
 
 def _known(name: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2_projects.proof import largest_feature_difference
 from spark.errors import UserError
+from spark.formats.encoder import EncoderInfo
 
 
 def randomised_state(model: str) -> dict[str, Tensor]:
@@ -22,6 +23,10 @@ def randomised_state(model: str) -> dict[str, Tensor]:
         elif tensor.ndim == 1:  # timm starts the last norm of a block at zero, which would hide its errors
             tensor.uniform_(0.5, 1.5)
     return state
+
+
+def info(model: str) -> EncoderInfo:
+    return EncoderInfo(model, 3, (64, 64), (0.5,) * 3, (0.2,) * 3, "imported", None, None, "test")
 
 
 def by_hand(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -37,7 +42,7 @@ def by_hand(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_right_weights_agree() -> None:
     state = randomised_state("resnet18")
-    assert largest_feature_difference(state, by_hand(state), "resnet18") < 1e-5
+    assert largest_feature_difference(state, by_hand(state), info("resnet18")).relative < 1e-5
 
 
 @pytest.mark.parametrize("name", ["res5.1.conv2.norm.running_mean", "stem.conv1.weight"])
@@ -45,7 +50,7 @@ def test_one_wrong_tensor_shows(name: str) -> None:
     state = randomised_state("resnet18")
     converted = by_hand(state)
     converted[name] = converted[name] + 0.05
-    assert largest_feature_difference(state, converted, "resnet18") > 1e-3
+    assert largest_feature_difference(state, converted, info("resnet18")).relative > 1e-3
 
 
 def test_a_forgotten_tensor_is_named() -> None:
@@ -53,9 +58,9 @@ def test_a_forgotten_tensor_is_named() -> None:
     converted = by_hand(state)
     del converted["res3.0.shortcut.norm.running_var"]
     with pytest.raises(UserError, match=r"res3\.0\.shortcut\.norm\.running_var missing"):
-        largest_feature_difference(state, converted, "resnet18")
+        largest_feature_difference(state, converted, info("resnet18"))
 
 
 def test_a_network_that_detectron2_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="Detectron2's native ResNet cannot hold 'resnet26'"):
-        largest_feature_difference({}, {}, "resnet26")
+        largest_feature_difference({}, {}, info("resnet26"))

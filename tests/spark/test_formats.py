@@ -17,7 +17,8 @@ from spark.errors import UserError
 from spark.formats import convert as conversion
 from spark.formats import detectron2, original_spark
 from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
-from spark.formats.naming import rename
+from spark.formats.naming import Conversion, rename
+from spark.formats.proofs import randomise_statistics
 from spark.formats.reader import read
 from spark.model import build_spark
 
@@ -27,7 +28,7 @@ D2_KEYS = json.loads((GOLDEN / "detectron2_resnet_keys.json").read_text())
 
 def random_state(model: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return conversion.randomise_statistics(timm.create_model(model, num_classes=0).state_dict())
+    return randomise_statistics(timm.create_model(model, num_classes=0).state_dict())
 
 
 def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -185,7 +186,7 @@ def test_two_keys_never_become_one() -> None:
 
 @pytest.mark.parametrize(("model", "tensors"), [("resnet50", 318), ("resnet101", 624)])
 def test_detectron2_gets_exactly_its_tensors(model: str, tensors: int) -> None:
-    converted = detectron2.from_timm(random_state(model))
+    converted = detectron2.from_timm(random_state(model)).state
     assert len(converted) == tensors
     assert {name: list(tensor.shape) for name, tensor in converted.items()} == D2_KEYS[model]
 
@@ -211,9 +212,10 @@ def test_a_perturbed_tensor_fails_the_proof_and_nothing_is_written(
     torch.save(random_state("resnet50"), tmp_path / "source.pth")
     right = detectron2.from_timm
 
-    def perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def perturbed(state: dict[str, Tensor]) -> Conversion:
         converted = right(state)
-        return converted | {tensor: converted[tensor] * 1.01 + 0.01}
+        changed = converted.state[tensor] * 1.01 + 0.01
+        return Conversion(converted.state | {tensor: changed}, converted.mapped, converted.dropped)
 
     monkeypatch.setattr(detectron2, "from_timm", perturbed)
     with pytest.raises(UserError, match="proof failed"):
@@ -226,16 +228,16 @@ def test_detectron2s_own_checkpointer_loads_the_file(tmp_path: Path) -> None:
 
     from d2_projects.proof import detectron2_resnet
 
-    state = detectron2.from_timm(random_state("resnet50"))
+    state = detectron2.from_timm(random_state("resnet50")).state
     detectron2.save(tmp_path / "r.pkl", state, info("resnet50"))
-    network = detectron2_resnet(50)
+    network = detectron2_resnet("resnet50")
     leftover = DetectionCheckpointer(network).load(str(tmp_path / "r.pkl"))
     assert not leftover.get("matching_heuristics")
     assert equal(dict(network.state_dict()), state)
 
 
 def test_the_pickle_holds_plain_arrays_only(tmp_path: Path) -> None:
-    detectron2.save(tmp_path / "r.pkl", detectron2.from_timm(random_state("resnet18")), info("resnet18"))
+    detectron2.save(tmp_path / "r.pkl", detectron2.from_timm(random_state("resnet18")).state, info("resnet18"))
     content = pickle.loads((tmp_path / "r.pkl").read_bytes())
     assert {type(array).__module__ for array in content["model"].values()} == {"numpy"}
     assert content["matching_heuristics"] is False
@@ -254,10 +256,20 @@ def test_the_config_values_match_the_weights(model: str, depth: int, tmp_path: P
     assert values["MODEL"]["RESNETS"].get("RES2_OUT_CHANNELS") == (64 if depth < 50 else None)
 
 
-@pytest.mark.parametrize("model", ["resnet50d", "convnext_tiny"])
-def test_networks_that_detectron2_cannot_hold_are_refused(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "obstacle"),
+    [
+        ("resnet18d", r"'conv1\.0\.weight', a deep stem"),
+        ("seresnet18", r"'layer1\.0\.se\.fc1\.weight', an attention gate"),
+        ("convnext_atto", r"'stem\.0\.weight', of another network"),
+        ("resnet26", "holds resnet18, resnet34"),
+    ],
+)
+def test_networks_that_detectron2_cannot_hold_are_sent_to_the_timm_backbone(
+    model: str, obstacle: str, tmp_path: Path
+) -> None:
     torch.save(random_state(model), tmp_path / "source.pth")
-    with pytest.raises(UserError, match="Detectron2"):
+    with pytest.raises(UserError, match=f"{obstacle}.*timm_backbone.py"):
         conversion.convert(tmp_path / "source.pth", tmp_path / "r.pkl", "detectron2", model)
     assert not (tmp_path / "r.pkl").exists()
 

@@ -1,0 +1,78 @@
+"""Proof by numbers that converted weights mean the same in another library's network as in timm's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spark.errors import UserError
+
+PICTURES, SIDE = 2, 64  # batch and pixels: the smallest at which a ResNet's last stage is more than a pixel
+
+
+class Difference(NamedTuple):
+    """How far outputs are apart: the largest over all of them."""
+
+    absolute: float  # of one element
+    relative: float  # l2 norm of an output's difference over that of the output
+
+
+def difference(
+    converted: Callable[[Tensor], Tensor | list[Tensor]],
+    reference: Callable[[Tensor], Tensor | list[Tensor]],
+    images: Tensor,
+) -> Difference:
+    """Compare what two networks make of the same images; infinite where their outputs' shapes differ."""
+    with torch.inference_mode():
+        outputs, expected = (_listed(network(images)) for network in (converted, reference))
+    if [output.shape for output in outputs] != [output.shape for output in expected]:
+        return Difference(torch.inf, torch.inf)
+    pairs = list(zip(outputs, expected, strict=True))
+    return Difference(
+        max(float((output - wanted).abs().max()) for output, wanted in pairs),
+        max(float((output - wanted).norm() / wanted.norm()) for output, wanted in pairs),
+    )
+
+
+def picture(channels: int = 3) -> Tensor:
+    """Return random images of shape [PICTURES, channels, SIDE, SIDE], always the same."""
+    return torch.randn(PICTURES, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def randomise_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Return the state with random statistics, and random scales and shifts, of all norms.
+
+    A fresh network's statistics (0 and 1) would hide a norm that went to the wrong place. The scales count too: timm
+    starts a block's last norm at zero, behind which any mistake would hide.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    randomised = dict(state)
+    for key, tensor in state.items():
+        if key.endswith("running_var"):
+            randomised[key] = 1 + 0.5 * torch.rand(tensor.shape, generator=generator)
+        elif tensor.ndim == 1:  # running mean, scale or shift
+            randomised[key] = 0.3 * torch.randn(tensor.shape, generator=generator)
+    return randomised
+
+
+def load_exactly(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a state dict; UserError names what is missing, unexpected or of another shape."""
+    own = network.state_dict()
+    common = own.keys() & state.keys()
+    complaints = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": sorted(name for name in common if own[name].shape != state[name].shape),
+    }
+    for complaint, names in complaints.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"the weights do not fit {what}: {', '.join(names[:3])}{more} {complaint}")
+    network.load_state_dict(state)
+
+
+def _listed(output: Tensor | list[Tensor]) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else list(output)

@@ -1,0 +1,37 @@
+"""Converted weights as a file, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spark.errors import UserError
+from spark.files import atomic_path
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def save_tensors(destination: Path, state: Mapping[str, Tensor], content: Mapping[str, Any]) -> list[Path]:
+    """Write `content` with torch.save, or the bare state as `.safetensors`, by the destination's suffix.
+
+    Raises:
+        UserError: another suffix, or it cannot be written.
+    """
+    if destination.suffix not in SUFFIXES:
+        raise UserError(f"'{destination}': this format is written to a file that ends in {', '.join(SUFFIXES)}")
+    with atomic_path(destination) as temporary:
+        try:
+            if destination.suffix == ".safetensors":
+                dense = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+                save_file(dense, temporary, metadata={"format": "pt"})
+            else:
+                torch.save(dict(content), temporary)
+        except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
+            raise UserError(f"cannot write '{destination}': {str(error).splitlines()[0]}") from None
+    return [destination]
