@@ -74,7 +74,7 @@ class TimmBackbone(Backbone):
         complete = set(network.state_dict())
         network.prune_intermediate_layers(self._indices, prune_norm=True, prune_head=True)
         self.pruned = frozenset(complete - set(network.state_dict()))  # names of tensors that a whole encoder has
-        self.net = _with_norm(network, norm, name)
+        self.net: Any = _with_norm(network, norm, name)
         _freeze(self.net, frozen_stages, name)
         self.out_norms = nn.ModuleDict({
             feature: LayerNorm2d(self._out_feature_channels[feature], eps=1e-6) if out_norm else nn.Identity()

@@ -41,7 +41,7 @@ def initialise(model: SparK, source: str, in_chans: int, allow_partial: bool = F
     Raises:
         UserError: nothing or too little matches, or there is nothing to read.
     """
-    weights = _from_timm(source.removeprefix(TIMM), in_chans) if source.startswith(TIMM) else _from_file(Path(source))
+    weights = timm_weights(source.removeprefix(TIMM), in_chans) if source.startswith(TIMM) else _from_file(Path(source))
     own = model.state_dict() if weights.whole else model.dense_state()  # both share the parameters' memory
     matching = [name for name, tensor in own.items() if _shape(weights.state, name) == tensor.shape]
     wanted = [name for name in own if not optional(name.removeprefix("encoder.network."))]
@@ -69,7 +69,12 @@ def _from_file(path: Path) -> Weights:
     return Weights(*read_tensors(last if last.is_file() else path))
 
 
-def _from_timm(name: str, in_chans: int) -> Weights:
+def timm_weights(name: str, in_chans: int) -> Weights:
+    """Return the weights that timm offers for a model, downloaded if need be, without the classifier.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
+    """
     if not timm.is_model(name):
         raise UserError(f"init={TIMM}{name}: unknown model.{nearest(name, timm.list_models())}")
     try:
