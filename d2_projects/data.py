@@ -1,114 +1,173 @@
-"""A data set in COCO's layout, checked before anything is trained on it."""
+"""A data set in COCO's or LVIS's format: where it is, whether it is sound, and how Detectron2 gets to know it."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 
+from d2_projects.annotations import VAL_SHARE, Content, Source, check_keys, valid_mask
+from d2_projects.demo import DEMO, demo_detection
+from d2_projects.lint import lint, lint_pair
 from spark.errors import UserError
 from spark.files import sha256
 
 SPLITS = ("train2017", "val2017")
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+@dataclass(frozen=True)
+class Sources:
+    """The two halves of a data set, and what to call it."""
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
-
-
-def _is_segmentation(value: object) -> bool:
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        return isinstance(size, list) and len(size) == 2 and all(map(_is_whole, size)) and (
-            isinstance(counts, str) or _are_numbers(counts)
-        )
-    return isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
-
-
-# What a value must be, and how to tell.
-_WHOLE: tuple[str, Callable[[Any], bool]] = ("a whole number", _is_whole)
-_SIDE: tuple[str, Callable[[Any], bool]] = ("a positive whole number", lambda v: _is_whole(v) and v > 0)
-_TEXT: tuple[str, Callable[[Any], bool]] = ("a text", lambda v: isinstance(v, str) and bool(v))
-_BOX: tuple[str, Callable[[Any], bool]] = ("a list of four numbers", lambda v: _are_numbers(v) and len(v) == 4)
-_MASK: tuple[str, Callable[[Any], bool]] = ("polygons or a run-length encoding", _is_segmentation)
-# The keys that are read later, by us, Detectron2 or pycocotools.
-KEYS = {
-    "images": {"id": _WHOLE, "file_name": _TEXT, "width": _SIDE, "height": _SIDE},
-    "categories": {"id": _WHOLE, "name": _TEXT},
-    "annotations": {
-        "id": _WHOLE, "image_id": _WHOLE, "category_id": _WHOLE, "bbox": _BOX, "area": ("a number", _is_number),
-        "segmentation": _MASK,
-    },
-}
+    name: str
+    train: Source
+    val: Source
 
 
 @dataclass(frozen=True)
 class CocoSplit:
     """One checked annotation file and its folder of pictures."""
 
-    json_file: Path
-    image_folder: Path
+    source: Source
     categories: tuple[str, ...]  # ordered by id
+    category_ids: tuple[int, ...]
     images: int
     run_length: bool  # some mask is run-length encoded, which needs the mapper's bitmask format
-    json_sha256: str
+    json_sha256: str  # of the file; and which part of it
 
 
 @dataclass(frozen=True)
 class CocoData:
     """The two splits of a data set; their categories agree."""
 
-    root: Path
+    name: str
     train: CocoSplit
     val: CocoSplit
+    warnings: tuple[str, ...]  # what looks wrong, though training can do with it
+    notes: tuple[str, ...]  # what is worth knowing
 
 
-def check(root: Path | str) -> CocoData:
-    """Read the annotations of both splits under `root` and return what training must know.
+def locate(data: Mapping[str, Any]) -> Sources:
+    """Return where the data of a recipe's `data` node is.
 
-    Expected are `train2017/`, `val2017/` and `annotations/instances_{train2017,val2017}.json`.
+    That is, the first of these which is set: `train` and `val` with `images` and `annotations` each; `images` and
+    `annotations` alone, of which the share `val_share` is for validation; `root`, a folder in COCO's layout or "demo".
+    As in Detectron2, a root "datasets/…" is below $DETECTRON2_DATASETS where that is set.
 
     Raises:
-        UserError: something is missing, is not COCO's format, or cannot be trained on.
+        UserError: one of the paths that belong together is not set; the demo cannot be made.
     """
-    root = Path(root)
+    pairs = {f"data.{split}": data.get(split) or {} for split in ("train", "val")}
+    if any(pair.get(key) for pair in pairs.values() for key in ("images", "annotations")):
+        train, val = (_pair(where, pair) for where, pair in pairs.items())
+        return Sources(f"{train.annotations} and {val.annotations}", train, val)
+    if data.get("images") or data.get("annotations"):
+        whole, share = _pair("data", data), data.get("val_share", VAL_SHARE)
+        if not 0 < share < 1:
+            raise UserError(f"data.val_share={share} must be above 0 and below 1")
+        parts = (Source(whole.annotations, whole.images, part, share) for part in ("train", "val"))
+        return Sources(str(whole.annotations), *parts)
+    root = str(data["root"])
+    datasets = os.environ.get("DETECTRON2_DATASETS")
+    if datasets and root.startswith("datasets/"):
+        root = os.path.join(datasets, root.removeprefix("datasets/"))
+    return coco_layout(demo_detection() if root == DEMO else Path(root))
+
+
+def coco_layout(root: Path) -> Sources:
+    """Return the files of a folder with `train2017/`, `val2017/` and `annotations/instances_*.json`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     if not root.is_dir():
-        raise UserError(f"data folder '{root}' does not exist: pass data.root=FOLDER with {', '.join(SPLITS)}"
-                        " and annotations in COCO's layout")
-    train, val = (_check_split(root, split) for split in SPLITS)
-    if train.categories != val.categories:
-        raise UserError(f"'{root}': the categories of {SPLITS[0]} and {SPLITS[1]} differ")
-    return CocoData(root, train, val)
+        raise UserError(f"data folder '{root}' does not exist: pass data.root=FOLDER with {', '.join(SPLITS)} and "
+                        "annotations in COCO's layout, or data=demo, or data.train.images, data.train.annotations, "
+                        "data.val.images and data.val.annotations")
+    return Sources(str(root), *(Source(root / "annotations" / f"instances_{split}.json", root / split)
+                                for split in SPLITS))
+
+
+def check(data: Sources | Path) -> CocoData:
+    """Read both annotation files, find what is wrong with them, and return what training must know.
+
+    Args:
+        data: where the data is; a folder is one in COCO's layout.
+
+    Raises:
+        UserError: one message with everything that is missing, is not COCO's format, or cannot be trained on.
+    """
+    sources = coco_layout(data) if isinstance(data, Path) else data
+    halves = [(source, _read_sound(source)) for source in (sources.train, sources.val)]
+    findings = [*(lint(source, content) for source, content in halves), lint_pair(*halves)]
+    errors = [error for finding in findings for error in finding.errors]
+    if errors:
+        raise UserError("; ".join(errors))
+    train, val = (_describe(source, content) for source, content in halves)
+    return CocoData(
+        sources.name,
+        train,
+        val,
+        tuple(warning for finding in findings for warning in finding.warnings),
+        tuple(note for finding in findings for note in finding.notes),
+    )
 
 
 @contextmanager
 def registered(data: CocoData) -> Iterator[tuple[str, str]]:
     """Register both splits with Detectron2 while the body runs; yield their names."""
-    names = (f"{data.root.resolve()}:{SPLITS[0]}", f"{data.root.resolve()}:{SPLITS[1]}")
+    names = (f"{data.name}:train", f"{data.name}:val")
     try:
         for name, split in zip(names, (data.train, data.val), strict=True):
             _forget(name)
-            register_coco_instances(name, {}, str(split.json_file), str(split.image_folder))
+            DatasetCatalog.register(name, lambda split=split: records(split))
+            MetadataCatalog.get(name).set(
+                split=split,
+                json_file=str(split.source.annotations),
+                image_root=str(split.source.images),
+                evaluator_type="coco",
+                thing_classes=list(split.categories),
+                thing_dataset_id_to_contiguous_id={id_: index for index, id_ in enumerate(split.category_ids)},
+            )
         yield names
     finally:
         for name in names:
             _forget(name)
+
+
+def records(split: CocoSplit) -> list[dict[str, Any]]:
+    """Return the pictures and their objects as Detectron2 wants them; objects without a mask are left out."""
+    content = split.source.read()
+    classes = {id_: index for index, id_ in enumerate(split.category_ids)}
+    images = {
+        image["id"]: {
+            "file_name": str(split.source.images / image["file_name"]),
+            "image_id": image["id"], "height": image["height"], "width": image["width"], "annotations": [],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    }
+    for entry in content["annotations"]:
+        mask = valid_mask(entry.get("segmentation"))
+        if mask:
+            images[entry["image_id"]]["annotations"].append({
+                "bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": classes[entry["category_id"]],
+                "iscrowd": entry["iscrowd"], "segmentation": _compressed(mask),
+            })
+    return list(images.values())
+
+
+def _compressed(mask: Any) -> Any:
+    """Return a mask whose run lengths, if it has any, are in pycocotools' compressed form."""
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        return pycocotools.mask.frPyObjects(mask, *mask["size"])
+    return mask
 
 
 def _forget(name: str) -> None:
@@ -117,67 +176,30 @@ def _forget(name: str) -> None:
             catalog.remove(name)
 
 
-def _check_split(root: Path, split: str) -> CocoSplit:
-    folder, file = root / split, root / "annotations" / f"instances_{split}.json"
-    if not folder.is_dir():
-        raise UserError(f"picture folder '{folder}' does not exist")
-    content = _read(file)
-    _check_annotations(content, file)
-    missing = [image["file_name"] for image in content["images"]
-               if not (folder / image["file_name"]).is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(content['images'])} pictures of '{file}' are not in "
-                        f"'{folder}', such as {missing[0]}")
-    return CocoSplit(
-        json_file=file,
-        image_folder=folder,
-        categories=tuple(c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])),
-        images=len(content["images"]),
-        run_length=any(isinstance(entry["segmentation"], dict) for entry in _objects(content)),
-        json_sha256=sha256(file),
-    )
+def _pair(where: str, pair: Mapping[str, Any]) -> Source:
+    for key in ("images", "annotations"):
+        if not pair.get(key):
+            raise UserError(f"{where}.{key} is not set: {where}.images=FOLDER and {where}.annotations=FILE go together")
+    return Source(Path(pair["annotations"]), Path(pair["images"]))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read an annotation file that has COCO's three lists, none of them empty."""
-    if not file.is_file():
-        raise UserError(f"annotation file '{file}' does not exist")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{file}' is not valid JSON: {error}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"'{file}' is not a COCO annotation file: it has no list '{key}'")
-        if not content[key]:
-            raise UserError(f"'{file}' has no {key}")
+def _read_sound(source: Source) -> Content:
+    if not source.images.is_dir():
+        raise UserError(f"picture folder '{source.images}' does not exist")
+    content = source.read()
+    check_keys(content, source.annotations)
     return content
 
 
-def _check_annotations(content: dict[str, Any], file: Path) -> None:
-    """Every entry has sound KEYS and an id of its own, and refers to a picture and a category that exist."""
-    for kind, keys in KEYS.items():
-        for index, entry in enumerate(content[kind]):
-            absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if absent:
-                raise UserError(f"'{file}': {kind}[{index}] has no {', '.join(absent)}")
-            for key, (wanted, fits) in keys.items():
-                if not fits(entry[key]):
-                    shown = json.dumps(entry[key])[:40]
-                    raise UserError(f"'{file}': {kind}[{index}] has {key} {shown}, which is not {wanted}")
-        identifier, count = Counter(entry["id"] for entry in content[kind]).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"'{file}': {count} {kind} have the id {identifier}")
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for entry in content["annotations"]:
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if entry[key] not in known:
-                raise UserError(f"'{file}': annotation {entry['id']} has the unknown {key} {entry[key]}")
-    if not any(True for _ in _objects(content)):
-        raise UserError(f"'{file}' has no annotated objects besides crowds")
-
-
-def _objects(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the annotations that are trained on and count in evaluation."""
-    return (entry for entry in content["annotations"] if not entry.get("iscrowd"))
+def _describe(source: Source, content: Content) -> CocoSplit:
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    return CocoSplit(
+        source=source,
+        categories=tuple(category["name"] for category in categories),
+        category_ids=tuple(category["id"] for category in categories),
+        images=len(content["images"]),
+        run_length=any(isinstance(entry.get("segmentation"), dict) and not entry["iscrowd"]
+                       for entry in content["annotations"]),
+        json_sha256=sha256(source.annotations) + (
+            "" if source.part == "all" else f" {source.part} {source.val_share:g}"),
+    )

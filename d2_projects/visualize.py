@@ -1,100 +1,121 @@
-"""A picture for people: annotated objects beside detected ones."""
+"""Pictures for people: objects drawn on a photo, and a sheet of such photos."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from omegaconf import DictConfig
-from PIL import Image, ImageDraw
-from pycocotools.coco import COCO
-from torch import nn
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from pycocotools import mask as rle
 
-from spark.files import atomic_path
+from d2_projects.matching import WRONG, Matches, encoded
 
-CELL, GAP = 256, 6  # pixels: a picture's longer side, and the white between
+GAP = 6  # pixels of white between the pictures of a sheet
+TINT = 90  # of 255: how much of a mask's colour covers the photo
+DASH = 5  # pixels
 COLOURS = ((255, 196, 0), (0, 200, 255), (255, 80, 160), (120, 230, 80), (180, 120, 255), (255, 120, 40))
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw: its mask [H, W], what to write on it, and which colour its category has."""
+    """One object to draw, in the photo's own pixels."""
 
-    mask: np.ndarray
+    box: Box
+    mask: np.ndarray | None  # [H, W]
     label: str
-    category: int
+    category: int  # its place among the categories: decides the colour
+    dashed: bool  # not matched: missed, or wrong
 
 
-def save_detections(
-    cfg: DictConfig, model: nn.Module, destination: Path, pictures: int = 6, score: float = 0.3
-) -> None:
-    """Write a sheet with the first test pictures: left the annotation, right what the model finds.
-
-    Detectron2 has a Visualizer, but it needs OpenCV, which nothing else here does.
-
-    Args:
-        cfg: the recipe, pointing at a registered data set.
-        model: a trained model; it is put into evaluation mode.
-        destination: the PNG to write.
-        pictures: how many pictures at most.
-        score: detections with less confidence (0..1) are left out.
-    """
-    metadata = MetadataCatalog.get(cfg.dataloader.test.dataset.names)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        coco = COCO(metadata.json_file)
-    pairs = []
-    for _, (record,) in zip(range(pictures), instantiate(cfg.dataloader.test), strict=False):
-        image = Image.open(record["file_name"]).convert("RGB")
-        with torch.no_grad():
-            (found,) = model.eval()([record])
-        pairs.append((draw(image, annotated(coco, record["image_id"], metadata.thing_classes)),
-                      draw(image, detected(found["instances"], score, metadata.thing_classes))))
-    with atomic_path(destination) as temporary:
-        sheet(pairs).save(temporary)
+def annotated(
+    entries: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
+) -> list[Shape]:
+    """Return the annotated objects of a picture of this size (width, height); those that were missed are dashed."""
+    found = set(matches.found_D.tolist())
+    return [
+        _shape(entry, size, names, names[entry["category_id"]] + (" (crowd)" if entry.get("iscrowd") else ""),
+               dashed=index in matches.objects and index not in found)
+        for index, entry in enumerate(entries)
+    ]
 
 
-def annotated(coco: COCO, image_id: int, names: list[str]) -> Iterator[Shape]:
-    """Yield the annotated objects of a picture."""
-    for entry in coco.imgToAnns[image_id]:
-        name = coco.cats[entry["category_id"]]["name"]
-        yield Shape(coco.annToMask(entry) > 0, name, names.index(name))
+def detected(
+    detections: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
+) -> list[Shape]:
+    """Return the detected objects of a picture, the least sure first; those that are wrong are dashed."""
+    return [
+        _shape(detections[index], size, names, f"{names[detections[index]['category_id']]} {100 * score:.0f}%",
+               dashed=found == WRONG)
+        for index, score, found in reversed(
+            list(zip(matches.order_D, matches.scores_D, matches.found_D, strict=True)))
+    ]
 
 
-def detected(instances: object, score: float, names: list[str]) -> Iterator[Shape]:
-    """Yield the objects of a Detectron2 `Instances` that are sure enough."""
-    fields = (getattr(instances, name) for name in ("pred_masks", "scores", "pred_classes"))
-    for mask, confidence, category in zip(*(field.cpu() for field in fields), strict=True):
-        if confidence >= score:
-            label = f"{names[int(category)]} {100 * float(confidence):.0f}%"
-            yield Shape(mask.numpy() > 0, label, int(category))
+def _shape(entry: dict[str, Any], size: tuple[int, int], names: dict[int, str], label: str, dashed: bool) -> Shape:
+    width, height = size
+    mask = None
+    if entry.get("segmentation"):
+        run_lengths = encoded(entry["segmentation"], height, width)
+        mask = rle.decode(run_lengths)
+    left, top, wide, high = entry["bbox"] if "bbox" in entry else rle.toBbox(run_lengths).tolist()
+    return Shape((left, top, left + wide, top + high), mask, label, list(names).index(entry["category_id"]), dashed)
 
 
-def draw(image: Image.Image, shapes: Iterator[Shape]) -> Image.Image:
-    """Return the picture, enlarged to CELL, with tinted masks and a labelled box around each."""
-    scale = CELL / max(image.size)
-    canvas = image.resize((round(image.width * scale), round(image.height * scale)))
+def draw(image: Image.Image, shapes: Iterable[Shape], side: int) -> Image.Image:
+    """Return the picture with `side` pixels on its longer edge, tinted masks, and a labelled box around each."""
+    scale = side / max(image.size)
+    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    shapes = list(shapes)
     for shape in shapes:
-        colour = COLOURS[shape.category % len(COLOURS)]
-        stencil = Image.fromarray(shape.mask.astype(np.uint8) * 120).resize(canvas.size)
-        canvas.paste(Image.new("RGB", canvas.size, colour), mask=stencil)
-        box = stencil.getbbox()
-        if box is not None:  # a mask may be empty
-            pen = ImageDraw.Draw(canvas)
-            pen.rectangle(box, outline=colour, width=2)
-            pen.text((box[0] + 3, box[1] + 2), shape.label, fill="white", stroke_width=1, stroke_fill="black")
+        if shape.mask is not None:
+            _paint(canvas, shape.mask, COLOURS[shape.category % len(COLOURS)])
+    pen = ImageDraw.Draw(canvas)
+    for shape in shapes:
+        left, top, right, bottom = (value * scale for value in shape.box)
+        box = (max(left, 0), max(top, 0), min(right, canvas.width - 1), min(bottom, canvas.height - 1))
+        if box[0] < box[2] and box[1] < box[3]:
+            _outline(pen, box, COLOURS[shape.category % len(COLOURS)], shape.dashed)
+            pen.text((box[0] + 3, box[1] + 1), shape.label, fill="white", stroke_width=1, stroke_fill="black")
     return canvas
 
 
-def sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Arrange pairs of pictures on white, two pairs to a line."""
-    pitch = CELL + GAP
+def _paint(canvas: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Tint a mask, and draw its edge."""
+    whole = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize(canvas.size, Image.Resampling.NEAREST)
+    edge = ImageChops.subtract(whole, whole.filter(ImageFilter.MinFilter(3)))
+    paint = Image.new("RGB", canvas.size, colour)
+    canvas.paste(paint, mask=whole.point(lambda value: TINT if value else 0))
+    canvas.paste(paint, mask=edge)
+
+
+def _outline(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int], dashed: bool) -> None:
+    if not dashed:
+        pen.rectangle(box, outline=colour, width=2)
+        return
+    left, top, right, bottom = box
+    for start, stop, line in (
+        (left, right, lambda a, b: [(a, top, b, top), (a, bottom, b, bottom)]),
+        (top, bottom, lambda a, b: [(left, a, left, b), (right, a, right, b)]),
+    ):
+        _dashes(pen, start, stop, line, colour)
+
+
+def _dashes(
+    pen: ImageDraw.ImageDraw, start: float, stop: float, line: Callable[[float, float], list[Box]],
+    colour: tuple[int, int, int],
+) -> None:
+    """Draw every other piece of the two lines that `line` gives for a piece."""
+    for begin in np.arange(start, stop, 2 * DASH):
+        for segment in line(float(begin), min(float(begin) + DASH, stop)):
+            pen.line(segment, fill=colour, width=2)
+
+
+def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.Image:
+    """Arrange pairs of pictures, none larger than `side`, on white, two pairs to a line."""
+    pitch = side + GAP
     canvas = Image.new("RGB", (4 * pitch + 3 * GAP, -(-len(pairs) // 2) * pitch + GAP), "white")
     for number, pair in enumerate(pairs):
         for column, picture in enumerate(pair):

@@ -1,0 +1,228 @@
+"""What is wrong, or odd, in COCO annotations: found in seconds, before hours of training."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from PIL import ExifTags, Image
+
+from d2_projects.annotations import Content, Source, numbers, valid_mask
+from spark.files import sha256
+
+SAMPLE = 32  # pictures of a split that are opened
+MARGIN = 1.0  # pixels: exporters round, so a box may stick out that far
+TOO_MANY = 0.2  # more boxes than this share stick out: they are not [left, top, width, height]
+
+
+@dataclass
+class Findings:
+    """What a linter has to say about one annotation file."""
+
+    where: str
+    errors: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+    def warn(self, hits: np.ndarray, what: str, examples: Sequence[Any]) -> None:
+        """Warn of the entries that `hits` marks, if there are any; `examples` says how each is called."""
+        count = int(hits.sum())
+        if count:
+            self.warnings.append(f"{self.where}: {_of(hits)} {what}, such as {examples[int(hits.argmax())]}")
+
+
+def _of(hits: np.ndarray) -> str:
+    return f"{int(hits.sum()):,} of {len(hits):,}"
+
+
+def lint(source: Source, content: Content) -> Findings:
+    """Check annotations that `check_keys` has let pass; nothing is raised."""
+    part = "" if source.part == "all" else f" ({source.part})"
+    findings = Findings(f"'{source.annotations}'{part}", [], [], [])
+    _lint_categories(content, findings)
+    _lint_pictures(content, source.images, findings)
+    objects = [entry for entry in content["annotations"] if not entry["iscrowd"]]
+    if objects:
+        _lint_boxes(content, objects, findings)
+        _lint_masks(objects, findings)
+    else:
+        findings.errors.append(f"{findings.where} has no annotated objects besides crowds")
+    return findings
+
+
+def _lint_categories(content: Content, findings: Findings) -> None:
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    ids = sorted(names)
+    if ids != list(range(1, len(ids) + 1)):
+        kind = "begin with 0" if ids == list(range(len(ids))) else f"are {ids[0]} to {ids[-1]} with gaps"
+        if ids != [*range(ids[0], ids[-1] + 1)] or ids[0] == 0:
+            findings.notes.append(f"{findings.where}: category ids {kind}; the model numbers them 0 to {len(ids) - 1}")
+    coco = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
+    if set(names.values()) == set(coco.values()) and names != coco:
+        findings.warnings.append(f"{findings.where} has COCO's 80 categories under other ids than COCO's (1 to 90 with "
+                                 "gaps): its detections cannot be scored with COCO's own annotations")
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+    if repeated:
+        findings.warnings.append(f"{findings.where}: {len(repeated)} names belong to several categories, such as "
+                                 f"'{repeated[0]}'")
+    background = [name for name in names.values() if name.strip("_ ").lower() == "background"]
+    if background:
+        findings.warnings.append(f"{findings.where}: category '{background[0]}' is learnt as an object; the model has "
+                                 "a background of its own")
+    used = {entry["category_id"] for entry in content["annotations"] if not entry["iscrowd"]}
+    findings.warn(np.array([identifier not in used for identifier in ids]), "categories have no object",
+                  [f"'{names[identifier]}'" for identifier in ids])
+
+
+def _lint_pictures(content: Content, folder: Path, findings: Findings) -> None:
+    images = content["images"]
+    names = [image["file_name"] for image in images]
+    missing = missing_files(folder, names)
+    if missing.any():
+        findings.errors.append(f"{_of(missing)} pictures of {findings.where} are not in '{folder}', such as "
+                               f"{names[int(missing.argmax())]}")
+    findings.warn(pd.Series(names).duplicated().to_numpy(), "pictures are listed twice", names)
+    annotated = {entry["image_id"] for entry in content["annotations"]}
+    bare = np.array([image["id"] not in annotated for image in images])
+    if bare.any():
+        findings.notes.append(f"{findings.where}: {_of(bare)} pictures have no annotation: training leaves them out, "
+                              "evaluation counts what is found on them as wrong")
+    present = [image for image, lost in zip(images, missing, strict=True) if not lost]
+    for image in present[:: max(1, -(-len(present) // SAMPLE))]:
+        problem = _picture_problem(folder / image["file_name"], image["width"], image["height"])
+        if problem:
+            findings.errors.append(problem)
+            break
+
+
+def missing_files(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Return which names are no files below `folder`; each folder is listed once, which is fast on network disks."""
+    parents = {parent: _listing(folder / parent) for parent in {os.path.dirname(name) for name in names}}
+    return np.array([os.path.basename(name) not in parents[os.path.dirname(name)] for name in names], bool)
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _picture_problem(path: Path, width: int, height: int) -> str | None:
+    """Return why training would stop at this picture, as far as its header tells."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+    except (OSError, Image.DecompressionBombError) as error:
+        return f"picture '{path}' cannot be read: {error}"
+    if (size[::-1] if turned else size) != (width, height):
+        return f"picture '{path}' has {size[0]}x{size[1]} pixels, its annotation says {width}x{height}"
+    return None
+
+
+def _lint_boxes(content: Content, objects: list[Content], findings: Findings) -> None:
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    limits_N2 = np.array([sizes[entry["image_id"]] for entry in objects], float)
+    boxes_N4 = numbers(chain.from_iterable(entry["bbox"] for entry in objects), 4 * len(objects)).reshape(-1, 4)
+    called = _Called(objects)
+    corner_N2, side_N2 = boxes_N4[:, :2], boxes_N4[:, 2:]
+    if boxes_N4.max() <= 1 and limits_N2.max() > 1:
+        findings.errors.append(f"{findings.where}: no box is larger than a pixel; boxes must be in pixels, not in "
+                               "shares of the picture")
+        return
+    flat = np.any(side_N2 <= 0, axis=1)
+    findings.warn(flat, "boxes have no area, so nothing can match them", called)
+    outside = np.any(corner_N2 + side_N2 <= 0, axis=1) | np.any(corner_N2 >= limits_N2, axis=1)
+    findings.warn(outside & ~flat, "boxes are wholly outside their picture", called)
+    beyond = np.any((corner_N2 < -MARGIN) | (corner_N2 + side_N2 > limits_N2 + MARGIN), axis=1)
+    if beyond.mean() > TOO_MANY:
+        findings.errors.append(f"{findings.where}: {_of(beyond)} boxes stick out of their picture, such as "
+                               f"{called[int(beyond.argmax())]}; COCO's boxes are [left, top, width, height]")
+    else:
+        findings.warn(beyond & ~outside, f"boxes stick out of their picture by more than {MARGIN:g} pixel; training "
+                      "cuts them", called)
+    keys = pd.DataFrame(boxes_N4).assign(
+        image=[entry["image_id"] for entry in objects], category=[entry["category_id"] for entry in objects]
+    )
+    findings.warn(keys.duplicated().to_numpy(), "objects repeat the box and category of another", called)
+    findings.warn(np.array([entry["id"] == 0 for entry in objects]), "objects have the id 0, which pycocotools takes "
+                  "for 'no match' (here they are numbered anew)", called)
+
+
+def _lint_masks(objects: list[Content], findings: Findings) -> None:
+    lacking = np.array([valid_mask(entry.get("segmentation")) is None for entry in objects])
+    if lacking.all():
+        findings.errors.append(f"{findings.where}: no object has a mask, which Mask R-CNN learns from")
+    else:
+        findings.warn(lacking, "objects have no mask (no polygon of three points): they are not trained on, and count "
+                      "in box AP alone", _Called(objects))
+
+
+class _Called(Sequence[str]):
+    """What an annotation is called in a message; made when asked for, since few are."""
+
+    def __init__(self, objects: list[Content]) -> None:
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __getitem__(self, index: Any) -> Any:
+        entry = self._objects[index]
+        return f"annotation {entry['id']} with the box {[round(value, 1) for value in entry['bbox']]}"
+
+
+def lint_pair(train: tuple[Source, Content], val: tuple[Source, Content]) -> Findings:
+    """Check what two splits have to do with each other."""
+    findings = Findings("training and validation", [], [], [])
+    categories = [sorted((category["id"], category["name"]) for category in content["categories"])
+                  for _, content in (train, val)]
+    ours, theirs = ([name for _, name in split] for split in categories)
+    if ours != theirs:
+        findings.errors.append(f"the categories of {findings.where} differ: {_difference(ours, theirs)}")
+    elif categories[0] != categories[1]:
+        findings.warnings.append(f"the categories of {findings.where} have the same names under different ids; they "
+                                 "are matched by their order")
+    pictures = [[source.images / image["file_name"] for image in content["images"]] for source, content in (train, val)]
+    shared = list(_shared_files(*pictures))
+    if shared:
+        findings.warnings.append(f"{len(shared):,} of {len(pictures[1]):,} validation pictures are training pictures "
+                                 f"too, such as {shared[0]}")
+    return findings
+
+
+def _difference(ours: list[str], theirs: list[str]) -> str:
+    only = (("training", sorted(set(ours) - set(theirs))), ("validation", sorted(set(theirs) - set(ours))))
+    told = [f"only {split} has {', '.join(map(repr, names[:3]))}{' …' if len(names) > 3 else ''}"
+            for split, names in only if names]
+    if told:
+        return "; ".join(told)
+    number = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    return f"the same names in another order of ids, '{ours[number]}' and '{theirs[number]}' as number {number + 1}"
+
+
+def _shared_files(train: list[Path], val: list[Path]) -> Iterator[Path]:
+    """Yield the validation pictures that are the same files, or files of the same name and content, in training.
+
+    Many data sets number the pictures of each split from 0, so a name alone tells nothing. Of equal names in different
+    folders, at most SAMPLE are compared.
+    """
+    named = {path.name: path for path in train}
+    compared = 0
+    for theirs in val:
+        ours = named.get(theirs.name)
+        if ours == theirs:
+            yield theirs
+        elif ours is not None and compared < SAMPLE and ours.is_file() and theirs.is_file():
+            compared += 1
+            if ours.stat().st_size == theirs.stat().st_size and sha256(ours) == sha256(theirs):
+                yield theirs
