@@ -40,10 +40,22 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
 
-    Damaged ones that are newer are set aside as `*.damaged`.
+    Damaged ones that are newer are set aside as `*.damaged`: it is for whoever goes on to save there.
 
     Raises:
         UserError: there are checkpoints, but none is whole; or one cannot be read now.
+    """
+    content, damaged = read_latest(folder)
+    for path in damaged:  # it would take the whole one's place when the next is saved
+        path.rename(path.with_name(path.name + ".damaged"))
+    return content
+
+
+def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return what `load_latest` does, and the damaged files that are newer; nothing is moved.
+
+    Raises:
+        UserError: as for `load_latest`.
     """
     damaged: list[Path] = []
     for name in (LAST, PREVIOUS):
@@ -51,17 +63,13 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
-            content = load_file(path)
+            return load_file(path), damaged
         except DamagedCheckpoint as error:
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
             damaged.append(path)
-            continue
-        for other in damaged:  # it would take the whole one's place when the next is saved
-            other.rename(other.with_name(other.name + ".damaged"))
-        return content
     if damaged:
         raise UserError(f"no checkpoint is whole: {', '.join(map(str, damaged))}; remove them to start over")
-    return None
+    return None, damaged
 
 
 def _keep_as_previous(folder: Path) -> None:

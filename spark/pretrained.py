@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spark.checkpoint import LAST, load_file
+from spark.checkpoint import LAST, load_file, read_latest
 from spark.errors import UserError
 from spark.model import SparK, build_spark
 from spark.pretrain_config import PretrainConfig
@@ -24,7 +24,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(path: Path, engine: str = "auto") -> Pretrained:
-    """Load a run's folder, or one of the files in its `checkpoints/`.
+    """Load a run's folder, or one of the files in its `checkpoints/`; a torn last one of a folder is passed over.
 
     The engine need not be the one that it was trained with.
 
@@ -33,15 +33,10 @@ def load_pretrained(path: Path, engine: str = "auto") -> Pretrained:
     """
     if not path.exists():
         raise UserError(f"checkpoint '{path}' does not exist")
-    file = path / CHECKPOINTS / LAST if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise UserError(f"'{path}' is no folder of a pre-training: it has no {CHECKPOINTS}/{LAST}")
-    if file.suffix == ".safetensors":
-        raise UserError(f"'{file}' holds the encoder alone; pass the run's folder, where the decoder is too")
-    content = load_file(file)
+    content = _read(path)
     if not (isinstance(content, dict) and {"model", "config", "step"} <= content.keys()):
-        raise UserError(f"'{file}' is no checkpoint of `spark pretrain`; pass a run's folder")
-    config = _config(content["config"], file)
+        raise UserError(f"'{path}' is no checkpoint of `spark pretrain`; pass a run's folder")
+    config = _config(content["config"], path)
     model = build_spark(
         config.model.name, in_chans=config.model.in_chans, mask_ratio=config.mask.ratio,
         decoder_width=config.decoder.width, engine=engine, mask_patch_size=config.mask.patch_size,
@@ -50,8 +45,20 @@ def load_pretrained(path: Path, engine: str = "auto") -> Pretrained:
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise UserError(f"'{file}' does not fit its own configuration: {error}") from None
+        raise UserError(f"'{path}' does not fit its own configuration: {error}") from None
     return Pretrained(model.eval(), config, content["step"])
+
+
+def _read(path: Path) -> Any:
+    """Return the content of a file, or of a folder's newest whole checkpoint."""
+    if path.suffix == ".safetensors":
+        raise UserError(f"'{path}' holds the encoder alone; pass the run's folder, where the decoder is too")
+    if not path.is_dir():
+        return load_file(path)
+    content, _ = read_latest(path / CHECKPOINTS)
+    if content is None:
+        raise UserError(f"'{path}' is no folder of a pre-training: it has no {CHECKPOINTS}/{LAST}")
+    return content
 
 
 def _config(saved: Any, file: Path) -> PretrainConfig:

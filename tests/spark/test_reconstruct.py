@@ -54,6 +54,16 @@ def test_a_checkpoint_file_will_do_and_the_trainings_ratio_is_the_default(run: P
     assert 'data-ratio="0.6" data-seed="0"' in (run.parent / "runs/visualize/reconstruct.html").read_text()
 
 
+def test_a_torn_checkpoint_gives_way_to_the_one_before(run: Path) -> None:
+    last, previous = run / "checkpoints" / "last.pt", run / "checkpoints" / "previous.pt"
+    whole = last.read_bytes()
+    previous.write_bytes(whole)
+    last.write_bytes(whole[:-1000])
+    with pytest.warns(UserWarning, match=r"last\.pt' is truncated .*; trying the one before"):
+        assert visualize("run", "pictures/a/00.png") == 0
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.pt", "previous.pt"]  # only looked at
+
+
 def test_both_engines_load_the_trained_weights(run: Path) -> None:
     images = torch.randn(1, 3, 64, 96)
     mask = torch.tensor([[[[True, False, False], [False, True, False]]]])
