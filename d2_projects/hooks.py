@@ -1,17 +1,57 @@
-"""Detectron2 hooks that write our metrics log and show our progress bar."""
+"""Detectron2 hooks that write our metrics log, show our progress bar, seed each iteration and stop when asked to."""
 
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
 
+from d2_projects.checkpoints import Checkpoints
+from d2_projects.loader import seed_step
+from spark.distributed import Ranks
 from spark.metrics import MetricsLog
 from spark.progress import TrainingProgress
+from spark.signals import StopRequest
 
 TASKS = ("bbox/", "segm/")  # how the names of evaluation results begin
+
+
+class Stopped(BaseException):
+    """Training was asked to stop, and is saved. (An Exception would be logged by Detectron2 as a failure.)"""
+
+
+class SeedHook(HookBase):
+    """Make what the model draws depend on the seed and the iteration alone."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        """Seed this iteration."""
+        seed_step(self._seed, self.trainer.iter)
+
+
+class StopHook(HookBase):
+    """When a signal has reached any of the processes, save and end the training; comes last.
+
+    After the last iteration there is nothing to stop: it is saved, and only evaluation is left.
+
+    Raises:
+        Stopped: by `after_step`.
+    """
+
+    def __init__(self, request: StopRequest, ranks: Ranks, checkpoints: Checkpoints) -> None:
+        self._request, self._ranks, self._checkpoints = request, ranks, checkpoints
+
+    def after_step(self) -> None:
+        """Stop if some process was asked to."""
+        done = self.trainer.iter + 1
+        if self._ranks.any(self._request.received) and done < self.trainer.max_iter:
+            self._checkpoints.save(done)
+            raise Stopped
 
 
 class MetricsHook(HookBase):
@@ -50,11 +90,16 @@ class MetricsHook(HookBase):
 
 
 class ProgressHook(HookBase):
-    """Show iteration, loss, rate and remaining time."""
+    """Show iteration, loss, rate and remaining time; comes first, so as to time training alone."""
 
     def __init__(self, title: str, batch: int) -> None:
-        self._title, self._batch = title, batch
-        self.images_per_second: float | None = None  # of training alone; None before the first step
+        self._title, self._batch = title, batch  # pictures in an iteration of all processes
+        self._seconds, self._iterations = 0.0, 0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all processes together, without evaluation; None before the first step."""
+        return self._batch * self._iterations / self._seconds if self._iterations else None
 
     def before_train(self) -> None:
         """Start the bar where training starts."""
@@ -62,11 +107,16 @@ class ProgressHook(HookBase):
             self._title, self.trainer.max_iter, self._batch, done=self.trainer.start_iter
         ).__enter__()
 
+    def before_step(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
     def after_step(self) -> None:
-        """Advance by one iteration."""
+        """Advance by one iteration; it has waited for the device to know the loss."""
+        self._seconds += time.monotonic() - self._started
+        self._iterations += 1
         loss, _ = self.trainer.storage.latest()["total_loss"]
         self._progress.advance(f"loss {loss:.3f}")
-        self.images_per_second = self._progress.images_per_second
 
     def after_train(self) -> None:
         """Take the bar down."""

@@ -1,11 +1,31 @@
-"""What a recipe may say in `train` and `test`, with defaults: it states only what differs."""
+"""What a recipe may say in `data`, `train` and `test`, with defaults: it states only what differs."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pydoc import locate
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class Pair:
+    """Annotations and the folder of their pictures."""
+
+    images: str = ""
+    annotations: str = ""
+
+
+@dataclass
+class DataOptions(Pair):
+    """Where the data is; `d2_projects.data.locate` says which of these counts."""
+
+    root: str = "datasets/coco"  # a folder in COCO's layout, or "demo"
+    val_share: float = 0.1  # of the pictures, when `images` and `annotations` are for both
+    train: Pair = field(default_factory=Pair)
+    val: Pair = field(default_factory=Pair)
 
 
 @dataclass
@@ -55,6 +75,12 @@ class TestOptions:
 def complete(cfg: DictConfig) -> DictConfig:
     """Return a recipe with a value for every option; its own values stay, also those of other names."""
     cfg = cfg.copy()
-    for name, options in (("train", TrainOptions()), ("test", TestOptions())):
+    for name, options in (("data", DataOptions()), ("train", TrainOptions()), ("test", TestOptions())):
         cfg[name] = OmegaConf.merge(dataclasses.asdict(options), cfg.get(name, {}))
     return cfg
+
+
+def called(call: DictConfig) -> Any:
+    """Return what a LazyCall calls, which it may hold by name."""
+    target = call["_target_"]
+    return locate(target) if isinstance(target, str) else target

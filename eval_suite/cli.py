@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +20,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(finetune(options.recipe, options.overrides))
     elif options.verb == "detect":
-        from eval_suite.tasks.coco_mask_rcnn import run as detect
-
-        print(detect(options.recipe, options.overrides))
+        return _detect(options)
     else:
         from eval_suite.report import write_report
 
         write_report(options.runs, options.out)
+    return 0
+
+
+def _detect(options: argparse.Namespace) -> int:
+    from eval_suite.tasks.coco_mask_rcnn import run, run_launched
+    from spark.signals import EXIT_CODE, PostponedError
+
+    if options.num_gpus > 1:
+        return run_launched(options.recipe, options.overrides, options.num_gpus)
+    try:
+        path = run(options.recipe, options.overrides)
+    except PostponedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_CODE
+    if path:  # the first of several processes speaks for all
+        print(path)
     return 0
 
 
@@ -40,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=purpose, description=purpose)
         verb.add_argument("recipe", metavar="RECIPE", help="a file under configs/, or your own")
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from it")
+        if name == "detect":
+            verb.add_argument("--num-gpus", type=int, default=1, metavar="N",
+                              help="processes, started by Detectron2's launch (torchrun works, too); on a machine "
+                                   "without GPUs they share its CPUs")
+            verb.epilog = ("Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start "
+                           "it again to go on.")
     report = verbs.add_parser("report", help="collect results into a table and a page")
     report.add_argument("runs", metavar="RUNS_DIR", type=Path, help="folder that holds the runs")
     report.add_argument("--out", type=Path, help="folder to write to (default: RUNS_DIR/report)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,20 @@ import yaml
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
+from d2_projects.options import complete
+from d2_projects.scaling import Change, scaled
 from spark.errors import UserError, nearest
 
-SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed"}
+SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.root"}
 SCRATCH = "scratch"
+# Beside the recipe's own keys: whose weights, go on or start again, only evaluate, and then which checkpoint.
+OPTIONS = {"init": SCRATCH, "resume": "auto", "eval_only": "false", "weights": "last"}
 # What does not decide whether two numbers may be compared. (The seed and the initialisation are recorded
-# beside the protocol; the data is identified by its content.)
+# beside the protocol; the data is identified by its content; of scaling, the results are in the protocol.)
 NOT_PROTOCOL = (
-    "data.root", "train.output_dir", "train.seed", "train.device", "train.log_period", "train.checkpointer",
-    "train.eval_period", "dataloader.train.num_workers", "dataloader.test.num_workers",
+    "data", "train.output_dir", "train.seed", "train.device", "train.log_period", "train.checkpointer",
+    "train.eval_period", "train.auto_scale", "train.reference_world_size", "test",
+    "dataloader.train.num_workers", "dataloader.test.num_workers", "dataloader.evaluator",
 )
 
 
@@ -33,6 +39,14 @@ class DetectConfig:
     cfg: DictConfig
     init: str  # "scratch" or an exported encoder
     resume: str  # "auto": go on where the run folder stands; "never": start again
+    eval_only: bool = False
+    weights: str = "last"  # to evaluate: "last" or "best" of the run's, or a file
+    by_hand: frozenset[str] = frozenset()  # keys that were overridden
+
+    def for_gpus(self, count: int) -> tuple[DetectConfig, list[Change]]:
+        """Return this for so many GPUs, which may be fewer than the recipe is meant for, and what has changed."""
+        cfg, changes = scaled(self.cfg, count, self.by_hand)
+        return dataclasses.replace(self, cfg=cfg), changes
 
     @property
     def out(self) -> Path:
@@ -44,7 +58,7 @@ class DetectConfig:
         cfg = copy.deepcopy(self.cfg)
         for key in NOT_PROTOCOL:
             parent, _, name = key.rpartition(".")
-            OmegaConf.select(cfg, parent).pop(name, None)
+            (OmegaConf.select(cfg, parent) if parent else cfg).pop(name, None)
         return to_yaml(cfg)
 
 
@@ -59,16 +73,16 @@ def to_yaml(cfg: DictConfig) -> str:
 def load(recipe: str, overrides: Sequence[str]) -> DetectConfig:
     """Read a recipe and apply `key=value` overrides.
 
-    Besides the recipe's own keys there are `out`, `seed`, `init` (scratch, or an exported encoder's folder)
-    and `resume` (auto or never).
+    Besides the recipe's own keys there are SHORTHANDS and OPTIONS: `init` (scratch, or an exported encoder's folder),
+    `resume` (auto or never), `eval_only` (true or false) and `weights` (last, best or a file).
 
     Raises:
         UserError: one message that lists every unknown key and unsound value.
     """
     cfg = _read(Path(recipe))
-    options = {"init": SCRATCH, "resume": "auto"}
+    options = dict(OPTIONS)
     known = sorted(_names(OmegaConf.to_container(cfg, resolve=False)))
-    problems = []
+    problems, by_hand = [], set()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -79,11 +93,15 @@ def load(recipe: str, overrides: Sequence[str]) -> DetectConfig:
         elif target not in known:
             problems.append(f"unknown key '{key}'.{nearest(key, [*known, *SHORTHANDS, *options])}")
         else:
+            by_hand.add(target)
             problems.extend(_update(cfg, target, text))
-    problems.extend(_unsound(cfg, options["resume"]) if not problems else [])
+    problems.extend(_unsound(cfg, options) if not problems else [])
     if problems:
         raise UserError(f"{recipe}: " + "; ".join(problems))
-    return DetectConfig(Path(recipe), cfg, options["init"], options["resume"])
+    return DetectConfig(
+        Path(recipe), cfg, options["init"], options["resume"], options["eval_only"] == "true", options["weights"],
+        frozenset(by_hand),
+    )
 
 
 def _read(path: Path) -> DictConfig:
@@ -99,7 +117,7 @@ def _read(path: Path) -> DictConfig:
     missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
     if missing:
         raise UserError(f"recipe '{path}' does not define {', '.join(sorted(missing))}")
-    return cfg
+    return complete(cfg)
 
 
 def _names(tree: Any, prefix: str = "") -> Iterator[str]:
@@ -128,9 +146,18 @@ def _update(cfg: DictConfig, key: str, text: str) -> list[str]:
     return []
 
 
-def _unsound(cfg: DictConfig, resume: str) -> Iterator[str]:
-    for key in ("train.max_iter", "dataloader.train.total_batch_size", "train.log_period"):
+def _unsound(cfg: DictConfig, options: dict[str, str]) -> Iterator[str]:
+    for key in ("train.max_iter", "train.accumulate", "train.checkpointer.period", "train.log_period",
+                "dataloader.train.total_batch_size"):
         if OmegaConf.select(cfg, key) < 1:
             yield f"{key} must be at least 1"
-    if resume not in ("auto", "never"):
-        yield f"resume={resume}: expected auto or never"
+    for key in ("train.clip_grad_norm", "train.eval_period", "train.precise_bn_iter", "train.reference_world_size"):
+        if OmegaConf.select(cfg, key) < 0:
+            yield f"{key} must not be negative"
+    if cfg.test.tta and not (cfg.test.tta_scales and all(scale > 0 for scale in cfg.test.tta_scales)):
+        yield "test.tta_scales must be one or more positive numbers"
+    for key, allowed in (("resume", ("auto", "never")), ("eval_only", ("true", "false"))):
+        if options[key] not in allowed:
+            yield f"{key}={options[key]}: expected {' or '.join(allowed)}"
+    if options["weights"] != OPTIONS["weights"] and options["eval_only"] != "true":
+        yield "weights=… is what eval_only=true evaluates; training begins with init=…"

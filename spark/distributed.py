@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -120,6 +121,14 @@ class Ranks:
             raise SystemExit(2)
         return outcome[1]
 
+    def gather(self, value: Result) -> list[Result]:
+        """Return, in the first process, what all have, in the order of ranks; [] in the others."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.first else None
+        distributed.gather_object(value, gathered, group=self.control)
+        return gathered or []
+
     def exchanging(self, parallel: nn.Module, exchange: bool) -> AbstractContextManager[None]:
         """Return a context whose backward passes add to this process's gradients, and `exchange` them or do not yet."""
         return nullcontext() if self.size == 1 or exchange else cast(DistributedDataParallel, parallel).no_sync()
@@ -150,8 +159,12 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str, timeout: timedelta | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if it did; `device` is as for `choose_device`.
+
+    Args:
+        device: what to compute on.
+        timeout: how long processes wait for each other; by default torch's 10 (GPU) or 30 minutes.
 
     Raises:
         UserError: there are more processes than GPUs; or the body's own, or another process has ended.
@@ -166,8 +179,8 @@ def joined(device: str) -> Iterator[Ranks]:
             raise UserError(f"more processes are started here than the {there} CUDA devices; lower --nproc-per-node")
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    control = distributed.new_group(backend="gloo")
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    control = distributed.new_group(backend="gloo", timeout=timeout)
     rank = distributed.get_rank()
     try:
         yield Ranks(chosen, rank, size, control)

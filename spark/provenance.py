@@ -40,11 +40,17 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def hardware(device: torch.device) -> str:
-    """Return the accelerator's name, or the processor and the number of threads used."""
+def hardware(device: torch.device, processes: int | None = None) -> str:
+    """Return the accelerators' number and name, or the processor and the number of threads used.
+
+    Args:
+        device: that of this process.
+        processes: that computed together, each on a device like this; by default as many as there are GPUs.
+    """
     if device.type == "cuda":
-        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name(device)}"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+        return f"{processes or torch.cuda.device_count()}x {torch.cuda.get_device_name(device)}"
+    shared = f"{processes} processes of " if processes and processes > 1 else ""
+    return f"{_processor()}, {shared}{torch.get_num_threads()} threads"
 
 
 def content_hash(value: Any) -> str:

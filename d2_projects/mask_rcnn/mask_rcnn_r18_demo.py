@@ -13,6 +13,7 @@ from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer
 data.root = "data/demo/detection"
 
 train.smoke = True
+train.reference_world_size = 0  # for any machine
 train.max_iter = 150
 train.checkpointer.period = 75
 train.eval_period = 0  # only at the end

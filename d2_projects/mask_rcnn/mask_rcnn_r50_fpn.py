@@ -14,6 +14,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
+from d2_projects.evaluation import CocoMetrics
 from d2_projects.optim import resnet_layer_decay
 from d2_projects.schedule import iterations_of_times, steps
 
@@ -25,7 +26,8 @@ train = OmegaConf.create({
     "device": "auto",  # cuda if there is one
     "max_iter": iterations_of_times(1, batch=16),
     "amp": {"enabled": False},
-    "checkpointer": {"period": 5000, "max_to_keep": 2},
+    "reference_world_size": 8,  # GPUs; fewer are given smaller batches, and the rest is scaled to that
+    "checkpointer": {"period": 5000},
     "eval_period": 5000,
     "precise_bn_iter": 200,
     "log_period": 20,
@@ -45,6 +47,9 @@ model.roi_heads.box_head.conv_norm = model.roi_heads.mask_head.conv_norm = "Sync
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.image_format = "RGB"
+dataloader.evaluator = L(CocoMetrics)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}", backend="auto"
+)
 dataloader.train.mapper.augmentations[0].short_edge_length = list(range(480, 897, 32))
 
 optimizer = model_zoo.get_config("common/optim.py").AdamW

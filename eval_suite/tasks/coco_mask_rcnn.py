@@ -11,16 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
-
 from d2_projects.compat import quiet_detectron2, require_detectron2
+from eval_suite.detect_init import Start, backbone_of, start_of
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from spark.checkpoint import LAST
 from spark.distributed import Ranks
-from spark.errors import UserError
+from spark.errors import UserError, exits_cleanly
 from spark.files import sha256, write_json, write_text
-from spark.formats.detectron2 import from_timm
-from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
 from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import code_version, content_hash, environment, hardware
 from spark.run_folder import CHECKPOINTS
@@ -32,10 +30,11 @@ if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from eval_suite.detect_config import DetectConfig
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
-CONFIG, IDENTITY, PICTURE, LOG = "config.yaml", "identity.json", "detections.png", "log.txt"
-EVALUATION = "evaluation.json"  # of eval_only=true
+CONFIG, IDENTITY, LOG = "config.yaml", "identity.json", "log.txt"
+EVALUATION, EVALUATED = "evaluation.json", "evaluation"  # of eval_only=true: the numbers, and a folder with the rest
 UNIT = "AP (0-100)"
 Built = TypeVar("Built")
+
 
 def run(recipe: str, overrides: list[str]) -> Path | None:
     """Train, evaluate and record one detector, in this process or together with others of torchrun or Detectron2.
@@ -73,6 +72,44 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
                 raise
 
 
+def run_launched(recipe: str, overrides: list[str], count: int) -> int:
+    """Do as `run` in so many processes, which Detectron2's launch starts; return the exit code.
+
+    Raises:
+        UserError: Detectron2 or the recipe is missing or unsound, or there are too few GPUs.
+    """
+    require_detectron2()
+    with quiet_detectron2():
+        import torch
+        from detectron2.engine import launch
+
+        from d2_projects.processes import TIMEOUT
+        from eval_suite.detect_config import load
+
+        load(recipe, overrides)  # so that what is wrong is found here
+        if torch.cuda.is_available() and count > torch.cuda.device_count():
+            raise UserError(f"--num-gpus {count}, but there are {torch.cuda.device_count()} CUDA devices")
+        try:
+            launch(_launched, count, dist_url="auto", args=(recipe, overrides), timeout=TIMEOUT)
+        except torch.multiprocessing.ProcessExitedException as error:
+            return error.exit_code
+    return 0
+
+
+def _launched(recipe: str, overrides: list[str]) -> None:
+    """Be one of several processes."""
+
+    @exits_cleanly
+    def main() -> int:
+        path = run(recipe, overrides)
+        if path:
+            print(path)
+        return 0
+
+    if code := main():
+        raise SystemExit(code)
+
+
 def said_once(build: Callable[[], Built]) -> Built:
     """Return what `build` does; of processes that have not joined yet, the first alone says what is wrong."""
     try:
@@ -98,57 +135,67 @@ def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | 
     """Train, evaluate and record; errors and returned value as for `run`."""
     from d2_projects.data import check, locate, registered
     from d2_projects.train_net import point_at, train
-    from d2_projects.visualize import save_detections
 
     config, changes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
     for change in changes:
         ranks.say(f"scaled   {change}")
     ranks.together(lambda: refuse_early(config, ranks))
-    backbone, init = ranks.together(lambda: starting_weights(config))
+    start = ranks.together(lambda: start_of(config))
     data = ranks.together(lambda: check(locate(config.cfg.data)))
     protocol = protocol_of(config, data)
-    identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": init}
+    identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": start.record}
     if ranks.on_first(lambda: finished(config, identity)):
         ranks.say(f"{config.out} is finished already; resume=never starts it again")
         return config.out / RESULT if ranks.first else None
 
     if ranks.first:
-        print(summary(config, data, backbone))
+        print(summary(config, data, start))
     with registered(data) as names:
         point_at(config.cfg, data, names)
-        outcome = train(config.cfg, config.out, backbone, ranks, request)
+        outcome = train(config.cfg, config.out, start.weights, ranks, request)
         if not ranks.first:
             return None
-        save_detections(config.cfg, outcome.model, config.out / PICTURE)
-    result = record(config, data, protocol, init, outcome, ranks)
-    print("  ".join(f"{name} {metric.value:.1f}" for name, metric in result.metrics.items()))
+    result = record(config, data, protocol, start.record, outcome, ranks)
+    shown = headline({name: metric.value for name, metric in result.metrics.items()})
+    write_pictures(config.out, config, data, shown)
+    print("  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
     return result.save(config.out)
 
 
 def evaluate_and_write(config: DetectConfig, ranks: Ranks) -> Path | None:
-    """Evaluate a checkpoint, and write `evaluation.json` with what it was; errors and returned value as for `run`."""
+    """Evaluate a checkpoint and write EVALUATION into `out`; errors and returned value as for `run`."""
     from d2_projects.checkpoints import BEST
     from d2_projects.data import check, locate, registered
     from d2_projects.train_net import evaluate_only, point_at
-    from spark.checkpoint import LAST
 
     of_run = {"last": LAST, "best": BEST}.get(config.weights)
     weights = config.out / CHECKPOINTS / of_run if of_run else Path(config.weights)
-    if not weights.is_file():
-        raise_on_first(ranks, f"weights '{weights}' do not exist: pass out=<a run> or weights=<a file>")
+    ranks.together(lambda: must_exist(weights))
     data = ranks.together(lambda: check(locate(config.cfg.data)))
     with registered(data) as names:
         point_at(config.cfg, data, names)
-        metrics = evaluate_only(config.cfg, weights, ranks)
+        metrics = evaluate_only(config.cfg, config.out / EVALUATED, weights, ranks)
     if not ranks.first:
         return None
     values = metric_values(metrics)
-    print("  ".join(f"{name} {value:.1f}" for name, value in values.items()))
+    shown = headline(values)
+    write_pictures(config.out / EVALUATED, config, data, shown)
+    print("  ".join(f"{name} {value:.1f}" for name, value in shown.items()))
     write_json(config.out / EVALUATION, {
         "recipe": str(config.recipe), "weights": str(weights), "weights_sha256": sha256(weights),
         "data": data.name, "val_sha256": data.val.json_sha256, "metrics": values, "code_version": code_version(),
     })
     return config.out / EVALUATION
+
+
+def must_exist(weights: Path) -> None:
+    """Make sure that a checkpoint is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not weights.is_file():
+        raise UserError(f"weights '{weights}' do not exist: pass out=<a run's folder> or weights=<a file>")
 
 
 def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
@@ -162,44 +209,6 @@ def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
 
     share_batch(config.cfg, ranks.size)
     mixed_precision(config.cfg.train.amp, ranks.device)
-
-
-def starting_weights(config: DetectConfig) -> tuple[dict[str, Tensor] | None, Initialisation]:
-    """Return the backbone's weights, or None for random ones, and where they come from.
-
-    Raises:
-        UserError: they are not there, or of another network.
-    """
-    from eval_suite.detect_config import SCRATCH
-
-    encoder = None if config.init == SCRATCH else load_encoder(config.init)
-    return None if encoder is None else backbone_weights(encoder, config), initialisation(encoder, config.init)
-
-
-def backbone_weights(encoder: Encoder, config: DetectConfig) -> dict[str, Tensor]:
-    """Return the encoder's weights for Detectron2's ResNet.
-
-    Raises:
-        UserError: the encoder is not the recipe's backbone, or was trained on pictures normalised otherwise.
-    """
-    info, model = encoder.info, config.cfg.model
-    depth = model.backbone.bottom_up.stages.depth
-    if info.model.partition(".")[0] != f"resnet{depth}":
-        raise UserError(f"init '{config.init}' is a {info.model}, but {config.recipe} has a resnet{depth}")
-    for key, given, expected in (("pixel_mean", model.pixel_mean, info.mean),
-                                 ("pixel_std", model.pixel_std, info.std)):
-        wanted = [round(255 * value, 3) for value in expected]
-        if not all(math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)):
-            raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
-    return from_timm(encoder.state).state
-
-
-def initialisation(encoder: Encoder | None, source: str) -> Initialisation:
-    """Return where the backbone's weights come from, for the record."""
-    if encoder is None:
-        return Initialisation(source)
-    weights = Path(source) / WEIGHTS if Path(source).is_dir() else Path(source)
-    return Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs)
 
 
 def protocol_of(config: DetectConfig, data: CocoData) -> dict[str, Any]:
@@ -237,7 +246,7 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
         if changed:
             raise UserError(f"'{out}' holds a run with another {' and '.join(changed)}; pass another out=…, "
                             "or resume=never to replace it")
-    elif (out / CHECKPOINTS / "last_checkpoint").exists() or (out / RESULT).exists():
+    elif (out / CHECKPOINTS / LAST).exists() or (out / RESULT).exists():
         raise UserError(f"'{out}' holds a run without {IDENTITY}, so what it trained is not known; "
                         "pass another out=…, or resume=never to replace it")
     write_json(out / IDENTITY, identity)
@@ -250,52 +259,81 @@ def remove_run(out: Path) -> None:
 
     Checkpoints go before what tells whose they are: whenever this is interrupted, no other run takes them up.
     """
+    from d2_projects.outputs import OUTPUTS
+    from d2_projects.train_net import TTA
+
     with contextlib.suppress(FileNotFoundError):
         (out / RESULT).unlink()
-    for name in (CHECKPOINTS, "tensorboard"):
+    for name in (CHECKPOINTS, "tensorboard", TTA, EVALUATED):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(out / name)
-    for name in (CONFIG, PICTURE, METRICS, LOG, IDENTITY):
+    for name in (*OUTPUTS, CONFIG, METRICS, LOG, EVALUATION, IDENTITY):
         with contextlib.suppress(FileNotFoundError):
             (out / name).unlink()
 
 
-def summary(config: DetectConfig, data: CocoData, backbone: dict[str, Tensor] | None) -> str:
+def summary(config: DetectConfig, data: CocoData, start: Start) -> str:
     """Return what is about to happen, in a few lines; the whole configuration is in the run folder."""
     cfg = config.cfg
-    tensors = "" if backbone is None else f" ({len(backbone)} tensors, all of the backbone)"
+    tensors = "" if start.weights is None else f" ({len(start.weights)} tensors, all of the backbone)"
     return "\n".join((
         f"recipe   {config.recipe}, resolved in {config.out / CONFIG}",
-        f"data     {data.root}: {data.train.images} training and {data.val.images} validation pictures, "
+        f"data     {data.name}: {data.train.images} training and {data.val.images} validation pictures, "
         f"{len(data.train.categories)} categories",
+        *(f"note     {note}" for note in data.notes),
+        *(f"warning  {warning}" for warning in data.warnings),
         f"init     {config.init}{tensors}",
         f"train    {cfg.train.max_iter} iterations of {cfg.dataloader.train.total_batch_size} pictures, "
         f"lr {cfg.optimizer.lr:g}, seed {cfg.train.seed}",
     ))
 
 
-def metrics_of(outcome: Outcome) -> dict[str, Metric]:
-    """Return box and mask AP, AP50 and AP75.
+def metric_values(metrics: dict[str, float]) -> dict[str, float]:
+    """Return what is known, such as "bbox/AP", "segm/APs" or "tta/bbox/AP50".
 
-    COCO's code calls the AP of a detector that finds nothing undefined (nan). The data was checked to have
-    objects, so it is 0: they were all missed.
+    COCO's code calls a number undefined (nan) where there are no objects of a size, which is left out; and also the AP
+    of a detector that finds nothing. The data was checked to have objects, so that is 0: they were all missed.
     """
-    values = {f"{task}/{name}": outcome.metrics[f"{task}/{name}"]
-              for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")}
-    return {name: Metric(0.0 if math.isnan(value) else value, UNIT) for name, value in values.items()}
+    return {
+        name: 0.0 if math.isnan(value) else value for name, value in metrics.items()
+        if not math.isnan(value) or name.endswith(("/AP", "/AP50", "/AP75"))
+    }
+
+
+def headline(values: dict[str, float]) -> dict[str, float]:
+    """Return the few numbers that are shown on the terminal and above the gallery."""
+    return {name: value for name, value in values.items() if name.endswith(("/AP", "/AP50", "/AP75"))}
+
+
+def write_pictures(out: Path, config: DetectConfig, data: CocoData, numbers: dict[str, float]) -> None:
+    """Draw what the evaluation has written into `out`, and the course of training where there is a log."""
+    from d2_projects.outputs import write_course, write_gallery_of
+
+    write_gallery_of(out, data.val.source, f"{config.recipe.stem}, init {config.init}, {out}", numbers)
+    write_course(out)
+
+
+def metrics_of(outcome: Outcome) -> dict[str, Metric]:
+    """Return the metrics of the last state, and with "best/bbox/AP" that of the best one.
+
+    The best one was chosen by what it is measured on, so it is for comparison with others that were chosen so.
+    """
+    values = metric_values(outcome.metrics)
+    if outcome.best is not None:
+        values["best/bbox/AP"] = max(outcome.best, values["bbox/AP"])
+    return {name: Metric(value, UNIT) for name, value in values.items()}
 
 
 def record(
     config: DetectConfig, data: CocoData, protocol: dict[str, Any], init: Initialisation,
-    outcome: Outcome,
+    outcome: Outcome, ranks: Ranks,
 ) -> ResultRecord:
     """Return the result record of a finished run."""
-    cfg, device = config.cfg, next(outcome.model.parameters()).device
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    cfg = config.cfg
     return ResultRecord(
         task=TASK,
         task_version=TASK_VERSION,
-        model=f"resnet{cfg.model.backbone.bottom_up.stages.depth}",
+        model=backbone_of(cfg).name,
         init=init,
         metrics=metrics_of(outcome),
         main_metric="bbox/AP",
@@ -305,10 +343,10 @@ def record(
         origin="smoke" if cfg.train.smoke else "measured",
         code_version=code_version(),
         environment=environment(),
-        hardware=hardware(device),
+        hardware=hardware(ranks.device, ranks.size),
         wall_seconds=round(outcome.seconds, 3),
         images_per_second=outcome.images_per_second,
-        peak_memory_mib=peak,
+        peak_memory_mib=outcome.peak_memory_mib,
         log=METRICS,  # relative to the run's folder, which may move
-        checkpoint=f"{CHECKPOINTS}/model_final.pth",
+        checkpoint=f"{CHECKPOINTS}/{LAST}",
     )

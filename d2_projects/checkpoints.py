@@ -1,0 +1,125 @@
+"""A run's checkpoints: `last.pt` with all that is needed to go on, `previous.pt` before it, `best.pt` to evaluate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+from d2_projects.trainer import Trainer
+from spark.checkpoint import load_file, load_latest, save_checkpoint
+from spark.errors import UserError
+from spark.files import atomic_path
+
+BEST, SELECTED_BY = "best.pt", "bbox/AP"
+
+
+class Checkpoints:
+    """Saves and restores a training; its files have Detectron2's key "model", so DetectionCheckpointer reads them, too.
+
+    Args:
+        folder: where they are.
+        model: not wrapped for several processes.
+        trainer: whose optimizer and gradient scaler belong to it.
+        clock: counts the run's seconds; has `state_dict` and `load_state_dict`.
+        writes: whether this process saves.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, trainer: Trainer, clock: Any, writes: bool = True) -> None:
+        self.folder, self._model, self._trainer, self._clock, self._writes = folder, model, trainer, clock, writes
+
+    def save(self, iterations: int) -> None:
+        """Save after so many iterations."""
+        if self._writes:
+            save_checkpoint(self.folder, {
+                "model": self._model.state_dict(),
+                "optimizer": self._trainer.optimizer.state_dict(),
+                "grad_scaler": self._trainer.grad_scaler.state_dict(),
+                "iterations": iterations,
+                "clock": self._clock.state_dict(),
+            })
+
+    def resume(self) -> int:
+        """Go back to the last whole checkpoint, if there is any; return how many iterations are done.
+
+        Raises:
+            UserError: there are checkpoints, but none is whole; or they are of another model.
+        """
+        state = load_latest(self.folder)
+        if state is None:
+            return 0
+        try:
+            self._model.load_state_dict(state["model"])
+            self._trainer.optimizer.load_state_dict(state["optimizer"])
+            self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+            self._clock.load_state_dict(state["clock"])
+            return int(state["iterations"])
+        except (RuntimeError, ValueError, LookupError):
+            raise UserError(f"the checkpoints in '{self.folder}' are of another model; "
+                            "pass resume=never to start again") from None
+
+
+class CheckpointHook(HookBase):
+    """Save every `period` iterations, and after the last."""
+
+    def __init__(self, checkpoints: Checkpoints, period: int) -> None:
+        self._checkpoints, self._period = checkpoints, period
+
+    def after_step(self) -> None:
+        """Save if it is time."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            self._checkpoints.save(done)
+
+
+class BestHook(HookBase):
+    """After each evaluation, keep the model if none before had as high a bounding-box AP; comes after `EvalHook`."""
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        self._file, self._model = folder / BEST, model
+
+    def before_train(self) -> None:
+        """Know what there is already."""
+        self._best = best_of(self._file.parent)
+
+    def after_step(self) -> None:
+        """Look at an evaluation in mid-training."""
+        self._look(self.trainer.iter + 1)
+
+    def after_train(self) -> None:
+        """Look at the final evaluation, if training came that far."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._look(self.trainer.max_iter)
+
+    def _look(self, done: int) -> None:
+        value, iteration = self.trainer.storage.latest().get(SELECTED_BY, (math.nan, -1))
+        if iteration != self.trainer.iter or math.isnan(value):  # of a detector that finds nothing
+            return
+        if self._best is None or value > self._best:
+            self._best = float(value)
+            content = {"model": self._model.state_dict(), "iterations": done, SELECTED_BY: self._best}
+            with atomic_path(self._file) as temporary:
+                torch.save(content, temporary)
+
+
+def best_of(folder: Path) -> float | None:
+    """Return the best evaluation's bounding-box AP of a run whose checkpoints are here; None if it has no such."""
+    return float(load_file(folder / BEST)[SELECTED_BY]) if (folder / BEST).is_file() else None
+
+
+def load_model(model: nn.Module, file: Path) -> None:
+    """Load the model of a checkpoint of ours or of Detectron2's `.pth`, every tensor of it.
+
+    Raises:
+        UserError: it is missing or damaged, or of another model.
+    """
+    content = load_file(file)
+    try:
+        model.load_state_dict(content.get("model", content))
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"weights '{file}' do not fit the recipe's model: {reason}") from None
