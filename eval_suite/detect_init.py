@@ -128,7 +128,8 @@ def _require_same(config: DetectConfig, backbone: Backbone, model: str, options:
         if not backbone.native:
             raise UserError(f"{complaint}: pass model.backbone.bottom_up.name={base}")
         if base in SHAPES:
-            raise UserError(f"{complaint}: pass its depth as model.backbone.bottom_up.stages.depth")
+            raise UserError(f"{complaint}: choose a recipe with that network, such as {TIMM_RECIPE} with "
+                            f"model.backbone.bottom_up.name={base}")
         raise UserError(f"{complaint}. Detectron2's own ResNet cannot hold a {base}: use {TIMM_RECIPE} with "
                         f"model.backbone.bottom_up.name={base}")
     if dict(options) != dict(backbone.options):
