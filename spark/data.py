@@ -92,6 +92,10 @@ class ImagePool(Dataset[Sample]):
             raise error if isinstance(error, UnreadableImageError) else UnreadableImageError(str(error)) from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
+    def some(self, count: int) -> Tensor:
+        """Return some images from all over the source, always the same ones: uint8 [count, C, H, W]."""
+        return torch.stack([self[Draw(0, number * len(self) // count)].image for number in range(count)])
+
     def __getitem__(self, draw: Draw) -> Sample:
         """Load and augment an image; in place of an unreadable one comes one of the next."""
         unreadable = -1
@@ -208,6 +212,12 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], devic
     mean_255 = torch.tensor(mean, device=device).view(shape) * 255
     std_255 = torch.tensor(std, device=device).view(shape) * 255
     return (images - mean_255) / std_255
+
+
+def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo `normalise`, clamped to values in 0..1: [B, C, H, W], to be looked at."""
+    scale, shift = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (std, mean))
+    return (images * scale + shift).clamp(0, 1)
 
 
 def mixed_seed(*parts: int) -> int:

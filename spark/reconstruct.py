@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from spark.contact_sheet import Row, contact_sheet, enlargement
-from spark.data import normalise
+from spark.data import denormalise, normalise
 from spark.device import choose_device
 from spark.errors import UserError
 from spark.files import atomic_path, write_text
@@ -96,9 +96,9 @@ def attempt(
     pasted = model.reconstruct(images, output)
     drawn = model.reconstruct(images, output._replace(mask=torch.zeros_like(output.mask)))  # as if none were visible
     visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
-    original = _pixels(images, mean, std)
+    original, drawn, pasted = (denormalise(shown, mean, std) for shown in (images, drawn, pasted))
     masked = torch.where(visible, original, GREY)
-    pictures = (_picture(masked), _picture(_pixels(drawn, mean, std)), _picture(_pixels(pasted, mean, std)))
+    pictures = (_picture(masked), _picture(drawn), _picture(pasted))
     return Attempt(ratio, seed, output.loss.item(), pictures)
 
 
@@ -109,12 +109,6 @@ def draw_mask(model: SparK, size: Sequence[int], ratio: float, seed: int) -> Ten
         UserError: the ratio hides all patches or none, or the image is not made of whole ones.
     """
     return model.draw_mask(1, model.grid(size[0], size[1]), torch.Generator().manual_seed(seed), ratio)
-
-
-def _pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the normalisation: values in 0..1."""
-    scale, shift = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (std, mean))
-    return (images * scale + shift).clamp(0, 1)
 
 
 def _picture(pixels_1CHW: Tensor) -> Image.Image:

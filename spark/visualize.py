@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from spark.data import denormalise
 from spark.files import atomic_path
 from spark.model import SparK
 
@@ -37,9 +38,7 @@ def reconstruction_grid(
     output = model(images, mask)
     model.train(was_training)
     visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
-    scale, shift = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (std, mean))
-    original = (images * scale + shift).clamp(0, 1)
-    drawn = (model.reconstruct(images, output) * scale + shift).clamp(0, 1)
+    original, drawn = (denormalise(shown, mean, std) for shown in (images, model.reconstruct(images, output)))
     masked = torch.where(visible, original, GREY)
     columns = displayable(torch.stack([masked, drawn, original], dim=1).flatten(0, 1))
     return make_grid(columns.float().cpu(), nrow=3, padding=4, pad_value=1.0)
