@@ -104,6 +104,15 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     return TABLE.from_timm(state, LACKING, source=TITLE)
 
 
+def refuse_caffe2(state: Mapping[str, Tensor]) -> None:
+    """Raise UserError for the names of Caffe2's ResNets, as of the model zoo's MSRA/R-50.pkl."""
+    if "res2_0_branch2a_w" in state:
+        raise UserError(
+            "these are Caffe2's ResNet weights: most have the stride in their 1x1 convolutions and channels in the "
+            "order BGR, which no timm ResNet has"
+        )
+
+
 def shape_of(model: str) -> Shape:
     """Return how Detectron2's ResNet is built to equal a timm model.
 

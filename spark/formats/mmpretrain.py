@@ -10,6 +10,7 @@ from torch import Tensor
 from spark.formats import torchvision
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Conversion, Drops, Renaming, Rule, Table, table_of, unwrapped
+from spark.formats.official_convnext import linear_layers
 from spark.formats.writer import save_tensors
 
 TITLE = "OpenMMLab naming (mmpretrain, mmdet)"
@@ -73,7 +74,7 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     Raises:
         UserError: mmpretrain's networks cannot hold it.
     """
-    return table_of((RESNET, CONVNEXT), state, TITLE).from_timm(state, source=TITLE)
+    return table_of((RESNET, CONVNEXT), state, TITLE).from_timm(linear_layers(state), source=TITLE)
 
 
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:

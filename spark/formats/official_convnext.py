@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Conversion, Drops, Renaming, Rule, Table, unwrapped
 from spark.formats.writer import save_tensors
@@ -53,15 +52,18 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     Raises:
         UserError: the official ConvNeXt cannot hold the network.
     """
-    require_linear_layers(state, TITLE)
-    return TABLE.from_timm(state, source=TITLE)
+    return TABLE.from_timm(linear_layers(state), source=TITLE)
 
 
-def require_linear_layers(state: Mapping[str, Tensor], what: str) -> None:
-    """Raise UserError for timm's ConvNeXts whose pointwise layers are 1x1 convolutions (its own small ones)."""
-    for key, tensor in state.items():
-        if ".mlp.fc" in key and tensor.ndim == 4:
-            raise UserError(f"{what} has no place for '{key}': it is a 1x1 convolution where a linear layer should be")
+def linear_layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with the 1x1 convolutions that are timm's pointwise layers in small ConvNeXts as linear layers.
+
+    The numbers are the same; the reader gives them the shape that the model wants.
+    """
+    return {
+        key: tensor.flatten(1) if ".mlp.fc" in key and tensor.shape[2:] == (1, 1) else tensor
+        for key, tensor in state.items()
+    }
 
 
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:

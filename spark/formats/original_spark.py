@@ -50,10 +50,8 @@ def recognised(state: Mapping[str, Tensor]) -> bool:
 def to_spark(state: Mapping[str, Tensor]) -> Conversion:
     """Map the whole pre-training model to the names of `spark.model.SparK`."""
     inside = {key.removeprefix(ENCODER): tensor for key, tensor in state.items() if key.startswith(ENCODER)}
-    is_convnext = official_convnext.recognised(inside)
-    encoder = official_convnext.to_timm(inside) if is_convnext else rename(inside, SAME)
     outside = {key: tensor for key, tensor in state.items() if not key.startswith(ENCODER)}
-    return _side_by_side(encoder, ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
+    return _side_by_side(_encoder_to_timm(inside), ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
 
 
 def from_spark(state: Mapping[str, Tensor]) -> Conversion:
@@ -64,8 +62,8 @@ def from_spark(state: Mapping[str, Tensor]) -> Conversion:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
-    """Keep the encoder in timm's naming and drop the rest of the pre-training model."""
-    return keep_encoder(to_spark(state))
+    """Map an encoder, alone or out of the pre-training model, whose rest is dropped."""
+    return keep_encoder(to_spark(state)) if recognised(state) else _encoder_to_timm(state)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Conversion:
@@ -91,6 +89,11 @@ def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> l
     # The original's pictures are square.
     content = {"arch": info.model, "input_size": max(info.input_size), "module": dict(state), "is_pretrain": True}
     return save_tensors(destination, state, content)
+
+
+def _encoder_to_timm(state: Mapping[str, Tensor]) -> Conversion:
+    is_convnext = official_convnext.recognised(state)
+    return official_convnext.to_timm(state) if is_convnext else rename(state, SAME)
 
 
 def _side_by_side(encoder: Conversion, old: str, new: str, rest: Conversion) -> Conversion:

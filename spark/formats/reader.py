@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from spark import checkpoint
 from spark.errors import UserError, nearest
-from spark.formats import original_spark
+from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
 from spark.formats.naming import CLASSIFIER, Conversion, rename
@@ -117,12 +118,11 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     Raises:
         UserError: no candidate fits.
     """
-    given = {key: tensor.shape for key, tensor in state.items() if "num_batches_tracked" not in key}
+    given = {key: _bare(tensor.shape) for key, tensor in state.items() if "num_batches_tracked" not in key}
     fitting: dict[str, int] = {}
     candidates = next((names for key, names in CANDIDATES.items() if key in state), ())
     for name in candidates:
-        own = {key: tensor.shape for key, tensor in _empty(name).state_dict().items()}
-        body = {key: shape for key, shape in own.items() if not optional(key)}
+        body = _body(name)
         if body.items() <= given.items():
             fitting[name] = len(body)
     if fitting:
@@ -135,6 +135,9 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) 
     """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
     own = {key: tensor.shape for key, tensor in _empty(name, **built_with).state_dict().items()}
     kept = rename(state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", CLASSIFIER)])
+    for key in own.keys() & kept.state.keys():
+        if _bare(own[key]) == _bare(kept.state[key].shape):  # a linear layer where the model has a 1x1 convolution
+            kept.state[key] = kept.state[key].reshape(own[key])
     unexpected = [key for key in kept.state if key not in own]
     missing = [key for key in own if key not in kept.state and not optional(key)]
     misshapen = [key for key in kept.state if key in own and kept.state[key].shape != own[key]]
@@ -150,6 +153,17 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) 
         elif key not in kept.state:
             kept.missing[key] = "behind the last feature map, stays as timm initialises it"
     return kept
+
+
+@functools.cache  # a candidate is built in some tenths of a second, and there are many
+def _body(name: str) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of what an encoder must have."""
+    return {key: _bare(tensor.shape) for key, tensor in _empty(name).state_dict().items() if not optional(key)}
+
+
+def _bare(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without axes of length 1."""
+    return tuple(length for length in shape if length != 1)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -201,6 +215,7 @@ def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tenso
     if any(key.startswith(original_spark.OURS) for key in state):
         same = Conversion(state, {key: key for key in state})
         return OURS, original_spark.keep_encoder(same), state
+    detectron2.refuse_caffe2(state)
     for name, module in FORMATS.items():
         if module.recognised(state):
             return name, module.to_timm(state), None

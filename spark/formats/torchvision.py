@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from spark.errors import UserError, nearest
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Conversion, Rule, Table, per_stage, table_of
-from spark.formats.official_convnext import require_linear_layers
 from spark.formats.proofs import Difference, difference, load_exactly, picture
 from spark.formats.writer import save_tensors
 
@@ -74,7 +73,6 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     Raises:
         UserError: torchvision's networks cannot hold it.
     """
-    require_linear_layers(state, TITLE)
     return table_of((RESNET, CONVNEXT), state, TITLE).from_timm(state, source=TITLE)
 
 
