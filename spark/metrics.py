@@ -17,8 +17,8 @@ FILE_NAME = "metrics.jsonl"
 class MetricsLog:
     """Append records to `<run>/metrics.jsonl` and mirror their numbers to `<run>/tensorboard`.
 
-    A run that is resumed at step n drops the records of steps after n, which it is about to repeat. A quiet log
-    writes nothing: of several processes, one writes for all.
+    A run that is resumed at step n drops the records of steps after n, which it is about to repeat; one at step 0 has
+    nothing to keep. A quiet log writes nothing: of several processes, one writes for all.
     """
 
     def __init__(self, run: Path, resume_step: int = 0, quiet: bool = False) -> None:
@@ -26,7 +26,7 @@ class MetricsLog:
         if quiet:
             return
         path = run / FILE_NAME
-        kept = [record for record in read_metrics(run) if record["step"] <= resume_step]
+        kept = [record for record in read_metrics(run) if record["step"] <= resume_step > 0]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)

@@ -94,6 +94,18 @@ class TrainConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """Is it learning? Classify labelled images by the encoder's features, now and then; training is not touched."""
+
+    train: str | None = None  # a folder of class folders; null: no probe
+    val: str | None = None  # another one of the same classes; null: a fifth of the first is split off
+    epochs: int = 10  # a probe every so many epochs, beside the first, of the network as it begins, and the last
+    images: int = 10000  # at most so many of each folder, chosen at random
+    neighbours: int = 20  # of weighted k-NN
+    temperature: float = 0.07  # of weighted k-NN
+
+
+@dataclass
 class PretrainConfig:
     """A whole run."""
 
@@ -112,6 +124,7 @@ class PretrainConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     @property
     def learning_rate(self) -> float:
@@ -145,6 +158,10 @@ class PretrainConfig:
             "train.epochs": self.train.epochs,
             "train.batch": self.train.batch,
             "train.picture_epochs": self.train.picture_epochs,
+            "probe.epochs": self.probe.epochs,
+            "probe.images": self.probe.images,
+            "probe.neighbours": self.probe.neighbours,
+            "probe.temperature": self.probe.temperature,
             "optimizer.base_lr": self.optimizer.base_lr,
             "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
             "decoder.width": self.decoder.width,
@@ -160,6 +177,8 @@ class PretrainConfig:
             "optimizer.weight_decay_end": self.optimizer.weight_decay_end,
         }
         found += [f"{name}={value} must not be negative" for name, value in not_negative.items() if value < 0]
+        if self.probe.val and not self.probe.train:
+            found.append(f"probe.val={self.probe.val} needs probe.train, a folder of the same classes")
         if not 0 < self.mask.ratio < 1:
             found.append(f"mask.ratio={self.mask.ratio} must lie between 0 and 1")
         if not 0 < self.data.min_scale <= 1:

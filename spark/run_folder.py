@@ -16,9 +16,10 @@ from spark.metrics import FILE_NAME as METRICS
 from spark.provenance import content_hash
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-# What may change between a run and its continuation without changing its numbers by more than rounding.
+# What may change between a run and its continuation without changing its numbers by more than rounding. `probe`
+# stands for all of its settings.
 FREE_TO_CHANGE = frozenset(
-    {"out", "resume", "device", "engine", "train.compile", "train.recompute", "data.root", "data.workers"}
+    {"out", "resume", "device", "engine", "train.compile", "train.recompute", "data.root", "data.workers", "probe"}
 )
 
 
@@ -64,7 +65,7 @@ def check_run_folder(
 def protocol_hash(config: Any) -> str:
     """Return a hash of all settings that decide about a run's numbers."""
     settings = _flat(dataclasses.asdict(config))
-    return content_hash({name: value for name, value in settings.items() if name not in FREE_TO_CHANGE})
+    return content_hash({name: value for name, value in settings.items() if not _among(name, FREE_TO_CHANGE)})
 
 
 def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
@@ -75,13 +76,18 @@ def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> N
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in free_to_change
+        if before.get(name) != now.get(name) and not _among(name, free_to_change)
     ]
     if changed:
         raise UserError(
             f"'{folder}' holds a run of another configuration ({'; '.join(changed)}); "
             "pass another out=…, or resume=never to replace it"
         )
+
+
+def _among(name: str, names: Collection[str]) -> bool:
+    """Whether a setting is named, itself or by its group."""
+    return name in names or name.partition(".")[0] in names
 
 
 def _remove(path: Path) -> None:

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from spark.checkpoint import load_latest, save_checkpoint
 from spark.data import (
     STEP,
-    Draw,
     EpochSampler,
     ImagePool,
     Sample,
@@ -45,6 +44,7 @@ from spark.provenance import code_version
 from spark.run_folder import CHECKPOINTS, protocol_hash
 from spark.signals import StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
+from spark.watch import LearningWatch
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
 IMAGES_PER_PICTURE = 6
@@ -79,6 +79,7 @@ class Pretraining:
         )
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
+        self._watch = LearningWatch(config, self._ranks, self._pool, self._steps_per_epoch * config.train.batch)
         self._model.to(self._device).to(memory_format=torch.channels_last)
         if config.train.recompute:
             self._model.recompute_blocks()
@@ -135,6 +136,8 @@ class Pretraining:
             MetricsLog(run, self.step, quiet=not ranks.first) as log,
             TrainingProgress("pretrain", self.total_steps, batch, self.step, quiet=not ranks.first) as progress,
         ):
+            if self.step == 0 and (found := self._watch.look(self._model.encoder, epochs_done=0, last=False)):
+                log.write(0, epoch=0.0, **found)
             for sample in loader if self.step < self.total_steps else ():
                 unreadable.note(sample.unreadable)
                 loss, grad_norm, rate, decay = self._train_step(sample)
@@ -145,12 +148,16 @@ class Pretraining:
                     if not bad.row:
                         mean = torch.stack(self._losses).nanmean().item()
                         self._losses = []
+                        found = {}
+                        if into_epoch == 0:
+                            found = self._watch.look(self._model.encoder, epochs_done, self.finished)
                         log.write(
                             self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
                             weight_decay=decay, grad_norm=grad_norm.item(),
-                            **({"skipped": bad.total} if bad.total else {}),
+                            **({"skipped": bad.total} if bad.total else {}), **found,
                         )
-                        status = f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}"
+                        epoch = math.ceil(self.step / self._steps_per_epoch)
+                        status = f"epoch {epoch} loss {mean:.4f}{self._watch.status}"
                 progress.advance(status)
                 # The picture comes before the checkpoint: a run that is killed in between draws it again.
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
@@ -343,8 +350,7 @@ class Pretraining:
     def _picture(self) -> Tensor:
         """Draw reconstructions of the same images under the same masks every time."""
         count = min(IMAGES_PER_PICTURE, len(self._pool))
-        chosen = [i * len(self._pool) // count for i in range(count)]
-        images = torch.stack([self._pool[Draw(0, index)].image for index in chosen])
+        images = self._pool.some(count)
         generator = torch.Generator().manual_seed(self._config.seed)
         mask = self._model.draw_mask(count, self._grid, generator)
         data = self._config.data

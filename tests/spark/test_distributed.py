@@ -83,13 +83,19 @@ def test_two_processes_have_the_losses_of_one(
         assert record["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3), record["step"]
 
 
-def test_processes_accumulate(photos: Path, tmp_path: Path) -> None:
+def test_processes_accumulate_and_probe(photos: Path, pictures: Path, tmp_path: Path) -> None:
     """Their parts are not those of one process, and with them what the decoder's batch norms see differs."""
-    few = ("model.name=convnext_atto", "train.epochs=2", "train.warmup_epochs=0", "train.device_batch=2")
+    few = (
+        "model.name=convnext_atto", "train.epochs=2", "train.warmup_epochs=0", "train.device_batch=2",
+        f"probe.train={pictures}",
+    )  # fmt: skip
     pretrain(load_recipe(PretrainConfig, None, settings(photos, tmp_path / "one", *few)))
     done = torchrun(tmp_path / "recipe.yaml", *settings(photos, tmp_path / "two", *few))
     assert done.returncode == 0, done.stderr
-    for record, right in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+    (first, *records), (right_first, *right_records) = (read_metrics(tmp_path / name) for name in ("two", "one"))
+    assert first == right_first  # the probe of the same weights
+    assert {"knn", "linear"} <= first.keys() & records[-1].keys()
+    for record, right in zip(records, right_records, strict=True):
         assert record["loss"] == pytest.approx(right["loss"], rel=0.02)
         assert record["grad_norm"] == pytest.approx(right["grad_norm"], rel=0.1)
 

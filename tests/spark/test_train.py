@@ -81,6 +81,13 @@ def test_metrics_follow_the_schedule(finished: Path) -> None:
     assert all(0.5 < record["loss"] < 2 and record["grad_norm"] > 0 for record in records)
 
 
+def test_the_last_record_tells_how_different_features_are(finished: Path) -> None:
+    """Earlier ones do not: to look at them would cost more than one per cent of such short epochs."""
+    spread = {"feature_similarity", "effective_rank"}
+    assert [record["step"] for record in read_metrics(finished) if spread & record.keys()] == [EPOCHS * STEPS]
+    assert 1 < read_metrics(finished)[-1]["effective_rank"] < PHOTOS
+
+
 def test_the_export_is_the_encoder_of_the_last_checkpoint(finished: Path) -> None:
     checkpoint = load_latest(finished / "checkpoints")
     assert checkpoint is not None
@@ -175,6 +182,23 @@ def stopping_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_checkpoint", stop_after_saving)
         yield
+
+
+def test_a_probe_changes_nothing(
+    finished: Path, photos: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses and weights are those of the run without one, bit for bit; it may come and go between continuations."""
+    out = run(photos, tmp_path / "probed", f"probe.train={pictures}", "probe.epochs=2")
+    begins, *records = read_metrics(out)
+    assert (begins["step"], begins.keys()) == (0, {"step", "epoch", "knn", "linear"})
+    assert [record["step"] for record in records if "knn" in record] == [6, 12]
+    probes = {"knn", "linear"}
+    kept = [{name: value for name, value in record.items() if name not in probes} for record in records]
+    assert kept == read_metrics(finished)
+    assert (out / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
+    assert f"loss {records[-1]['loss']:.4f}  knn {records[-1]['knn']:.1f} %" in capsys.readouterr().err
+    run(photos, out)
+    assert "is finished already" in capsys.readouterr().err
 
 
 def test_every_step_is_a_place_to_go_on_from(

@@ -1,0 +1,39 @@
+"""Weighted k-nearest-neighbours classification: what frozen features are worth, without training anything.
+
+The classifier of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018),
+section 3.4: cosine similarity s, and each neighbour votes for its class with weight exp(s / temperature).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 1024  # queries that are compared with the whole bank at a time
+
+
+def knn_predict(
+    bank_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbours: int = 20, temperature: float = 0.07
+) -> Tensor:
+    """Classify features by those whose class is known.
+
+    Args:
+        bank_ND: features of N images; they need no normalisation.
+        labels_N: their classes, 0, 1, …
+        queries_MD: features of the images to classify.
+        neighbours: that vote; all of a smaller bank.
+        temperature: how much more the nearest ones count.
+
+    Returns:
+        The classes of the queries, [M].
+    """
+    bank_ND, queries_MD = (functional.normalize(features.float(), dim=1) for features in (bank_ND, queries_MD))
+    votes_NC = functional.one_hot(labels_N).float()
+    predicted = []
+    for chunk_LD in queries_MD.split(CHUNK):
+        similarity_LK, index_LK = (chunk_LD @ bank_ND.T).topk(min(neighbours, len(bank_ND)), dim=1)
+        # Only ratios of weights matter; relative to the nearest, the exponential stays within 0..1.
+        weight_LK = ((similarity_LK - similarity_LK[:, :1]) / temperature).exp()
+        predicted.append((weight_LK[..., None] * votes_NC[index_LK]).sum(1).argmax(1))
+    return torch.cat(predicted)
