@@ -48,4 +48,10 @@ def random_mask(
     order = torch.rand(batch, height * width, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, height * width, dtype=torch.bool)
     mask.scatter_(1, order[:, :count], True)
-    return mask.view(batch, 1, height, width).repeat_interleave(square, 2).repeat_interleave(square, 3)
+    return enlarge(mask.view(batch, 1, height, width), height * square, width * square)
+
+
+def enlarge(mask: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask [B, 1, rows, columns] at another resolution, multiples of the two: [B, 1, height, width]."""
+    rows, columns = mask.shape[-2:]
+    return mask.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)

@@ -13,7 +13,7 @@ from spark.backbones import build_pyramid, dense_part
 from spark.decoder import UNetDecoder
 from spark.densify import Densify, norm_like
 from spark.errors import UserError
-from spark.masking import random_mask, visible_count
+from spark.masking import enlarge, random_mask, visible_count
 from spark.pyramid import Pyramid, require_maps, require_pyramid, sparse_layers_of
 from spark.recompute import recompute_blocks
 from spark.sparse.convert import join, sparsify
@@ -204,8 +204,7 @@ class SparK(nn.Module):
         _, mean, deviation = normalise_patches(take_patches(images, every, *grid))
         patches = take_patches(output.prediction, every, *grid) * deviation + mean
         drawn = put_patches(patches, every, len(images), *grid)
-        visible = output.mask.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
-        return torch.where(visible, images, drawn)
+        return torch.where(enlarge(output.mask, *images.shape[-2:]), images, drawn)
 
 
 def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:

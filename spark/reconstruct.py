@@ -21,6 +21,7 @@ from spark.errors import UserError
 from spark.files import atomic_path, write_text
 from spark.images.centre import read_centre
 from spark.images.source import list_images
+from spark.masking import enlarge
 from spark.model import SparK
 from spark.pretrained import Pretrained, load_pretrained
 from spark.provenance import code_version
@@ -95,7 +96,7 @@ def attempt(
     output = model(images, draw_mask(model, images.shape[-2:], ratio, seed))
     pasted = model.reconstruct(images, output)
     drawn = model.reconstruct(images, output._replace(mask=torch.zeros_like(output.mask)))  # as if none were visible
-    visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
+    visible = enlarge(output.mask, *images.shape[-2:])
     original, drawn, pasted = (denormalise(shown, mean, std) for shown in (images, drawn, pasted))
     masked = torch.where(visible, original, GREY)
     pictures = (_picture(masked), _picture(drawn), _picture(pasted))

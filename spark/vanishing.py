@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spark.backbones import build_pyramid
 from spark.files import atomic_path
 from spark.images.centre import read_centre
-from spark.masking import random_mask
+from spark.masking import enlarge, random_mask
 from spark.plots import COLOURS, GREY, encode, quieten
 from spark.pyramid import Pyramid, require_pyramid, sparse_layers_of
 from spark.recompute import blocks_of
@@ -74,9 +74,7 @@ def visualize_vanishing(model: str, image: Path, out: Path, size: int, ratio: fl
 @torch.no_grad()
 def trace(network: Pyramid, image: Tensor, mask: Tensor, engine: str = "auto") -> list[Trace]:
     """Run a network on a masked image [1, C, H, W], dense and then sparse (it is converted in place)."""
-    shown = mask.repeat_interleave(image.shape[-2] // mask.shape[-2], 2)
-    shown = shown.repeat_interleave(image.shape[-1] // mask.shape[-1], 3)
-    masked = image * shown
+    masked = image * enlarge(mask, *image.shape[-2:])
     assert isinstance(network, nn.Module)
     paths = _places(network, network.example())
     network.double().eval()  # convolutions in float64 add up products: nothing but zero comes of zeros

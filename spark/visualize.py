@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 
 from spark.data import denormalise
 from spark.files import atomic_path
+from spark.masking import enlarge
 from spark.model import SparK
 
 GREY = 0.5  # what a masked patch looks like in the picture
@@ -37,7 +38,7 @@ def reconstruction_grid(
     model.eval()
     output = model(images, mask)
     model.train(was_training)
-    visible = output.mask.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
+    visible = enlarge(output.mask, *images.shape[-2:])
     original, drawn = (denormalise(shown, mean, std) for shown in (images, model.reconstruct(images, output)))
     masked = torch.where(visible, original, GREY)
     columns = displayable(torch.stack([masked, drawn, original], dim=1).flatten(0, 1))

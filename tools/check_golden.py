@@ -29,6 +29,7 @@ from torch import Tensor
 
 from spark.errors import UserError, exits_cleanly
 from spark.formats import original_spark
+from spark.masking import enlarge
 from spark.model import SparK, build_spark
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 
@@ -116,7 +117,7 @@ def picture_numbers(model: SparK, images: Tensor, masks: Tensor) -> Numbers:
     """Reconstruct in eval mode; `masked_l2` is the norm of the picture that the encoder sees."""
     with torch.no_grad():
         picture = model.reconstruct(images, model(images, masks))
-    seen = images * masks.repeat_interleave(model.stride, 2).repeat_interleave(model.stride, 3)
+    seen = images * enlarge(masks, *images.shape[-2:])
     return {"eval_reconstruction": summary(picture) | {"masked_l2": seen.double().norm().item()}}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spark.backbones import build_pyramid
-from spark.masking import random_mask
+from spark.masking import enlarge, random_mask
 from spark.pyramid import Pyramid, require_maps, require_pyramid, sparse_layers_of
 from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.layers import kind_of
@@ -179,8 +179,7 @@ def _leakage(
 ) -> float:
     """Change the masked pixels; and, where maps have holes, look for anything in those of any layer's output."""
     mask = random_mask(len(picture), (patches, patches), MASK_RATIO, generator)
-    stride = picture.shape[-1] // patches
-    hidden = ~mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+    hidden = ~enlarge(mask, *picture.shape[-2:])
     noise = torch.randn(picture.shape, dtype=picture.dtype, generator=generator)
     changed = torch.where(hidden, noise, picture)
     in_holes = [0.0]

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
+from spark.masking import enlarge
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 
 
@@ -91,8 +92,8 @@ class VisiblePatches:
         """
 
         def scale() -> Tensor:
-            h, w = self.patch_size(height, width)
-            return self.mask.repeat_interleave(h, 2).repeat_interleave(w, 3)
+            self.patch_size(height, width)  # refuses what does not align
+            return enlarge(self.mask, height, width)
 
         return self.once(("mask", height, width), scale)
 
