@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spark.sparse.gather import Index, add_back, gather, gather_rows
 from spark.sparse.patches import copy_patches, put_patches, take_patches
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Windows
 
 SMALL_PATCH = 16  # outputs; up to here, oneDNN is slower on many tiny images than one matrix product is
 TILES_OVER_MAP = 2.0  # a tile's position costs less than half of a map's: no zeros to write, and caches hold it
-
-Index = Tensor  # indices into the positions of a compact map, its length where there is nothing
 
 
 def convolve(
@@ -151,12 +150,12 @@ class _Tiles(torch.autograd.Function):
     def forward(ctx: Any, x_NChw: Tensor, index: Index, fill: float) -> Tensor:
         ctx.save_for_backward(index)
         ctx.shape = x_NChw.shape
-        return _gather(x_NChw, index, fill)
+        return gather(x_NChw, index, fill)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        return _add_back(grads[0].permute(0, 2, 3, 1), index, ctx.shape), None, None
+        return add_back(grads[0].permute(0, 2, 3, 1), index, ctx.shape), None, None
 
 
 class _TileConvolution(torch.autograd.Function):
@@ -167,23 +166,23 @@ class _TileConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index, back)
         ctx.windows, ctx.groups = windows, groups
-        return _without_padding(_gather(x, index), weight, bias, windows, groups)
+        return _without_padding(gather(x, index), weight, bias, windows, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, index, back = ctx.saved_tensors
         (grad,), (wants_x, wants_weight, wants_bias, *_) = grads, ctx.needs_input_grad
-        tile = _gather(x, index)
+        tile = gather(x, index)
         strided = _strided(ctx.windows)
         wanted = [wants_x and strided, wants_weight]
         grad_tile, grad_weight = _gradients(grad, tile, weight, ctx.windows, ctx.groups, [0, 0], wanted)
         grad_x = None
         if wants_x and strided:
-            grad_x = _add_back(grad_tile.permute(0, 2, 3, 1), index, x.shape)
+            grad_x = add_back(grad_tile.permute(0, 2, 3, 1), index, x.shape)
         elif wants_x:
             back_windows = ctx.windows[0].transposed, ctx.windows[1].transposed
             flipped = _flipped(weight, ctx.groups)
-            tile = _gather(grad, index if back is None else back)
+            tile = gather(grad, index if back is None else back)
             grad_x = _without_padding(tile, flipped, None, back_windows, ctx.groups)
         return grad_x, grad_weight, _bias_gradient(grad, wants_bias), None, None, None, None
 
@@ -200,7 +199,7 @@ class _TapConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index, back)
         ctx.windows = windows
-        return functional.linear(_rows(x, index), weight.permute(0, 2, 3, 1).flatten(1), bias)
+        return functional.linear(gather_rows(x, index), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -209,15 +208,15 @@ class _TapConvolution(torch.autograd.Function):
         kernel = weight.shape[2:]
         grad_x = grad_weight = None
         if wants_weight:
-            product = grad_rows.t() @ _rows(x, index)
+            product = grad_rows.t() @ gather_rows(x, index)
             grad_weight = product.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
         if wants_x and _strided(ctx.windows):
             split = (grad_rows @ weight.permute(0, 2, 3, 1).flatten(1)).unflatten(1, (kernel.numel(), -1))
-            grad_x = _add_back(split, index, x.shape)
+            grad_x = add_back(split, index, x.shape)
         elif wants_x:
             flipped = _flipped(weight, 1).permute(0, 2, 3, 1).flatten(1)
             grad = grad_rows.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
-            grad_x = functional.linear(_rows(grad, index if back is None else back), flipped)
+            grad_x = functional.linear(gather_rows(grad, index if back is None else back), flipped)
             grad_x = grad_x.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
         return grad_x, grad_weight, grad_rows.sum(0) if wants_bias else None, None, None, None
 
@@ -250,27 +249,6 @@ class _MapConvolution(torch.autograd.Function):
             height, width = x.shape[2] * ctx.shape[1], x.shape[3] * ctx.shape[2]
             grad_x = take_patches(grad_dense[..., :height, :width], ids, *ctx.shape[1:])
         return grad_x, grad_weight, _bias_gradient(grad, wants_bias), None, None, None, None
-
-
-def _gather(x_NChw: Tensor, index: Index, fill: float = 0.0) -> Tensor:
-    """Return the positions that a table [N, a, b] names: [N, C, a, b], channels last."""
-    positions = x_NChw.permute(0, 2, 3, 1).flatten(0, 2)
-    nothing = positions.new_full((1, positions.shape[1]), fill)
-    found = torch.cat([positions, nothing]).index_select(0, index.flatten())
-    return found.unflatten(0, index.shape).permute(0, 3, 1, 2)
-
-
-def _add_back(grads: Tensor, index: Index, shape: torch.Size) -> Tensor:
-    """Add gradients [..., C] to the positions that they were copied from; the reverse of `_gather`."""
-    channels, count = grads.shape[-1], math.prod(shape) // shape[1]
-    total = grads.new_zeros(count + 1, channels)  # the last one is for what came from nowhere
-    total.index_add_(0, index.flatten(), grads.reshape(-1, channels))
-    return total[:-1].unflatten(0, (shape[0], *shape[2:])).permute(0, 3, 1, 2)
-
-
-def _rows(x_NChw: Tensor, table: Index) -> Tensor:
-    """Return the inputs of every output position: [N * outputs, kernel * kernel * C]."""
-    return _gather(x_NChw, table[:, :, None]).permute(0, 2, 3, 1).flatten(1)
 
 
 def _without_padding(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, groups: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spark.sparse.gather import Index, gather_rows
 from spark.sparse.state import VisiblePatches
 
 
@@ -31,7 +32,7 @@ def convolve_filled(x_NChw: Tensor, fill_1C11: Tensor, conv: nn.Conv2d, visible:
     return _ScatterConvolution.apply(difference, weight, base_1OHW, targets, images)
 
 
-def _targets(h: int, w: int, visible: VisiblePatches) -> Tensor:
+def _targets(h: int, w: int, visible: VisiblePatches) -> Index:
     """Say which output each visible input adds to by each tap: [N * h * w, 9].
 
     Indices into the B * H * W positions of the dense map, and B * H * W itself for what falls off the image.
@@ -63,9 +64,7 @@ class _ScatterConvolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets = ctx.saved_tensors
         (grad,) = grads
-        outputs = grad.permute(0, 2, 3, 1).flatten(0, 2)
-        outputs = torch.cat([outputs, outputs.new_zeros(1, outputs.shape[1])])
-        seen = outputs.index_select(0, targets.flatten()).view(len(targets), -1)
+        seen = gather_rows(grad, targets)
         flat_weight = weight.permute(1, 2, 3, 0).flatten(1)
         grad_x = (seen @ flat_weight.t()).unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
         product = x.permute(0, 2, 3, 1).flatten(0, 2).t() @ seen
