@@ -61,10 +61,6 @@ def lint(source: Source, content: Content) -> Findings:
 def _lint_categories(content: Content, findings: Findings) -> None:
     names = {category["id"]: category["name"] for category in content["categories"]}
     ids = sorted(names)
-    if ids != list(range(1, len(ids) + 1)):
-        kind = "begin with 0" if ids == list(range(len(ids))) else f"are {ids[0]} to {ids[-1]} with gaps"
-        if ids != [*range(ids[0], ids[-1] + 1)] or ids[0] == 0:
-            findings.notes.append(f"{findings.where}: category ids {kind}; the model numbers them 0 to {len(ids) - 1}")
     coco = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
     if set(names.values()) == set(coco.values()) and names != coco:
         findings.warnings.append(f"{findings.where} has COCO's 80 categories under other ids than COCO's (1 to 90 with "
@@ -187,6 +183,7 @@ def lint_pair(train: tuple[Source, Content], val: tuple[Source, Content]) -> Fin
     categories = [sorted((category["id"], category["name"]) for category in content["categories"])
                   for _, content in (train, val)]
     ours, theirs = ([name for _, name in split] for split in categories)
+    findings.notes.extend(_numbering([id_ for id_, _ in categories[0]]))
     if ours != theirs:
         findings.errors.append(f"the categories of {findings.where} differ: {_difference(ours, theirs)}")
     elif categories[0] != categories[1]:
@@ -198,6 +195,13 @@ def lint_pair(train: tuple[Source, Content], val: tuple[Source, Content]) -> Fin
         findings.warnings.append(f"{len(shared):,} of {len(pictures[1]):,} validation pictures are training pictures "
                                  f"too, such as {shared[0]}")
     return findings
+
+
+def _numbering(ids: list[int]) -> Iterator[str]:
+    """Say how category ids (sorted) become the model's numbers, where that is not by taking 1 away."""
+    if ids != list(range(1, len(ids) + 1)):
+        gaps = " with gaps" if ids[-1] - ids[0] >= len(ids) else ""
+        yield f"category ids are {ids[0]} to {ids[-1]}{gaps}; the model numbers them 0 to {len(ids) - 1}"
 
 
 def _difference(ours: list[str], theirs: list[str]) -> str:
