@@ -127,6 +127,7 @@ def build_train_loader(cfg: DictConfig, seed: int, first_iteration: int, accumul
         "mapper": None,
         "total_batch_size": total,
         "aspect_ratio_grouping": False,  # the sampler has done it
+        "seed": seed,  # not of pictures, but each start of workers would draw from the model's generator without it
     })
     loader.worker_init_fn = leave_to_parent  # Detectron2's would draw a seed, which is not needed
     return loader

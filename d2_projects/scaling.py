@@ -29,7 +29,7 @@ class Change:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old:g} -> {self.new:g} ({self.reason})".replace("e+0", "e")
+        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)} ({self.reason})"
 
 
 def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[DictConfig, list[Change]]:
@@ -64,8 +64,8 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     batch = cfg.dataloader.train.total_batch_size
     per_gpu = max(1, round(batch / train.reference_world_size))
     share = per_gpu * parts / batch
-    by = f"{gpus} of {train.reference_world_size} GPUs"
-    change(BATCH, per_gpu * parts, f"{per_gpu} pictures for each GPU at a time, {by}")
+    change(BATCH, per_gpu * parts, f"{per_gpu} pictures for each GPU at a time, with {gpus} GPUs instead of "
+           f"{train.reference_world_size}")
     root = "Adam" in called(cfg.optimizer).__name__
     change(LR, float(f"{cfg.optimizer.lr * (math.sqrt(share) if root else share):.6g}"),
            "with the square root of the batch, as for Adam" if root else "with the batch, as for SGD")
@@ -108,3 +108,6 @@ def _marks_below(node: Any, prefix: str) -> Iterator[str]:
         else:
             yield from _marks_below(node[key], name)
 
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
