@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spark.checkpoint import load_latest
 from spark.config import save_resolved, to_yaml
+from spark.curve import FILE_NAME as CURVE
 from spark.distributed import Ranks, joined
 from spark.formats.encoder import INFO, WEIGHTS, save_encoder
 from spark.pretrain_config import PretrainConfig
@@ -68,6 +69,6 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
 
 def _prepare(run: Path, config: PretrainConfig) -> bool:
     """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
-    yields = (WEIGHTS, INFO, PICTURES, UNREADABLE)
+    yields = (WEIGHTS, INFO, CURVE, PICTURES, UNREADABLE)
     check_run_folder(run, config, config.resume == "never", yields, FREE_TO_CHANGE_HERE)
     return load_latest(run / CHECKPOINTS) is not None

@@ -64,30 +64,41 @@ def check_run_folder(
 
 def protocol_hash(config: Any) -> str:
     """Return a hash of all settings that decide about a run's numbers."""
-    settings = _flat(dataclasses.asdict(config))
-    return content_hash({name: value for name, value in settings.items() if not _among(name, FREE_TO_CHANGE)})
+    settings = flat(dataclasses.asdict(config))
+    return content_hash({name: value for name, value in settings.items() if not among(name, FREE_TO_CHANGE)})
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    settings: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            settings.update(flat(value, f"{prefix}{key}."))
+        else:
+            settings[f"{prefix}{key}"] = value
+    return settings
+
+
+def among(name: str, names: Collection[str]) -> bool:
+    """Whether a setting is named, itself or by its group."""
+    return name in names or name.partition(".")[0] in names
 
 
 def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
     # What a run of an older version did not know, it did as the default says now.
-    defaults = _flat(OmegaConf.to_container(OmegaConf.structured(type(config))))
-    before = defaults | _flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    now = _flat(dataclasses.asdict(config))
+    defaults = flat(OmegaConf.to_container(OmegaConf.structured(type(config))))
+    before = defaults | flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    now = flat(dataclasses.asdict(config))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not _among(name, free_to_change)
+        if before.get(name) != now.get(name) and not among(name, free_to_change)
     ]
     if changed:
         raise UserError(
             f"'{folder}' holds a run of another configuration ({'; '.join(changed)}); "
             "pass another out=…, or resume=never to replace it"
         )
-
-
-def _among(name: str, names: Collection[str]) -> bool:
-    """Whether a setting is named, itself or by its group."""
-    return name in names or name.partition(".")[0] in names
 
 
 def _remove(path: Path) -> None:
@@ -98,13 +109,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from spark.checkpoint import load_latest, save_checkpoint
+from spark.curve import Curve, loss_of_the_mean
 from spark.data import (
     STEP,
     EpochSampler,
@@ -34,6 +35,7 @@ from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo
 from spark.guard import LR_FACTOR, REPEATED, ROLLBACKS, Counts, DivergedError, FiniteGuard
 from spark.initialise import initialise
+from spark.loss_bands import find_band
 from spark.metrics import MetricsLog
 from spark.model import build_spark
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
@@ -129,6 +131,8 @@ class Pretraining:
         config, batch, ranks = self._config, self._config.train.batch, self._ranks
         loader = self._loader()
         unreadable = UnreadableFiles(self._pool, run / UNREADABLE if ranks.first else None)
+        mean_level = loss_of_the_mean(self._model.stride**2 * config.model.in_chans)
+        curve = Curve(run, mean_level, find_band(config, self._pool.identity))
         saved = time.monotonic()
         status = ""
         self._model.train()
@@ -159,8 +163,10 @@ class Pretraining:
                         epoch = math.ceil(self.step / self._steps_per_epoch)
                         status = f"epoch {epoch} loss {mean:.4f}{self._watch.status}"
                 progress.advance(status)
-                # The picture comes before the checkpoint: a run that is killed in between draws it again.
+                # Pictures come before the checkpoint: a run that is killed in between draws them again.
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
+                if ranks.first and into_epoch == 0:
+                    curve.update(self.finished)
                 if ranks.first and into_epoch == 0 and draws:
                     save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 stop = ranks.any(request.received)

@@ -62,7 +62,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_its_results(finished: Path) -> None:
     files = set(content(finished))
     assert files == {
-        "config.yaml", "metrics.jsonl", "encoder.safetensors", "encoder.json", "checkpoints/last.pt",
+        "config.yaml", "metrics.jsonl", "curve.png", "encoder.safetensors", "encoder.json", "checkpoints/last.pt",
         "checkpoints/previous.pt", "reconstructions/epoch_00002.png", "reconstructions/epoch_00004.png",
     }  # fmt: skip
     assert list((finished / "tensorboard").iterdir())
@@ -334,7 +334,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch, batches: Collection[int]) -> Iterato
         yield
 
 
-RARE = ("train.picture_epochs=100", "train.checkpoint_minutes=100", "data.workers=0")
+RARE = ("train.checkpoint_minutes=100", "train.picture_epochs=100", "data.workers=0")
 
 
 def test_a_bad_step_is_left_out_and_counted(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
