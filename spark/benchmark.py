@@ -70,7 +70,6 @@ class Workload:
     input_size: tuple[int, int] = (224, 224)
     mask_ratio: float = 0.6
     decoder_width: int = 768
-    drop_path: float = 0.0
     device: str = "auto"
 
 
@@ -94,11 +93,6 @@ class Measurement:
         """Seconds of the encoder's forward and backward pass."""
         return self.seconds["encoder forward"] + self.seconds["encoder backward"]
 
-    @property
-    def step(self) -> float:
-        """Seconds of the whole step."""
-        return sum(self.seconds.values())
-
 
 class TrainingStep:
     """A training step of one variant that can be timed in parts: gradients are cut at the encoder's maps."""
@@ -107,7 +101,7 @@ class TrainingStep:
         self.workload, self.variant = workload, variant
         self.device = choose_device(workload.device)
         torch.manual_seed(0)
-        settings = workload.drop_path, workload.mask_ratio, workload.decoder_width
+        settings = 0.0, workload.mask_ratio, workload.decoder_width  # no drop path: engines must agree on the loss
         if variant.engine == "original":
             self.model = build_original(workload.model, *settings)
         else:
