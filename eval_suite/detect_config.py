@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2_projects.options import complete
 from d2_projects.scaling import Change, scaled
 from spark.errors import UserError, nearest
+from spark.overrides import split_overrides
 
 SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.root"}
 SCRATCH = "scratch"
@@ -83,10 +84,7 @@ def load(recipe: str, overrides: Sequence[str]) -> DetectConfig:
     options = dict(OPTIONS)
     known = sorted(_names(OmegaConf.to_container(cfg, resolve=False)))
     problems, by_hand = [], set()
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"'{override}' is not an override: write key=value")
+    for key, text in split_overrides(overrides):
         target = SHORTHANDS.get(key, key)
         if key in options:
             options[key] = text

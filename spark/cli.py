@@ -1,4 +1,4 @@
-"""The command line `spark`: pretrain, convert, check, bench, visualize."""
+"""The command line `spark`: pretrain, convert, check, models, bench, bench-data, visualize."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _bench_data(options: argparse.Namespace) -> int:
     from spark.pretrain_config import PretrainConfig
 
     # A run's folder is required of a recipe, but nothing is written here.
-    config = load_recipe(PretrainConfig, options.recipe, ["out=unused", *options.overrides])
+    config = load_recipe(PretrainConfig, options.recipe, [*options.overrides, "out=unused"])
     print(benchmark_loader(config, options.seconds))
     return 0
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spark.errors import UserError, nearest
 from spark.files import write_text
+from spark.overrides import split_overrides
 
 Config = TypeVar("Config")
 BASE = "base"  # a recipe's key that names the recipe it differs from
@@ -106,20 +107,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Turn ['a.b=1', 'c=[2,3]'] into {'a.b': 1, 'c': [2, 3]}; values are read as YAML."""
     parsed: dict[str, Any] = {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UserError(f"'{override}' is not an override: write key=value")
+    for key, value in split_overrides(overrides):
         try:
             content = OmegaConf.create({"value": yaml.safe_load(value)})["value"] if value else None
             # OmegaConf's YAML reader knows that 4e-4 is a number; PyYAML's does not.
             if isinstance(content, str):
                 content = OmegaConf.from_dotlist([f"value={value}"])["value"]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"'{override}': {' '.join(str(error).split())}") from None
+            raise UserError(f"'{key}={value}': {' '.join(str(error).split())}") from None
         if isinstance(content, DictConfig | ListConfig):
             content = OmegaConf.to_container(content)
-        parsed[key.strip()] = content
+        parsed[key] = content
     return parsed
 
 

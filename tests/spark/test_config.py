@@ -63,6 +63,13 @@ def test_all_unsound_values_are_listed_at_once() -> None:
         assert part in str(caught.value)
 
 
+def test_what_a_shell_makes_of_braces_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'data\.root' is given twice .* 's-0\.tar'; .*quoted") as caught:
+        load("data.root=s-0.tar", "data.root=s-1.tar")
+    assert "\n" not in str(caught.value)
+    assert load("train.batch=8", "seed=1", "train.batch=4").train.batch == 4  # what comes later counts
+
+
 def test_required_keys_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"'data\.root' is required.*'out' is required"):
         load_recipe(PretrainConfig, None, [])
