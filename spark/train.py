@@ -148,20 +148,7 @@ class Pretraining:
                 self._losses.append(loss)
                 epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
                 if into_epoch == 0 or self.step % STEPS_PER_RECORD == 0:
-                    bad = self._count_bad_steps()
-                    if not bad.row:
-                        mean = torch.stack(self._losses).nanmean().item()
-                        self._losses = []
-                        found = {}
-                        if into_epoch == 0:
-                            found = self._watch.look(self._model.encoder, epochs_done, self.finished)
-                        log.write(
-                            self.step, epoch=self.step / self._steps_per_epoch, loss=mean, lr=rate,
-                            weight_decay=decay, grad_norm=grad_norm.item(),
-                            **({"skipped": bad.total} if bad.total else {}), **found,
-                        )
-                        epoch = math.ceil(self.step / self._steps_per_epoch)
-                        status = f"epoch {epoch} loss {mean:.4f}{self._watch.status}"
+                    status = self._record(log, lr=rate, weight_decay=decay, grad_norm=grad_norm.item()) or status
                 progress.advance(status)
                 # Pictures come before the checkpoint: a run that is killed in between draws them again.
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
@@ -177,6 +164,27 @@ class Pretraining:
                 if stop:
                     break
         ranks.say(unreadable.summary())
+
+    def _record(self, log: MetricsLog, **values: float) -> str:
+        """Log the steps since the last record, and at an epoch's end what the encoder has learnt.
+
+        Returns:
+            What a person wants to see of it; "" if the last step was bad, and the record has to wait.
+
+        Raises:
+            DivergedError: there were too many bad steps.
+        """
+        bad = self._count_bad_steps()
+        if bad.row:
+            return ""
+        mean = torch.stack(self._losses).nanmean().item()
+        self._losses = []
+        values |= {"skipped": bad.total} if bad.total else {}
+        epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
+        if into_epoch == 0:
+            values |= self._watch.look(self._model.encoder, epochs_done, self.finished)
+        log.write(self.step, epoch=self.step / self._steps_per_epoch, loss=mean, **values)
+        return f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}{self._watch.status}"
 
     def rehearse(self) -> None:
         """Do a step with images of noise, to see what it takes; this training is of no use afterwards."""
