@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,15 +21,21 @@ def smooth_pictures() -> Iterator[Image.Image]:
         yield Image.fromarray(random.randint(0, 256, (4, 4, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Return a folder with two sub-folders of smooth random pictures, of several sizes."""
-    folder = tmp_path / "pictures"
+@pytest.fixture(scope="session")
+def drawn_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two sub-folders of smooth random pictures, of several sizes; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("drawn") / "pictures"
     for number, coarse in enumerate(islice(smooth_pictures(), PICTURES)):
         destination = folder / "ab"[number % 2] / f"{number:02d}.png"
         destination.parent.mkdir(parents=True, exist_ok=True)
         coarse.resize((72 + number, 80), Image.Resampling.BICUBIC).save(destination)
     return folder
+
+
+@pytest.fixture
+def pictures(drawn_pictures: Path, tmp_path: Path) -> Path:
+    """Return a copy of the drawn pictures, in the test's own folder."""
+    return shutil.copytree(drawn_pictures, tmp_path / "pictures")
 
 
 @pytest.fixture(scope="module")

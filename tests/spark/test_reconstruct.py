@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,23 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def finished(drawn_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with pictures, and with the folder of a run on them that is over."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(drawn_pictures, folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_text(folder / "recipe.yaml", "{}")
+        assert main(["pretrain", "recipe.yaml", *SMALL]) == 0
+    return folder
+
+
 @pytest.fixture
-def run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of a finished run, in a current folder that has pictures."""
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of a finished run, in a current folder that has pictures: a copy that may be changed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "recipe.yaml", "{}")
-    assert main(["pretrain", "recipe.yaml", *SMALL]) == 0
     return tmp_path / "run"
 
 
