@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
+
+from torch import Tensor
 
 from spark.collapse import spread_of
 from spark.data import ImagePool, normalise
@@ -51,10 +54,15 @@ class LearningWatch:
             found |= self._spread(encoder)
         return found
 
+    @cached_property
+    def _shown(self) -> Tensor:
+        """The images that collapse is looked for with: loaded once, as reading them would cost more than the look."""
+        return self._pool.some(self._images)
+
     def _spread(self, encoder: Any) -> dict[str, float]:
         """Return how different the features of some images are, and warn when they begin to be all the same."""
         data, device = self._config.data, self._ranks.device
-        images = normalise(self._pool.some(self._images), data.mean, data.std, device)
+        images = normalise(self._shown, data.mean, data.std, device)
         with autocast(device, self._config.train.precision):
             spread = spread_of(pooled_features(encoder, images))
         if not self._collapsed:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spark.backbones import build_pyramid
 from spark.collapse import spread_of
+from spark.config import load_recipe
+from spark.data import ImagePool
+from spark.distributed import Ranks
 from spark.features import pooled_features
+from spark.pretrain_config import PretrainConfig
+from spark.watch import LearningWatch
 
-IMAGES = 32
+IMAGES = PHOTOS = 32
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +62,33 @@ def test_features_on_a_line_are_an_alarm() -> None:
     spread = spread_of(line)
     assert spread.feature_similarity < 0.1
     assert spread.collapsed
+
+
+class Pixels(nn.Module):
+    """An encoder whose features are an image's pixels, or, when it has `collapsed`, the same for all images."""
+
+    channels = (3 * 16 * 16,)
+    collapsed = False
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        pixels = x.flatten(1)[:, :, None, None]
+        return [torch.ones_like(pixels) if self.collapsed else pixels]
+
+
+def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
+    pool = ImagePool(photos, (16, 16))
+    watch = LearningWatch(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS)
+    encoder, warnings = Pixels(), []
+    for epoch, encoder.collapsed in enumerate([False, True, True, False, True], start=1):
+        found = watch.look(encoder, epoch, last=False)
+        assert (found["feature_similarity"] > 0.99) == encoder.collapsed
+        warnings.append(capsys.readouterr().err.count("may have collapsed"))
+    assert warnings == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("epoch_images", "looks"), [(100 * PHOTOS, [1, 2, 3, 4]), (50 * PHOTOS, [2, 4]), (1, [4])])
+def test_looking_costs_one_image_in_a_hundred(epoch_images: int, looks: list[int], photos: Path) -> None:
+    config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
+    watch = LearningWatch(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images)
+    assert [epoch for epoch in range(5) if watch.look(Pixels(), epoch, last=epoch == 4)] == looks
