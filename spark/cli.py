@@ -106,20 +106,21 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from spark.config import load_recipe
+    from spark.config import load_recipe, written_with
     from spark.pretrain import pretrain
     from spark.pretrain_config import PretrainConfig
     from spark.signals import EXIT_CODE, PostponedError
 
     config = load_recipe(PretrainConfig, options.recipe, options.overrides)
+    written = written_with("train.preset", PretrainConfig, options.recipe, options.overrides)
     if options.dry_run:
         from spark.dry_run import dry_run
 
-        if report := dry_run(config):
+        if report := dry_run(config, written):
             print(report)
         return 0
     try:
-        pretrain(config)
+        pretrain(config, written)
     except PostponedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE

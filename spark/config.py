@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,11 +35,7 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
         UserError: one message that lists every unknown key, wrong type and unsound value.
     """
     known = sorted(_dotted_names(schema))
-    layers: list[dict[str, Any]] = []
-    if recipe is not None:
-        layers.extend(_flatten(content, known) for content in _read_with_bases(Path(recipe)))
-    layers.append(_parse_overrides(overrides))
-
+    layers = _layers(known, recipe, overrides)
     problems = []
     config = OmegaConf.structured(schema)
     for layer in layers:
@@ -64,6 +60,28 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
     return loaded
 
 
+def written_with(key: str, schema: type, recipe: str | Path | None, overrides: Sequence[str] = ()) -> frozenset[str]:
+    """Return the dotted keys that stand beside `key` or above it; none if nothing sets it.
+
+    Of the layers (bases, recipe, overrides) the topmost that sets `key` counts, and those over it: what stands below
+    was written by somebody who did not know of it.
+
+    Raises:
+        UserError: as for `load_recipe`.
+    """
+    layers = _layers(sorted(_dotted_names(schema)), recipe, overrides)
+    topmost = max((number for number, layer in enumerate(layers) if key in layer), default=len(layers))
+    return frozenset().union(*layers[topmost:])
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a copy of a dataclass with other values at some dotted keys."""
+    changed = OmegaConf.structured(config)
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value, merge=False)
+    return typing.cast(Config, OmegaConf.to_object(changed))
+
+
 def to_yaml(config: Any) -> str:
     """Return the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -72,6 +90,12 @@ def to_yaml(config: Any) -> str:
 def save_resolved(config: Any, destination: Path) -> None:
     """Write the resolved configuration beside a run's results."""
     write_text(destination, to_yaml(config))
+
+
+def _layers(known: Sequence[str], recipe: str | Path | None, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return bases, recipe and overrides as {dotted key: value}, the most basic one first."""
+    recipes = [] if recipe is None else _read_with_bases(Path(recipe))
+    return [*(_flatten(content, known) for content in recipes), _parse_overrides(overrides)]
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import time
+from collections.abc import Collection
 from datetime import timedelta
 
 import torch
 
 from spark.distributed import Ranks, joined
 from spark.pretrain_config import PretrainConfig
+from spark.rehearsal import peak_memory, timed_step
+from spark.sizing import sized
 from spark.train import Pretraining
 
 TIMED = 3  # steps, after one that warms up
 
 
-def dry_run(config: PretrainConfig) -> str:
+def dry_run(config: PretrainConfig, written: Collection[str] = ()) -> str:
     """Return steps, time, memory and GPU-hours of a run in lines for people; "" in all processes but the first.
+
+    Args:
+        config: of the run.
+        written: dotted keys of the settings that its preset leaves as they are.
 
     Raises:
         UserError: as for the run itself.
     """
     with joined(config.device) as ranks:
+        config = sized(config, written, ranks)
         training = ranks.together(lambda: Pretraining(config, ranks))
-        seconds = [_timed(training, ranks.device) for _ in range(1 + TIMED)][1:]
+        seconds = [timed_step(training, ranks.device) for _ in range(1 + TIMED)][1:]
         return _report(config, training, ranks, statistics.median(seconds)) if ranks.first else ""
-
-
-def _timed(training: Pretraining, device: torch.device) -> float:
-    started = time.perf_counter()
-    training.rehearse()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, seconds: float) -> str:
     gpu = ranks.device.type == "cuda"
     total = seconds * training.total_steps
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    used = torch.cuda.max_memory_allocated(ranks.device) if gpu else 1024 * kib
+    used = peak_memory(ranks.device)
     device = torch.cuda.get_device_name(ranks.device) if gpu else "CPU"
     return "\n".join([
         f"steps    {training.total_steps} ({training.total_steps // config.train.epochs} in each of "

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from spark.checkpoint import load_latest
 from spark.config import save_resolved, to_yaml
 from spark.curve import FILE_NAME as CURVE
 from spark.distributed import Ranks, joined
+from spark.files import write_text
 from spark.formats.encoder import INFO, WEIGHTS, save_encoder
 from spark.pretrain_config import PretrainConfig
 from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder
 from spark.signals import EXIT_CODE, PostponedError, StopRequest
+from spark.sizing import sized
 from spark.train import PICTURES, UNREADABLE, Pretraining
 
-# The first three do not touch the weights; the others do through rounding, drop path and, where a network has them,
+# The first four do not touch the weights; the others do through rounding, drop path and, where a network has them,
 # batch norms' statistics: whoever goes on with a smaller device wants just that.
 FREE_TO_CHANGE_HERE = (
-    "train.checkpoint_minutes", "train.picture_epochs", "train.on_divergence", "train.device_batch", "train.accumulate",
+    "train.checkpoint_minutes", "train.checkpoint_epochs", "train.picture_epochs", "train.on_divergence",
+    "train.device_batch", "train.accumulate",
 )  # fmt: skip
 
 
-def pretrain(config: PretrainConfig) -> Path:
+STOPPED = "stopped"  # a file in the run's folder that is there while the run waits to go on; torchrun hides exit codes
+
+
+def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
     """Run, or go on with, a pre-training and return the run's folder.
+
+    Args:
+        config: of the run.
+        written: dotted keys of the settings that `train.preset=auto` leaves as they are.
 
     Raises:
         UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
@@ -30,7 +41,9 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     run = Path(config.out)
     with joined(config.device) as ranks, StopRequest() as request:
-        finished = _pretrain(config, run, ranks, request)
+        if ranks.first and (run / STOPPED).is_file():
+            (run / STOPPED).unlink()  # before anything that may fail
+        finished = _pretrain(sized(config, written, ranks), run, ranks, request)
     if not finished and not ranks.first:
         raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
     if not finished:
@@ -60,6 +73,8 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
     ranks.say(to_yaml(config))
     training.fit(run, request)
     if not training.finished:
+        if ranks.first:
+            write_text(run / STOPPED, f"saved after step {training.step} of {training.total_steps}\n")
         return False
     if ranks.first:
         weights = save_encoder(run, training.encoder())
@@ -69,6 +84,6 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
 
 def _prepare(run: Path, config: PretrainConfig) -> bool:
     """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
-    yields = (WEIGHTS, INFO, CURVE, PICTURES, UNREADABLE)
+    yields = (WEIGHTS, INFO, CURVE, PICTURES, UNREADABLE, STOPPED)
     check_run_folder(run, config, config.resume == "never", yields, FREE_TO_CHANGE_HERE)
     return load_latest(run / CHECKPOINTS) is not None

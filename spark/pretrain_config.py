@@ -12,6 +12,8 @@ from spark.errors import UserError, nearest
 from spark.guard import ACTIONS as ON_DIVERGENCE
 from spark.optim import OPTIMIZERS
 
+AUTO = "auto"
+
 
 @dataclass
 class ModelConfig:
@@ -69,6 +71,9 @@ class OptimizerConfig:
 class TrainConfig:
     """The schedule."""
 
+    # auto: batch, epochs, learning rate and more are sized for the images and the device (spark/preset.py), each with
+    # its reason; what is written beside or over this line stays, what a base recipe says does not.
+    preset: str | None = None
     epochs: int = 1600
     warmup_epochs: int = 40
     batch: int = 4096  # images of a step, over all devices
@@ -77,7 +82,8 @@ class TrainConfig:
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
     recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
-    checkpoint_minutes: float = 10.0  # beside the one at the end of every epoch
+    checkpoint_minutes: float = 10.0  # beside those at the ends of epochs
+    checkpoint_epochs: int = 1  # a checkpoint at the end of every so many epochs
     on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on
     picture_epochs: int = 20  # a reconstruction picture every so many epochs
 
@@ -90,7 +96,15 @@ class TrainConfig:
             found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
         if self.on_divergence not in ON_DIVERGENCE:
             found.append(f"train.on_divergence={self.on_divergence} is not one of {', '.join(ON_DIVERGENCE)}")
-        return found
+        if self.preset not in (None, "none", AUTO):
+            found.append(f"train.preset={self.preset} must be {AUTO} or none")
+        return found if self.preset == AUTO else found + self.schedule_problems()
+
+    def schedule_problems(self) -> list[str]:
+        """Say what is wrong with numbers that a preset may still change."""
+        if self.warmup_epochs < self.epochs:
+            return []
+        return [f"train.warmup_epochs={self.warmup_epochs} must be less than train.epochs={self.epochs}"]
 
 
 @dataclass
@@ -158,6 +172,7 @@ class PretrainConfig:
             "train.epochs": self.train.epochs,
             "train.batch": self.train.batch,
             "train.picture_epochs": self.train.picture_epochs,
+            "train.checkpoint_epochs": self.train.checkpoint_epochs,
             "probe.epochs": self.probe.epochs,
             "probe.images": self.probe.images,
             "probe.neighbours": self.probe.neighbours,
@@ -191,8 +206,6 @@ class PretrainConfig:
             found.append(f"data.input_size={list(self.data.input_size)} must be positive")
         if not all(deviation > 0 for deviation in self.data.std):
             found.append(f"data.std={list(self.data.std)} must be positive")
-        if not self.train.warmup_epochs < self.train.epochs:
-            found.append(f"train.warmup_epochs={self.train.warmup_epochs} must be less than train.epochs")
         for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
             if len(values) != 2:
                 found.append(f"{name}={list(values)} must have two numbers")

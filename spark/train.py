@@ -56,7 +56,7 @@ STEPS_PER_RECORD = 10  # the loss is read from the device, and logged, once in s
 class Pretraining:
     """A pre-training between two steps: model, optimizer, and how many steps are done."""
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: PretrainConfig, ranks: Ranks | None = None, pool: ImagePool | None = None) -> None:
         self._config = config
         self._ranks = ranks or Ranks(choose_device(config.device))
         self._device = self._ranks.device
@@ -76,7 +76,7 @@ class Pretraining:
                 "a batch norm needs two visible patches or more: "
                 "raise train.batch, train.device_batch or data.input_size"
             )
-        self._pool = ImagePool(
+        self._pool = pool or ImagePool(
             config.data.root, (height, width), config.data.min_scale, config.seed, config.model.in_chans
         )
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
@@ -157,7 +157,11 @@ class Pretraining:
                 if ranks.first and into_epoch == 0 and draws:
                     save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 stop = ranks.any(request.received)
-                if into_epoch == 0 or stop or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
+                if into_epoch == 0 or stop:
+                    for indices in ranks.gather(sorted(unreadable.found)):  # the first one's report names all
+                        unreadable.note(torch.tensor(indices, dtype=torch.long))
+                due = into_epoch == 0 and (epochs_done % config.train.checkpoint_epochs == 0 or self.finished)
+                if due or stop or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
                     if ranks.first and not self._guard.counts().row:  # else the last good checkpoint stays
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
