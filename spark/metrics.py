@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from spark.files import write_text
 
 FILE_NAME = "metrics.jsonl"
@@ -25,6 +23,8 @@ class MetricsLog:
         self._quiet = quiet
         if quiet:
             return
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and readers do without
+
         path = run / FILE_NAME
         kept = [record for record in read_metrics(run) if record["step"] <= resume_step > 0]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -8,16 +8,22 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from spark import __version__
+
+if TYPE_CHECKING:  # who only asks for versions need not wait for it
+    import torch
+
+VERSION_FILE = "CODE_VERSION"
+"""Beside the packages of a copy of the code, which has no history of its own: what it is a copy of."""
 
 
 def code_version() -> str:
     """Return the package version, with the git commit (and '+dirty') when run from a checkout."""
     root = Path(__file__).resolve().parent.parent
+    if (root / VERSION_FILE).is_file():
+        return (root / VERSION_FILE).read_text(encoding="utf-8").strip()
     try:
         described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty=+dirty", "--exclude=*"],
@@ -47,6 +53,8 @@ def hardware(device: torch.device, processes: int | None = None) -> str:
         device: that of this process.
         processes: that computed together, each on a device like this; by default as many as there are GPUs.
     """
+    import torch
+
     if device.type == "cuda":
         return f"{processes or torch.cuda.device_count()}x {torch.cuda.get_device_name(device)}"
     shared = f"{processes} processes of " if processes and processes > 1 else ""
