@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval_suite.study_cli import add_verbs as add_study_verbs
 from spark import __version__
 from spark.errors import exits_cleanly
 
@@ -21,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(finetune(options.recipe, options.overrides))
     elif options.verb == "detect":
         return _detect(options)
+    elif options.verb == "study":
+        from eval_suite.study.verbs import run as study
+
+        return study(options)
     else:
         from eval_suite.report import write_report
 
@@ -61,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
                                    "without GPUs they share its CPUs")
             verb.epilog = ("Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start "
                            "it again to go on.")
+    add_study_verbs(verbs.add_parser("study", help="plan, run or submit a whole study, and follow it"))
     report = verbs.add_parser("report", help="collect results into a table and a page")
     report.add_argument("runs", metavar="RUNS_DIR", type=Path, help="folder that holds the runs")
     report.add_argument("--out", type=Path, help="folder to write to (default: RUNS_DIR/report)")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
@@ -23,6 +24,7 @@ from timm.optim import Lamb
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eval_suite.finetune_config import FinetuneConfig
 from eval_suite.finetune_data import Data, ReadableImages, open_data
@@ -30,6 +32,7 @@ from eval_suite.initialise import build_model
 from eval_suite.layer_decay import parameter_groups
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from eval_suite.task import Cost, Prepared, Task, Work
 from spark.checkpoint import LAST, load_latest, save_checkpoint
 from spark.config import load_recipe, to_yaml
 from spark.device import autocast, choose_device
@@ -42,6 +45,39 @@ from spark.run_folder import CHECKPOINTS, prepare_run_folder
 
 TASK, TASK_VERSION = "imagenet_finetune", 1
 WARMUP_START, COSINE_END = 0.005, 0.001  # of the peak learning rate, as in the original
+FORWARD_AND_BACKWARD = 3  # of the FLOPs of a forward pass
+BYTES_PER_PARAMETER = 4 * 4  # of a checkpoint: weights, their average and two moments in float32
+
+
+class ImagenetFinetune(Task):
+    """`spark-eval finetune`."""
+
+    name, version, purpose = TASK, TASK_VERSION, "fine-tune a classifier on class folders; top-1 accuracy"
+
+    def prepare(self, work: Work) -> Prepared:
+        """Read the recipe; the protocol, the model and the seed decide."""
+        config = load_recipe(FinetuneConfig, work.recipe, work.overrides())
+        settings = {**config.protocol(), "model_name": config.model.name, "seed": config.seed}
+        root = Path(config.data.root)
+        return Prepared(config.model.name, settings, (root / "train", root / "val"), config.train.epochs)
+
+    def command(self, work: Work) -> list[str]:
+        """Return `spark-eval finetune RECIPE key=value …`."""
+        return ["spark-eval", "finetune", work.recipe, *work.overrides()]
+
+    def cost(self, work: Work, images: int | None) -> Cost | None:
+        """Count the forward pass; evaluation is left out."""
+        config = load_recipe(FinetuneConfig, work.recipe, work.overrides())
+        if images is None:
+            return None
+        with torch.device("meta"):  # shapes are all that is needed
+            model = timm.create_model(config.model.name)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model.eval()(torch.empty(1, 3, config.data.input_size, config.data.input_size))
+        flops = FORWARD_AND_BACKWARD * counter.get_total_flops() * images * config.train.epochs
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return Cost(flops, 2 * BYTES_PER_PARAMETER * parameters, "a fine-tuning's forward pass is counted, the "
+                    "backward pass taken for two of them")
 
 
 def run(recipe: str, overrides: Sequence[str]) -> Path:

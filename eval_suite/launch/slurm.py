@@ -1,0 +1,325 @@
+"""Slurm as a place for a study: jobs that depend on each other, survive time limits, preemption and broken machines.
+
+submitit writes the batch scripts and starts `NodeJob` in each process of a job. When Slurm warns of the end (SIGUSR2,
+some time before the time limit, or at a preemption), the node's command is asked to save, and the job puts itself back
+into the queue; when a machine breaks, Slurm does that. Either way the job begins again, and the command goes on from
+what was saved.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from eval_suite.launch.snapshot import snapshot_path, source_root, take_snapshot
+from eval_suite.study.attempt import FINISHED, STOPPED, Attempt, last_attempt
+from eval_suite.study.cluster import ClusterConfig, Resources
+from eval_suite.study.graph import Graph, Node, load_graph
+from eval_suite.study.progress import finished, read_finished
+from eval_suite.study.runner import Stopping, run_node, run_rank
+from eval_suite.study.status import Queued
+from spark.errors import UserError
+from spark.signals import EXIT_CODE
+
+SUBMISSIONS = "submissions.jsonl"
+FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
+WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
+PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
+STAND_IN = """#!/bin/sh
+number=$(ls {folder}/*.sh 2>/dev/null | wc -l)
+cp "$1" "{folder}/$(printf %04d "$number").sh"
+echo "Submitted batch job $((number + 1))"
+"""
+
+
+@dataclass
+class NodeJob:
+    """What a job runs in each of its processes: one node of a study whose graph was saved.
+
+    Attributes:
+        out: the study's folder, absolute.
+        name: of the node.
+        place: the folder that relative paths begin in.
+    """
+
+    out: str
+    name: str
+    place: str
+
+    def __call__(self) -> None:
+        """Run the node: the first process watches over it, the others follow.
+
+        Raises:
+            RuntimeError: it failed, so that jobs that build upon it do not start.
+        """
+        import submitit
+        from submitit.helpers import TorchDistributedEnvironment
+
+        os.chdir(self.place)
+        stopping, warned = Stopping(), _Warned()
+        signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
+        signal.signal(WARNING, lambda number, frame: warned(stopping))
+        graph = load_graph(Path(self.out))
+        node, job = graph.nodes[self.name], submitit.JobEnvironment()
+        if node.resources.processes > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if job.global_rank:
+            outcome, reason = _follow(node, stopping)
+        else:
+            result = run_node(graph, node, [{}], stopping, job.job_id)
+            outcome, reason = result.outcome, result.reason
+        if outcome == STOPPED:
+            _leave(job.job_id, requeue=warned.received and not job.global_rank)
+        if outcome != FINISHED:
+            raise RuntimeError(f"{node.name} {outcome}: {reason}")
+
+
+class _Warned:
+    """Remembers that Slurm has warned of the end, as opposed to a mere request to stop, such as scancel's."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, stopping: Stopping) -> None:
+        self.received = True
+        stopping.asked.set()
+
+
+def _follow(node: Node, stopping: Stopping) -> tuple[str, str]:
+    """Be one of the other processes of a node."""
+    if read_finished(node):
+        return FINISHED, ""
+    code = run_rank(node, {}, stopping)
+    stopped = code == EXIT_CODE or (code and stopping.asked.is_set())
+    return (STOPPED if stopped else FINISHED if code == 0 else "failed"), f"exit code {code}"
+
+
+def _leave(job: str, requeue: bool) -> None:
+    """Put the job back into the queue if asked to; then wait for Slurm to end this process.
+
+    To end by oneself would be to have failed: all processes of a job would be killed, and its record say so, while the
+    first may still be at work, or a preemption under way. After scancel there is nothing to wait for.
+    """
+    if requeue:
+        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < patience and (requeue or _squeue(["--jobs", job]).get(job, ("",))[0] == "RUNNING"):
+        time.sleep(1)
+
+
+class Slurm:
+    """Submits nodes to Slurm.
+
+    Args:
+        cluster: what to ask for.
+        dry_run: print the batch scripts instead of submitting them.
+    """
+
+    def __init__(self, cluster: ClusterConfig, dry_run: bool = False) -> None:
+        self._cluster, self._dry_run = cluster, dry_run
+
+    def start(self, graph: Graph, names: Collection[str]) -> int:
+        """Submit nodes that no job of ours works on yet, each after the jobs of those that it builds upon.
+
+        Raises:
+            UserError: Slurm refuses a job, or somebody else submits this study just now.
+        """
+        if self._dry_run:
+            with tempfile.TemporaryDirectory() as temporary, _stand_ins(Path(temporary)) as scripts:
+                self._submit(graph, names, {}, Path(temporary))
+                for script in sorted(scripts.glob("*.sh")):
+                    print(f"### job {int(script.stem) + 1}\n{self._as_submitted(graph, script, temporary)}\n")
+            return 0
+        with Attempt(graph.out / FOLDER):
+            graph.save()
+            folder = graph.out.absolute() / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}"
+            jobs = self._submit(graph, names, self.queue(graph), folder)
+        for name, job in jobs.items():
+            print(f"job {job:10} {name}")
+        print(f"{len(jobs)} jobs submitted; follow them with spark-eval study status")
+        return 0
+
+    def queue(self, graph: Graph) -> Mapping[str, Queued]:
+        """Return what Slurm says of the nodes that are pending or running there.
+
+        Raises:
+            UserError: Slurm does not answer.
+        """
+        submitted = _submitted(graph.out)
+        if not submitted:
+            return {}
+        known = _squeue(["--user", getpass.getuser()])
+        return {name: Queued(job, *known[job]) for name, job in submitted.items() if job in known}
+
+    def cancel(self, graph: Graph, names: Collection[str]) -> list[str]:
+        """Take back what waits, and end what runs."""
+        jobs = {name: queued.job for name, queued in self.queue(graph).items() if name in names}
+        if jobs:
+            _slurm(["scancel", *jobs.values()])
+        return list(jobs)
+
+    def _submit(
+        self, graph: Graph, names: Collection[str], queue: Mapping[str, Queued], folder: Path
+    ) -> dict[str, str]:
+        """Submit, level by level, as arrays of nodes that ask for the same and wait for the same; return the jobs."""
+        code = snapshot_path(graph.out.absolute() / FOLDER) if self._dry_run else (
+            take_snapshot(graph.out.absolute() / FOLDER))
+        jobs = {name: queued.job for name, queued in queue.items()}
+        new: dict[str, str] = {}
+        for level in _levels(graph):
+            groups: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
+            for node in level:
+                if node.name in names and node.name not in jobs and not finished(graph, node):
+                    waits_for = self._dependency(graph, node, jobs)
+                    if waits_for is not None:
+                        groups[waits_for, _sbatch(node.resources)].append(node)
+            for (waits_for, _), nodes in groups.items():
+                for node, job in zip(nodes, self._submit_array(graph, nodes, waits_for, folder, code), strict=True):
+                    jobs[node.name] = new[node.name] = job
+        return new
+
+    def _dependency(self, graph: Graph, node: Node, jobs: Mapping[str, str]) -> str | None:
+        """Return sbatch's --dependency; None if something will not be there, and the node is left out."""
+        unfinished = [name for name in node.upstream if not finished(graph, graph.nodes[name])]
+        absent = [name for name in unfinished if name not in jobs]
+        attempt = last_attempt(node.folder)
+        if attempt and attempt.alive:
+            print(f"left out: {node.name} is being worked on by {attempt.place}", file=sys.stderr)
+            return None
+        if absent and node.wants_all:
+            print(f"left out: {node.name} needs {', '.join(absent)}", file=sys.stderr)
+            return None
+        ids = list(dict.fromkeys(jobs[name] for name in unfinished if name in jobs))
+        return f"{'afterok' if node.wants_all else 'afterany'}:{':'.join(ids)}" if ids else ""
+
+    def _submit_array(
+        self, graph: Graph, nodes: Sequence[Node], waits_for: str, folder: Path, code: Path
+    ) -> list[str]:
+        """Submit nodes as one array (a single one as a plain job); return the jobs' ids."""
+        import submitit
+
+        out = graph.out.absolute()
+        place = code if Path.cwd() == source_root() and not self._dry_run else Path.cwd()
+        executor = submitit.SlurmExecutor(folder)
+        executor.update_parameters(
+            job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
+            **self._parameters(nodes[0].resources, code),
+        )
+        try:
+            jobs = executor.submit_array([NodeJob(str(out), node.name, str(place)) for node in nodes])
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"sbatch refused {nodes[0].name}: {str(error).strip().splitlines()[-1]}") from None
+        ids = [job.job_id for job in jobs]
+        if not self._dry_run:
+            _note(graph.out, {node.name: job for node, job in zip(nodes, ids, strict=True)})
+        return ids
+
+    def _parameters(self, resources: Resources, code: Path) -> dict[str, Any]:
+        """Return submitit's parameters."""
+        cluster = self._cluster
+        given = {
+            "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
+            "constraint": cluster.constraint, "gpus_per_node": resources.gpus // resources.nodes or None,
+            "mem": f"{resources.memory_gb}GB" if resources.memory_gb else None,
+        }
+        # `python -m` looks into the folder that it is started in first: there the code must be the copy, too.
+        setup = [*cluster.setup, f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"]
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            "time": resources.minutes, "nodes": resources.nodes, "ntasks_per_node": resources.processes_per_node,
+            "cpus_per_task": resources.cpus_per_process, "signal_delay_s": cluster.signal_seconds, "setup": setup,
+            "array_parallelism": cluster.max_parallel, "stderr_to_stdout": True,
+            "srun_args": ["--kill-on-bad-exit=1"],
+            "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **resources.slurm},
+        }
+
+    def _as_submitted(self, graph: Graph, script: Path, folder: str) -> str:
+        real = str(graph.out.absolute() / FOLDER / "DATE-TIME")
+        return script.read_text(encoding="utf-8").replace(folder, real)
+
+
+def _levels(graph: Graph) -> list[list[Node]]:
+    """Return the nodes by how many others must come before, one after the other."""
+    level: dict[str, int] = {}
+    for node in graph:
+        level[node.name] = 1 + max((level[name] for name in node.upstream), default=-1)
+    return [[node for node in graph if level[node.name] == number] for number in range(max(level.values()) + 1)]
+
+
+def _sbatch(resources: Resources) -> str:
+    """Return resources as something to compare by."""
+    return repr(resources)
+
+
+@contextmanager
+def _stand_ins(folder: Path) -> Iterator[Path]:
+    """Let `sbatch` keep the script that it is given and submit nothing: what is shown is what would be sent."""
+    programs, scripts = folder / "bin", folder / "scripts"
+    for made in (programs, scripts):
+        made.mkdir()
+    for name in ("sbatch", "srun"):
+        (programs / name).write_text(STAND_IN.format(folder=scripts), encoding="utf-8")
+        (programs / name).chmod(stat.S_IRWXU)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{programs}{os.pathsep}{before}"
+    try:
+        yield scripts
+    finally:
+        os.environ["PATH"] = before
+
+
+def _submitted(out: Path) -> dict[str, str]:
+    """Return the latest job of each node that was ever submitted."""
+    path = out / SUBMISSIONS
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["node"]: line["job"] for line in lines}
+
+
+def _note(out: Path, jobs: Mapping[str, str]) -> None:
+    with open(out / SUBMISSIONS, "a", encoding="utf-8") as file:
+        for node, job in jobs.items():
+            file.write(json.dumps({"node": node, "job": job, "at": time.time()}) + "\n")
+
+
+def _squeue(arguments: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return state and reason of jobs that have not ended, by id (of an element of an array: 12_3)."""
+    printed = _slurm(["squeue", "--noheader", "--array", "--format", "%i|%T|%r", *arguments])
+    jobs = {}
+    for line in printed.splitlines():
+        job, state, reason = line.split("|", 2)
+        jobs[job] = state, reason if reason != "None" else ""
+    return jobs
+
+
+def _slurm(command: Sequence[str]) -> str:
+    """Return what a program of Slurm prints.
+
+    Raises:
+        UserError: it is not there, or does not work.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not there: this machine cannot talk to Slurm") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]} does not answer") from None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise UserError(f"{command[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return done.stdout

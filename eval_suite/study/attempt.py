@@ -1,0 +1,213 @@
+"""Attempts at a node: who works, or has worked, in a folder, and how that ended. They are also its lock.
+
+Attempt n is the file `attempts/n.json`. Whoever wants to work creates the file of the next number; of several, the
+file system lets one succeed (O_EXCL, which holds on NFS too). The folder is taken as long as the latest attempt has
+not ended and its process is alive: on this machine the process is asked for, of others the file must have been
+touched lately. Nothing is ever deleted, so there is no moment at which a dead attempt's lock could be taken twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spark.errors import UserError
+from spark.files import write_json
+
+ATTEMPTS = "attempts"
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 300.0  # without a touch, on another machine; clocks may differ by some minutes
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+
+
+class HeldError(UserError):
+    """Somebody else works in the folder."""
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One attempt, as its file tells.
+
+    Attributes:
+        machine: host name and process namespace.
+        process: the id of the process that watches over the work, and when it started.
+        children: likewise, of those that do it.
+        job: the scheduler's id; "" without one.
+        begin: how far the run was when this attempt started, in its own unit.
+        started, ended: seconds since 1970; `ended` is None until then.
+        outcome: finished, failed, or stopped (saved, to go on later).
+        reason: in words, why it did not finish.
+    """
+
+    number: int
+    machine: str
+    process: tuple[int, int]
+    started: float
+    job: str = ""
+    children: tuple[tuple[int, int], ...] = ()
+    begin: float = 0.0
+    ended: float | None = None
+    outcome: str = ""
+    reason: str = ""
+    touched: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody still works."""
+        if self.ended is not None:
+            return False
+        if self.machine == this_machine():
+            return any(_process_lives(*process) for process in (self.process, *self.children))
+        return time.time() - self.touched < STALE_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return (self.ended or self.touched) - self.started
+
+    @property
+    def place(self) -> str:
+        """Who works, for people."""
+        host = self.machine.partition("/")[0]
+        return f"job {self.job} on {host}" if self.job else f"process {self.process[0]} on {host}"
+
+
+class Attempt:
+    """This process's attempt; as a context, it keeps the folder while the body runs.
+
+    Args:
+        folder: that nobody else may work in.
+        job: the scheduler's id of this job. An attempt of the same job that has not ended was cut off.
+        begin: how far the run is.
+
+    Raises:
+        HeldError: by `__enter__`, if somebody else works there.
+    """
+
+    def __init__(self, folder: Path, job: str = "", begin: float = 0.0) -> None:
+        self._folder, self._job, self._begin = folder / ATTEMPTS, job, begin
+        self._stop = threading.Event()
+        self._writing = threading.Lock()
+
+    def __enter__(self) -> Attempt:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        last = last_attempt(self._folder.parent)
+        if last and last.alive and not (self._job and last.job == self._job):
+            raise HeldError(f"'{self._folder.parent}' is being worked on by {last.place}")
+        self._record = AttemptRecord(
+            (last.number if last else 0) + 1, this_machine(), (os.getpid(), _started(os.getpid())), time.time(),
+            self._job, begin=self._begin,
+        )
+        try:
+            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            raise HeldError(f"'{self._folder.parent}' was taken by another process just now") from None
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(_plain(self._record), file)
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._stop.set()
+        self._beats.join()
+        if self._record.ended is None:
+            self.end(FAILED if error else FINISHED, repr(error) if error else "")
+
+    @property
+    def number(self) -> int:
+        """Which attempt this is; the first is 1."""
+        return self._record.number
+
+    def children(self, pids: Iterable[int]) -> None:
+        """Note the processes that do the work: as long as one lives, the folder is taken."""
+        self._write(children=tuple((pid, _started(pid)) for pid in pids))
+
+    def end(self, outcome: str, reason: str = "") -> None:
+        """Note how it ended."""
+        self._write(ended=time.time(), outcome=outcome, reason=reason)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._record.number:04d}.json"
+
+    def _write(self, **changes: Any) -> None:
+        with self._writing:
+            self._record = dataclasses.replace(self._record, **changes)
+            write_json(self._path, _plain(self._record))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with self._writing:
+                os.utime(self._path)
+
+
+def attempts(folder: Path) -> list[AttemptRecord]:
+    """Return a folder's attempts, the first one first."""
+    return [_read(path) for path in sorted((folder / ATTEMPTS).glob("[0-9]*.json"))]
+
+
+def last_attempt(folder: Path) -> AttemptRecord | None:
+    """Return a folder's latest attempt."""
+    paths = sorted((folder / ATTEMPTS).glob("[0-9]*.json"))
+    return _read(paths[-1]) if paths else None
+
+
+def this_machine() -> str:
+    """Return the name of the place in which a process id means something."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        namespace = ""
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _read(path: Path) -> AttemptRecord:
+    touched = path.stat().st_mtime
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # created, but not written yet
+        return AttemptRecord(int(path.stem), "unknown", (0, 0), touched, touched=touched)
+    content["process"] = tuple(content["process"])
+    content["children"] = tuple(map(tuple, content["children"]))
+    return AttemptRecord(**{**content, "touched": touched})
+
+
+def _plain(record: AttemptRecord) -> dict[str, Any]:
+    content = dataclasses.asdict(record)
+    del content["touched"]  # the file itself tells
+    return content
+
+
+def _process_lives(pid: int, started: int) -> bool:
+    return _started(pid) == started != 0
+
+
+def _started(pid: int) -> int:
+    """Return when a process started, in clock ticks; 0 if there is none. Ids are used again, but not at that tick."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        if Path("/proc/self").exists():
+            return 0
+        return _exists(pid)  # not Linux
+    fields = status.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])  # proc(5): state is field 3, starttime field 22
+
+
+def _exists(pid: int) -> int:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        return 1
+    return 1

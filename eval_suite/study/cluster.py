@@ -1,0 +1,124 @@
+"""Cluster files: where a study's nodes run, and what each of them is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval_suite.study.config import typed
+from spark.config import load_recipe
+from spark.errors import UserError, nearest
+
+SCHEDULERS = ("local", "slurm")
+
+
+@dataclass
+class Resources:
+    """What one node of a study is given."""
+
+    minutes: int = 1440  # time limit of one go; a run that needs more is stopped, saved and goes on in the next
+    nodes: int = 1  # machines
+    processes_per_node: int = 1  # one rank of a distributed training each
+    gpus_per_process: int = 1
+    cpus_per_process: int = 8
+    memory_gb: int = 0  # of each machine; 0 leaves it to the scheduler
+    slurm: dict[str, Any] = field(default_factory=dict)  # more of sbatch's options, by their names
+
+    @property
+    def processes(self) -> int:
+        """The number of ranks."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def gpus(self) -> int:
+        """The number of GPUs, over all machines."""
+        return self.processes * self.gpus_per_process
+
+
+@dataclass
+class Device:
+    """What estimates assume of a GPU."""
+
+    name: str = ""
+    peak_tflops: float = 0.0  # dense bfloat16, of the data sheet; 0: hours are not estimated
+    utilisation: float = 0.33  # share of the peak that a training reaches; an assumption
+
+
+@dataclass
+class ClusterConfig:
+    """A cluster file."""
+
+    scheduler: str = "slurm"
+    max_parallel: int = 8  # nodes of the graph that run at a time (on Slurm: of one job array)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: list[str] = field(default_factory=list)  # shell lines before each job, such as `module load cuda`
+    # Seconds between the signal to stop and the end of the time limit: enough to finish a step and to save.
+    signal_seconds: int = 120
+    device: Device = field(default_factory=Device)
+    resources: Resources = field(default_factory=Resources)  # of every node, unless
+    tasks: dict[str, Any] = field(default_factory=dict)  # task: what differs from `resources`
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        found = []
+        if self.scheduler not in SCHEDULERS:
+            found.append(f"scheduler='{self.scheduler}' is not one of {', '.join(SCHEDULERS)}."
+                         f"{nearest(self.scheduler, SCHEDULERS)}")
+        if self.max_parallel < 1:
+            found.append("max_parallel must be at least 1")
+        for name, content in self.tasks.items():
+            try:
+                given = changed(self.resources, content or {}, f"tasks.{name}")
+            except UserError as error:
+                found.append(str(error))
+                continue
+            found += [f"tasks.{name}.{problem}" for problem in _unsound(given)]
+        return found + [f"resources.{problem}" for problem in _unsound(self.resources)]
+
+    def given(self, task: str, overrides: Sequence[Mapping[str, Any]], where: str) -> Resources:
+        """Return what a node of a task is given, with a study's overrides applied in their order.
+
+        Raises:
+            UserError: an override is unsound.
+        """
+        resources = changed(self.resources, self.tasks.get(task) or {}, f"tasks.{task}")
+        for override in overrides:
+            resources = changed(resources, override, f"{where}: resources")
+        if problems := _unsound(resources):
+            raise UserError(f"{where}: resources.{'; resources.'.join(problems)}")
+        return resources
+
+
+def load_cluster(path: str | None) -> ClusterConfig:
+    """Read a cluster file; None is this machine, with one process for each node.
+
+    Raises:
+        UserError: one message that lists all mistakes.
+    """
+    if path is None:
+        return ClusterConfig(scheduler="local")
+    file = Path("configs/clusters") / f"{path}.yaml"
+    return load_recipe(ClusterConfig, file if file.is_file() else path)
+
+
+def changed(resources: Resources, content: Mapping[str, Any], where: str) -> Resources:
+    """Return resources of which some differ.
+
+    Raises:
+        UserError: what differs has no such name or type.
+    """
+    both = {**dataclasses.asdict(resources), **content} if isinstance(content, Mapping) else content
+    return typed(Resources, both, where)
+
+
+def _unsound(resources: Resources) -> list[str]:
+    at_least_one = ("minutes", "nodes", "processes_per_node", "cpus_per_process")
+    found = [f"{name} must be at least 1" for name in at_least_one if getattr(resources, name) < 1]
+    return found + [f"{name} must not be negative" for name in ("gpus_per_process", "memory_gb")
+                    if getattr(resources, name) < 0]

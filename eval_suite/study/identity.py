@@ -1,0 +1,67 @@
+"""What a node's result depends on, as a hash: neither where it runs nor where its files lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark.files import sha256
+
+ABSENT = "absent"
+
+
+class DataIdentities:
+    """The content of data as far as names tell; each path is looked at once.
+
+    A folder is known by the names of the files in it, a file by its content. (To read a million images only to say
+    what a run would do is out of the question; results record the identity of their data, too.)
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[str, int | None]] = {}
+
+    def of(self, path: Path) -> str:
+        """Return a short hash, or ABSENT if there is nothing yet."""
+        return self._look(path)[0]
+
+    def images(self, path: Path) -> int | None:
+        """Return the number of files of a folder; None if it is none, or not there."""
+        return self._look(path)[1]
+
+    def _look(self, path: Path) -> tuple[str, int | None]:
+        if path not in self._known:
+            if path.is_dir():
+                names = sorted(_files(path))
+                digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+                self._known[path] = digest, len(names)
+            else:
+                self._known[path] = (sha256(path)[:12] if path.is_file() else ABSENT), None
+        return self._known[path]
+
+
+def checkpoint_identity(checkpoint: str) -> str:
+    """Return what tells a checkpoint from another: its content, or its name where that is of a hub."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        return sha256(files[0])[:12] if files else ABSENT
+    if path.is_file():
+        return sha256(path)[:12]
+    return checkpoint if ":" in checkpoint else ABSENT  # such as timm:resnet50.a1_in1k
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the relative names of all files below a folder, hidden ones left out."""
+    pending = [(str(folder), "")]
+    while pending:
+        place, prefix = pending.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, f"{prefix}{entry.name}/"))
+                else:
+                    yield f"{prefix}{entry.name}"

@@ -1,0 +1,97 @@
+"""How far a node is, as its folder tells: finished or not, and what its log of metrics says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval_suite.study.attempt import AttemptRecord, attempts
+from eval_suite.study.graph import REPORT, Graph, Node
+from spark.files import write_json
+from spark.metrics import FILE_NAME as METRICS
+from spark.metrics import read_metrics
+
+FINISHED_FILE = "finished.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `finished.json` tells: for which identity, since when (seconds since 1970), after how much work."""
+
+    identity: str
+    at: float
+    seconds: float
+    shown: Mapping[str, str]
+    command: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of a run that is going on: done and whole length in `unit`s, and the latest numbers, None where not known."""
+
+    done: float
+    length: float
+    unit: str
+    loss: float | None = None
+    per_hour: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it will still take at this rate."""
+        return 3600 * (self.length - self.done) / self.per_hour if self.per_hour else None
+
+
+def read_finished(node: Node) -> Finished | None:
+    """Return what a finished node's folder tells; None if this very node is not finished."""
+    try:
+        content = Finished(**json.loads((node.folder / FINISHED_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return content if content.identity == node.identity else None
+
+
+def finished(graph: Graph, node: Node) -> bool:
+    """Whether there is nothing to do for a node: its result is there; a report is not older than what it is about."""
+    mark = read_finished(node)
+    if mark is None or node.find_task().collect(node.work) is None:
+        return False
+    if node.name != REPORT:
+        return True
+    marks = [read_finished(graph.nodes[name]) for name in node.upstream]
+    return all(other is not None and other.at <= mark.at for other in marks)
+
+
+def mark_finished(node: Node, shown: Mapping[str, str]) -> None:
+    """Note that a node is finished."""
+    seconds = sum(attempt.seconds for attempt in attempts(node.folder) if attempt.ended is not None)
+    running = [attempt for attempt in attempts(node.folder) if attempt.ended is None]
+    seconds += time.time() - running[-1].started if running else 0
+    mark = Finished(node.identity, time.time(), round(seconds, 1), dict(shown), " ".join(node.command()))
+    write_json(node.folder / FINISHED_FILE, dataclasses.asdict(mark))
+
+
+def done_before(node: Node) -> float:
+    """Return how far a node's log of metrics is, in its unit."""
+    return float(_last(node.folder).get(node.unit, 0))
+
+
+def progress(node: Node, attempt: AttemptRecord) -> Progress:
+    """Return how far the attempt that is going on has come, from the log of metrics alone."""
+    last = _last(node.folder)
+    done = float(last.get(node.unit, 0))
+    since = done - attempt.begin
+    rate = None
+    if since > 0:
+        written = (node.folder / METRICS).stat().st_mtime
+        rate = 3600 * since / max(written - attempt.started, 1e-3)
+    return Progress(done, node.length, node.unit, last.get("loss", last.get("total_loss")), rate)
+
+
+def _last(folder: Path) -> dict[str, Any]:
+    records = read_metrics(folder)
+    return records[-1] if records else {}

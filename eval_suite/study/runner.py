@@ -1,0 +1,178 @@
+"""One attempt at one node: its command is started, watched, stopped when that is asked for, and its end recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt
+from eval_suite.study.graph import Graph, Node
+from eval_suite.study.progress import done_before, finished, mark_finished
+from spark.signals import EXIT_CODE
+
+LOG = "output.log"
+POLL_SECONDS = 0.1
+TAIL_BYTES = 8192
+
+
+class Stopping:
+    """A request to stop: first in an orderly way, then at once."""
+
+    def __init__(self) -> None:
+        self.asked, self.at_once = threading.Event(), threading.Event()
+
+    def ask(self) -> None:
+        """Ask to stop; whoever asks twice wants it at once."""
+        (self.at_once if self.asked.is_set() else self.asked).set()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an attempt ended: finished, failed or stopped, and why."""
+
+    outcome: str
+    reason: str = ""
+
+
+def run_node(
+    graph: Graph, node: Node, environments: Sequence[Mapping[str, str]], stopping: Stopping, job: str = "",
+) -> Result:
+    """Run a node that is ready, or go on with it.
+
+    Args:
+        graph: that it is of.
+        node: what to run.
+        environments: variables beside this process's own, for each process to start: one for each rank.
+        stopping: may be asked from another thread, or by a signal.
+        job: the scheduler's id of this job, if there is one.
+
+    Raises:
+        HeldError: somebody else works on it.
+    """
+    with Attempt(node.folder, job, done_before(node)) as attempt:
+        if finished(graph, node):
+            return Result(FINISHED)
+        with open(node.folder / LOG, "a", encoding="utf-8") as log:
+            result = _run(node, environments, stopping, attempt, log)
+        if result.outcome == FINISHED:
+            result = _collect(node)
+        attempt.end(result.outcome, result.reason)
+        return result
+
+
+def run_rank(node: Node, environment: Mapping[str, str], stopping: Stopping) -> int:
+    """Run one of the processes of a node that another process watches over; return its exit code."""
+    with open(node.folder / LOG, "a", encoding="utf-8") as log:
+        return _wait([_start(node, environment, log)], stopping)[0]
+
+
+def _run(
+    node: Node, environments: Sequence[Mapping[str, str]], stopping: Stopping, attempt: Attempt, log: IO[str]
+) -> Result:
+    command = node.command()
+    log.write(f"# attempt {attempt.number}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}\n")
+    log.flush()
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        children.extend(_start(node, environment, log) for environment in environments)
+        attempt.children(child.pid for child in children)
+        codes = _wait(children, stopping)
+    except OSError as error:
+        return Result(FAILED, f"cannot start {command[0]}: {error.strerror}")
+    finally:
+        for child in children:
+            _end_group(child)
+    worst = next((code for code in codes if code not in (0, EXIT_CODE)), max(codes))
+    if worst == 0:
+        return Result(FINISHED)
+    if worst == EXIT_CODE or stopping.asked.is_set():  # what knows no such exit code has its checkpoints
+        return Result(STOPPED, "stopped as asked" if stopping.asked.is_set() else "stopped by a signal, and saved")
+    return Result(FAILED, reason_of(worst, node.folder / LOG))
+
+
+def _start(node: Node, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[bytes]:
+    """Start the node's command in a session of its own: a terminal's Ctrl-C is for us, who pass it on in order."""
+    name, *arguments = node.command()
+    # Slurm sends its warnings to all processes of a job, and one that does not know SIGUSR2 would die of it. What is
+    # blocked here stays blocked there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        return subprocess.Popen(
+            [_program(name), *arguments], env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], stopping: Stopping) -> list[int]:
+    """Return the exit codes, once all have ended; if one fails, the others are not waited for."""
+    told = killed = False
+    while any(child.poll() is None for child in children):
+        failed = any(child.poll() not in (None, 0, EXIT_CODE) for child in children)
+        if (stopping.at_once.is_set() or failed) and not killed:
+            killed = True
+            for child in children:
+                _end_group(child)
+        elif stopping.asked.is_set() and not told:
+            told = True
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        time.sleep(POLL_SECONDS)
+    return [child.wait() for child in children]
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Leave no loader's worker behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _collect(node: Node) -> Result:
+    shown = node.find_task().collect(node.work)
+    if shown is None:
+        return Result(FAILED, "the command ended well, but left no result")
+    mark_finished(node, shown)
+    return Result(FINISHED)
+
+
+def _program(name: str) -> str:
+    """Return the path of a program: one of this Python's before all others."""
+    if name == "python":
+        return sys.executable
+    ours = Path(sysconfig.get_path("scripts")) / name
+    return str(ours) if ours.is_file() else shutil.which(name) or name
+
+
+def reason_of(code: int, log: Path) -> str:
+    """Return why a command failed: its own last error, or the signal that ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    lines = [line.strip() for line in tail(log) if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return f"exit code {code}: {(errors or lines or ['no output'])[-1]}"
+
+
+def tail(log: Path, lines: int = 20) -> list[str]:
+    """Return a log's last lines; of a progress bar that was drawn over and over, its last state."""
+    if not log.is_file():
+        return []
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    return [line.rpartition("\r")[2] for line in text.splitlines()[-lines:]]

@@ -1,0 +1,177 @@
+"""What the verbs of `spark-eval study` do; `eval_suite.study_cli` describes their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from rich.live import Live
+
+from eval_suite.launch import Launcher
+from eval_suite.launch.local import Local
+from eval_suite.study.cluster import ClusterConfig, load_cluster
+from eval_suite.study.config import load_study
+from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
+from eval_suite.study.progress import finished
+from eval_suite.study.status import BLOCKED, LOST, Queued, State, console, states_of, status_table
+from eval_suite.study_cli import FAILED_ONES
+from spark.errors import UserError, nearest
+
+REFRESH_SECONDS = 5.0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one verb; return the exit code.
+
+    Raises:
+        UserError: the study, the cluster or the state of the study does not allow it.
+    """
+    verbs = {"plan": _plan, "run": _run, "submit": _submit, "status": _status, "cancel": _cancel, "retry": _retry}
+    return verbs[options.study_verb](options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from eval_suite.study.plan import commands, plan
+
+    cluster = _cluster(options)
+    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    console().print(plan(graph, cluster))
+    print(commands(graph))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    cluster = _cluster(options)
+    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    return _start(graph, graph.nodes, _local(options, cluster))
+
+
+def _submit(options: argparse.Namespace) -> int:
+    if options.cluster is None:
+        raise UserError("submit needs --cluster FILE; to run here, use spark-eval study run")
+    cluster = _cluster(options)
+    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    return _start(graph, graph.nodes, _launcher(options, cluster))
+
+
+def _retry(options: argparse.Namespace) -> int:
+    cluster = _cluster(options)
+    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    states = states_of(graph, _queue(graph))
+    chosen = set()
+    for name in options.nodes:
+        if name == FAILED_ONES:
+            chosen |= {node for node, state in states.items() if state.name in ("failed", LOST)}
+        elif name in graph.nodes:
+            chosen.add(name)
+        else:
+            raise UserError(f"'{name}' is no node of this study.{nearest(name, [*graph.nodes, FAILED_ONES])}")
+    if not chosen:
+        console().print("nothing has failed")
+        return 0
+    below = graph.below(chosen)
+    names = {name for name in below if name in chosen or states[name].name in (BLOCKED, "ready")}
+    return _start(graph, names, _launcher(options, cluster))
+
+
+def _status(options: argparse.Namespace) -> int:
+    graph = load_graph(Path(load_study(options.study, options.overrides).out))
+    screen = console()
+    states = states_of(graph, _queue(graph))
+    if not options.watch:
+        screen.print(status_table(graph, states))
+        return _exit_code(states)
+    with Live(status_table(graph, states), console=screen) as live:
+        while any(state.name in ("running", "queued", "elsewhere") for state in states.values()):
+            time.sleep(REFRESH_SECONDS)
+            states = states_of(graph, _queue(graph))
+            live.update(status_table(graph, states))
+    return _exit_code(states)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from eval_suite.launch.slurm import Slurm
+
+    graph = load_graph(Path(load_study(options.study, options.overrides).out))
+    told: list[str] = []
+    for launcher in (Slurm(ClusterConfig()), Local(1, [])):
+        told += launcher.cancel(graph, graph.nodes)
+    console().print(f"cancelled: {', '.join(told)}" if told else "nothing to cancel")
+    return 0
+
+
+def _start(graph: Graph, names: Collection[str], launcher: Launcher) -> int:
+    """Start what is not finished.
+
+    Raises:
+        UserError: data is missing.
+    """
+    todo = [node.name for node in graph if node.name in names and not finished(graph, node)]
+    missing = missing_data(graph)
+    if todo and missing:
+        raise UserError(f"not there: {', '.join(missing)}; pass data=FOLDER, or put it there")
+    if not todo:
+        console().print(f"{graph.out}: all {len(graph)} nodes are finished")
+        return 0
+    return launcher.start(graph, todo)
+
+
+def _cluster(options: argparse.Namespace) -> ClusterConfig:
+    """Return the cluster file's content; without one, nodes get a GPU each if there are any."""
+    cluster = load_cluster(options.cluster)
+    if options.cluster is None and not _gpus(getattr(options, "gpus", None)):
+        cluster.resources.gpus_per_process = 0
+    return cluster
+
+
+def _launcher(options: argparse.Namespace, cluster: ClusterConfig) -> Launcher:
+    if cluster.scheduler == "local":
+        return _local(options, cluster)
+    from eval_suite.launch.slurm import Slurm
+
+    return Slurm(cluster, dry_run=options.dry_run)
+
+
+def _local(options: argparse.Namespace, cluster: ClusterConfig) -> Local:
+    if cluster.scheduler != "local":
+        raise UserError(f"--cluster {options.cluster} is for {cluster.scheduler}; use spark-eval study submit")
+    gpus = _gpus(getattr(options, "gpus", None))
+    jobs = getattr(options, "jobs", None)
+    if jobs is None:
+        jobs = min(max(len(gpus), 1), cluster.max_parallel) if gpus or options.cluster is None else cluster.max_parallel
+    if jobs < 1:
+        raise UserError("--jobs must be at least 1")
+    return Local(jobs, gpus)
+
+
+def _gpus(given: str | None) -> list[str]:
+    """Return the ids of the GPUs to use: those given, else those that are visible."""
+    if given is None:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(index) for index in range(_installed_gpus())]
+    return [part for part in given.split(",") if part]
+
+
+def _installed_gpus() -> int:
+    """Count this machine's GPUs without waiting for torch; others than NVIDIA's must be given as --gpus."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(listed.stdout.splitlines())
+
+
+def _queue(graph: Graph) -> Mapping[str, Queued]:
+    from eval_suite.launch.slurm import Slurm
+
+    return Slurm(ClusterConfig()).queue(graph)
+
+
+def _exit_code(states: dict[str, State]) -> int:
+    return int(any(state.name in ("failed", LOST) for state in states.values()))
+

@@ -1,0 +1,35 @@
+"""The command line `spark-eval study <verb>`; what the verbs do is in `eval_suite.study.verbs`."""
+
+from __future__ import annotations
+
+import argparse
+
+FAILED_ONES = "FAILED"
+
+
+def add_verbs(study: argparse.ArgumentParser) -> None:
+    """Describe the verbs to the command line."""
+    verbs = study.add_subparsers(dest="study_verb", required=True, metavar="VERB")
+    for name, purpose in (
+        ("plan", "show the graph, the commands and the estimated cost; write nothing"),
+        ("run", "run what is not finished on this machine"),
+        ("submit", "submit what is not finished to Slurm"),
+        ("status", "show the state of every node"),
+        ("cancel", "stop what runs, and take back what waits"),
+        ("retry", "start failed nodes again, and what they blocked"),
+    ):
+        verb = verbs.add_parser(name, help=purpose, description=purpose)
+        verb.add_argument("study", metavar="STUDY", help="a file, or the name of one in configs/studies")
+        if name == "retry":
+            verb.add_argument("--nodes", nargs="+", default=[FAILED_ONES], metavar="NODE",
+                              help=f"nodes by name; default: {FAILED_ONES}, all that failed")
+        verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos out=runs/a seeds=[0,1]")
+        if name in ("plan", "run", "submit", "retry"):
+            verb.add_argument("--cluster", metavar="FILE", help="a file, or the name of one in configs/clusters")
+        if name in ("run", "retry"):
+            verb.add_argument("--jobs", type=int, help="nodes at a time; default: as the GPUs allow, or 1")
+            verb.add_argument("--gpus", help="ids, such as 0,1; default: all")
+        if name in ("submit", "retry"):
+            verb.add_argument("--dry-run", action="store_true", help="print every sbatch script; submit nothing")
+        if name == "status":
+            verb.add_argument("--watch", action="store_true", help="refresh until all has ended, or Ctrl-C")
