@@ -1,8 +1,10 @@
-"""Write results into the README: the demo's table and picture, the benchmarks' table, the coverage of timm.
+r"""Write results into the README: the demo's table and picture, the benchmarks' table, the coverage of timm, CIFAR-10.
 
     make demo && python tools/update_readme.py demo [runs/demo]
     python tools/update_readme.py benchmarks
     spark models --verify --missing && python tools/update_readme.py coverage
+    spark pretrain configs/pretrain/cifar10.yaml … && spark visualize reconstruct RUN IMAGES --out RUN/visualize \
+        && python tools/update_readme.py cifar10 RUN
 
 The README shows what runs produced and is never edited by hand between the marks.
 """
@@ -23,6 +25,7 @@ from spark.benchmark_report import ratio_to
 from spark.coverage import coverage_line, read_table
 from spark.errors import UserError, exits_cleanly
 from spark.files import write_text
+from spark.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tools" / "demo_results"
@@ -33,13 +36,14 @@ BENCHMARKS = ROOT / "tools" / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite one section of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=("demo", "benchmarks", "coverage"))
+    parser.add_argument("section", choices=("demo", "benchmarks", "coverage", "cifar10"))
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/demo"))
     options = parser.parse_args(arguments)
     sections: dict[str, Callable[[], str]] = {
         "demo": lambda: demo_section(options.runs),
         "benchmarks": lambda: benchmark_section(BENCHMARKS),
         "coverage": lambda: coverage_line(read_table()),
+        "cifar10": lambda: cifar_section(options.runs),
     }
     text = sections[options.section]()
     readme = ROOT / "README.md"
@@ -61,6 +65,27 @@ def demo_section(runs: Path) -> str:
         "(tools/demo_results/reconstruction.png)"
     )
     return f"{table.read_text(encoding='utf-8').strip()}\n\n{picture}"
+
+
+def cifar_section(run: Path) -> str:
+    """Copy curve and reconstructions of a finished pre-training on CIFAR-10; return the section that shows them."""
+    pictures = {"curve": run / "curve.png", "reconstruction": run / "visualize" / "reconstruct.png"}
+    if not (run / "encoder.json").is_file() or not all(picture.is_file() for picture in pictures.values()):
+        raise UserError(f"'{run}' holds no finished pre-training with its visualize/reconstruct.png; see --help")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        shutil.copy(picture, RESULTS / f"cifar10_{name}.png")
+    log = pd.DataFrame(read_metrics(run)).dropna(subset=["knn"])
+    digits = {"epoch": ".0f", "loss": ".3f", "knn": ".1f", "linear": ".1f", "effective_rank": ".1f"}
+    titles = ["epoch", "loss", "k-NN in %", "linear probe in %", "effective rank"]
+    cells = log[list(digits)].astype(object).where(log.notna(), None)
+    table = cells.to_markdown(index=False, headers=titles, floatfmt=tuple(digits.values()), missingval="")
+    write_text(RESULTS / "cifar10.md", f"{table}\n")
+    return (
+        f"{table}\n\n![Loss, learning rate and probes over the epochs](tools/demo_results/cifar10_curve.png)\n\n"
+        "![Each row: the photo, what the encoder saw, what the decoder drew, and that with the visible patches pasted]"
+        "(tools/demo_results/cifar10_reconstruction.png)"
+    )
 
 
 def benchmark_section(folder: Path) -> str:

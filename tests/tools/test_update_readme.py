@@ -1,0 +1,51 @@
+"""What the README shows of a run is that run's."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spark.errors import UserError
+from spark.metrics import MetricsLog
+
+TOOL = Path(__file__).parents[2] / "tools" / "update_readme.py"
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("update_readme", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+def test_a_run_on_cifar_is_shown_with_its_probes(tool: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with MetricsLog(run) as log:
+        log.write(0, epoch=0.0, knn=22.94, linear=31.3)
+        log.write(10, epoch=0.5, loss=0.9)
+        log.write(20, epoch=1.0, loss=0.61234, knn=30.2, linear=31.7, effective_rank=20.04)
+    with pytest.raises(UserError, match="holds no finished pre-training"):
+        tool.cifar_section(run)
+    (run / "visualize").mkdir()
+    for name in ("encoder.json", "curve.png", "visualize/reconstruct.png"):
+        (run / name).write_bytes(name.encode())
+    section = tool.cifar_section(run)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert rows[0] == ["epoch", "loss", "k-NN in %", "linear probe in %", "effective rank"]
+    assert rows[2:] == [["0", "", "22.9", "31.3", ""], ["1", "0.612", "30.2", "31.7", "20.0"]]
+    assert (tool.RESULTS / "cifar10_curve.png").read_bytes() == b"curve.png"
+    assert "(tools/demo_results/cifar10_reconstruction.png)" in section
+
+
+def test_only_what_is_between_the_marks_changes(tool: Any) -> None:
+    readme = "a\n<!-- demo: written by tools/update_readme.py -->\nold\n<!-- end of demo -->\nb\n"
+    assert tool.with_section(readme, "demo", "new") == readme.replace("old", "new")
+    with pytest.raises(UserError, match="has lost its marks"):
+        tool.with_section(readme, "coverage", "new")
