@@ -49,7 +49,8 @@ def convert(
     prove_timm(found.encoder)
     for name in FORMATS:
         if name == "original-spark" == to and found.pretraining is not None:
-            prove_way_back(name, found.pretraining, converted, original_spark.to_spark(converted.state))
+            count = prove_way_back(name, found.pretraining, converted, original_spark.to_spark(converted.state))
+            print(f"proof: converting back gives the same {count} tensors")
         elif name in (found.format, to):
             prove(name, info, found.encoder.state)
     if to == "timm":
@@ -114,7 +115,8 @@ def prove(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> None:
         UserError: they are not, or the format's library is not there to compare with.
     """
     there = FORMATS[name].from_timm(state)
-    prove_way_back(name, state, there, FORMATS[name].to_timm(there.state))
+    count = prove_way_back(name, state, there, FORMATS[name].to_timm(there.state))
+    print(f"proof: converting to the {FORMATS[name].TITLE} and back gives the same {count} tensors")
     found = output_difference(name, info, state)
     if found is None:
         print(f"  outputs are not compared: no model in the {FORMATS[name].TITLE} is installed here")
@@ -127,8 +129,11 @@ def prove(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> None:
         )
 
 
-def prove_way_back(name: str, state: dict[str, Tensor], there: Conversion, back: Conversion) -> None:
+def prove_way_back(name: str, state: dict[str, Tensor], there: Conversion, back: Conversion) -> int:
     """See that a format and back again is the same state, except for what the format has no place for.
+
+    Returns:
+        How many tensors are the same.
 
     Raises:
         UserError: it is not.
@@ -140,7 +145,7 @@ def prove_way_back(name: str, state: dict[str, Tensor], there: Conversion, back:
     )
     if not same:
         raise UserError(f"proof failed: converting to the {FORMATS[name].TITLE} and back changes tensors")
-    print(f"proof: converting to the {FORMATS[name].TITLE} and back gives the same {len(kept)} tensors")
+    return len(kept)
 
 
 def output_difference(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> Difference | None:

@@ -24,7 +24,7 @@ from spark.own_network import is_reference
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EXPORT, TIMM = "our export", "timm naming"  # torchvision names ResNets so too
+EXPORT, TIMM = "our export", "timm or torchvision naming"  # which are the same for ResNets
 ORIGINAL, OURS = "original SparK, whole model", "our pre-training checkpoint"
 CANDIDATES: Mapping[str, tuple[str, ...]] = {  # by a tensor of their own
     "layer1.0.conv1.weight": (

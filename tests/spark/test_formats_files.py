@@ -19,7 +19,7 @@ from spark.errors import UserError
 from spark.formats import detectron2, mmpretrain, official_convnext
 from spark.formats.arrays import load_arrays
 from spark.formats.proofs import randomise_statistics
-from spark.formats.reader import read
+from spark.formats.reader import TIMM, read
 from spark.model import build_spark
 
 
@@ -40,11 +40,11 @@ def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("to", "file", "recognised"),
     [
-        ("torchvision", "r18.pth", "timm naming"),  # the names are the same
-        ("torchvision", "r18.safetensors", "timm naming"),
+        ("torchvision", "r18.pth", TIMM),  # the names are the same
+        ("torchvision", "r18.safetensors", TIMM),
         ("detectron2", "r18.pkl", "detectron2"),
         ("mmpretrain", "r18.pth", "mmpretrain"),
-        ("original-spark", "r18.pth", "timm naming"),
+        ("original-spark", "r18.pth", TIMM),
     ],
 )
 def test_a_resnet_goes_there_and_back(
