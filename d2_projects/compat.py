@@ -20,6 +20,7 @@ PROVOKED = (
     "pkg_resources is deprecated",  # setuptools, of model_zoo
     "torch.meshgrid",  # torch, of the anchor generator: an argument that will be required
     "`torch.jit.script` is deprecated",  # torch, of losses and box regression
+    "`broadcast_buffers` is deprecated",  # torch 2.14, of DDP: what replaces it is not in older versions
     "The given NumPy array is not writable",  # torch, of data sets that are shared by workers
 )
 FX_LOGGER = "torch.fx._symbolic_trace"  # says "is_fx_tracing will return true" by logging, not by a warning

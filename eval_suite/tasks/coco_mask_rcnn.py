@@ -26,7 +26,7 @@ from spark.signals import EXIT_CODE, PostponedError, StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from d2_projects.data import CocoData
-    from d2_projects.train_net import Outcome
+    from d2_projects.training import Outcome
     from eval_suite.detect_config import DetectConfig
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
@@ -134,7 +134,7 @@ def stop_request() -> contextlib.AbstractContextManager[StopRequest | None]:
 def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | None) -> Path | None:
     """Train, evaluate and record; errors and returned value as for `run`."""
     from d2_projects.data import check, locate, registered
-    from d2_projects.train_net import point_at, train
+    from d2_projects.training import point_at, train
 
     config, changes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
     for change in changes:
@@ -166,7 +166,7 @@ def evaluate_and_write(config: DetectConfig, ranks: Ranks) -> Path | None:
     """Evaluate a checkpoint and write EVALUATION into `out`; errors and returned value as for `run`."""
     from d2_projects.checkpoints import BEST
     from d2_projects.data import check, locate, registered
-    from d2_projects.train_net import evaluate_only, point_at
+    from d2_projects.training import evaluate_only, point_at
 
     of_run = {"last": LAST, "best": BEST}.get(config.weights)
     weights = config.out / CHECKPOINTS / of_run if of_run else Path(config.weights)
@@ -204,8 +204,8 @@ def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
     Raises:
         UserError: the batch cannot be shared, or the device has not the precision.
     """
-    from d2_projects.train_net import share_batch
     from d2_projects.trainer import mixed_precision
+    from d2_projects.training import share_batch
 
     share_batch(config.cfg, ranks.size)
     mixed_precision(config.cfg.train.amp, ranks.device)
@@ -260,7 +260,7 @@ def remove_run(out: Path) -> None:
     Checkpoints go before what tells whose they are: whenever this is interrupted, no other run takes them up.
     """
     from d2_projects.outputs import OUTPUTS
-    from d2_projects.train_net import TTA
+    from d2_projects.training import TTA
 
     with contextlib.suppress(FileNotFoundError):
         (out / RESULT).unlink()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import pytest
 import timm
 import torch
 
+from eval_suite.cli import main
 from eval_suite.schema import load_record
 from eval_suite.tasks import coco_mask_rcnn
 from spark.errors import UserError
@@ -46,23 +50,58 @@ def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> Non
     assert (record.task, record.model, record.origin, record.seed) == (
         "coco_mask_rcnn", "resnet18", "smoke", 3)
     assert record.init.kind == "scratch"
-    assert set(record.metrics) == {f"{task}/{name}" for task in ("bbox", "segm")
-                                   for name in ("AP", "AP50", "AP75")}
+    sizes = ("AP", "AP50", "AP75", "APs", "AR1", "AR10", "AR100", "ARs")  # no object is larger than small
+    assert set(record.metrics) == {f"{task}/{name}" for task in ("bbox", "segm") for name in sizes}
     assert all(0 <= metric.value <= 100 and metric.unit == "AP (0-100)" for metric in record.metrics.values())
     assert record.epochs == 1  # two iterations of two of four pictures
     assert record.protocol["train_images"] == 4
     assert [entry["step"] for entry in read_metrics(out) if "loss" in entry] == [1, 2]
     assert (out / "detections.png").stat().st_size > 1000
-    assert (record.log, record.checkpoint) == ("metrics.jsonl", "checkpoints/model_final.pth")
+    assert (record.log, record.checkpoint) == ("metrics.jsonl", "checkpoints/last.pt")
     assert (out / record.checkpoint).is_file()
     assert record.wall_seconds > 0
     assert "seed: 3" in (out / "config.yaml").read_text()
+
+    evaluated = coco_mask_rcnn.run(RECIPE, [*arguments, "eval_only=true"])
+    assert evaluated == out / "evaluation.json"
+    again = json.loads(evaluated.read_text())
+    assert again["metrics"] == {name: metric.value for name, metric in record.metrics.items()}
+    assert again["weights"] == str(out / record.checkpoint)
 
     before = path.stat().st_mtime_ns
     assert coco_mask_rcnn.run(RECIPE, arguments) == path
     assert path.stat().st_mtime_ns == before  # finished runs are left alone
     with pytest.raises(UserError, match="another seed; pass another out="):
-        coco_mask_rcnn.run(RECIPE, [*arguments, "seed=4"])
+        coco_mask_rcnn.run(RECIPE, [*arguments[:-1], "seed=4"])
+
+
+def test_a_signal_stops_a_run_and_tells_the_scheduler(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from d2_projects import trainer
+
+    run_step = trainer.Trainer.run_step
+
+    def signalled(self: trainer.Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        run_step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "run_step", signalled)
+    out = tmp_path / "run"
+    assert main(["detect", RECIPE, *TINY, f"out={out}", f"data.root={coco}"]) == 75
+    assert "was asked to stop and is saved; the same command goes on with it" in capsys.readouterr().err
+    assert [entry["step"] for entry in read_metrics(out)] == [1]
+    assert not (out / "result.json").exists()
+
+
+def test_of_processes_that_have_not_joined_the_first_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> None:
+        raise UserError("a bad recipe")
+
+    for rank, raised in (("0", UserError), ("1", SystemExit)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(raised):
+            coco_mask_rcnn.said_once(wrong)
 
 
 def test_an_encoder_gives_the_backbone_and_is_recorded(coco: Path, tmp_path: Path) -> None:
@@ -109,6 +148,11 @@ def test_an_encoder_that_does_not_fit_is_refused(
     ("train.max_iter=abc", "train.max_iter=abc: expected int"),
     ("train.max_iter=0", "train.max_iter must be at least 1"),
     ("resume=maybe", "expected auto or never"),
+    ("eval_only=1", "expected true or false"),
+    ("weights=best", "weights=… is what eval_only=true evaluates"),
+    ("train.accumulate=0", "train.accumulate must be at least 1"),
+    ("train.clip_grad_norm=-1", "train.clip_grad_norm must not be negative"),
+    ("train.amp.dtype=float8", "train.amp.dtype=float8: expected auto, bfloat16 or float16"),
     ("seed", "is not an override"),
     ("data.root=/nowhere", "data folder '/nowhere' does not exist"),
     ("init=/nowhere", "does not exist; an exported encoder is"),
@@ -135,7 +179,7 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint_to_another_run(
 ) -> None:
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
-    (out / "checkpoints" / "last_checkpoint").write_text("model_0000001.pth")
+    (out / "checkpoints" / "last.pt").write_bytes(b"")
     (out / "identity.json").write_text("{}")
     removed: list[str] = []
     unlink, rmtree = Path.unlink, shutil.rmtree
@@ -150,7 +194,7 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint_to_another_run(
 def test_checkpoints_of_an_unknown_run_are_not_taken_up(coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
-    (out / "checkpoints" / "last_checkpoint").write_text("model_0000001.pth")
+    (out / "checkpoints" / "last.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"a run without identity\.json.* resume=never"):
         coco_mask_rcnn.run(RECIPE, [*TINY, f"data.root={coco}", f"out={out}"])
     assert not (out / "identity.json").exists()
@@ -182,6 +226,7 @@ def test_what_detectron2_provokes_is_kept_off_the_terminal(caplog: pytest.LogCap
 
 def test_a_detector_that_finds_nothing_has_an_ap_of_zero() -> None:
     names = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
-    outcome = SimpleNamespace(metrics={**dict.fromkeys(names, float("nan")), "bbox/AP50": 12.5})
+    nothing = dict.fromkeys([*names, "bbox/APl"], float("nan"))  # no large objects: not a number of this data
+    outcome = SimpleNamespace(metrics={**nothing, "bbox/AP50": 12.5}, best=None)
     values = {name: metric.value for name, metric in coco_mask_rcnn.metrics_of(outcome).items()}
     assert values == {**dict.fromkeys(names, 0.0), "bbox/AP50": 12.5}

@@ -18,11 +18,11 @@ from detectron2.config import LazyConfig
 from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 
-from d2_projects import train_net
+from d2_projects import training
 from d2_projects.checkpoints import BEST
 from d2_projects.data import check, registered
 from d2_projects.processes import pick_device
-from d2_projects.train_net import Outcome, evaluate_only, point_at, train
+from d2_projects.training import Outcome, evaluate_only, point_at, train
 from spark.checkpoint import LAST, PREVIOUS, load_file
 from spark.distributed import Ranks
 from spark.errors import UserError
@@ -79,11 +79,11 @@ class StopAfter(HookBase):
 def interrupted(monkeypatch: pytest.MonkeyPatch, iterations: int, number: signal.Signals) -> None:
     """Let the next trainings get a signal in this iteration."""
 
-    class Trainer(train_net.Trainer):
+    class Trainer(training.Trainer):
         def register_hooks(self, hooks: list[HookBase]) -> None:
             super().register_hooks([*hooks, StopAfter(iterations, number)])
 
-    monkeypatch.setattr(train_net, "Trainer", Trainer)
+    monkeypatch.setattr(training, "Trainer", Trainer)
 
 
 ITERATIONS = 6
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole: tuple[Path, Path, Ou
     run = tmp_path / "run"
     script = tmp_path / "killed.py"
     script.write_text(
-        "import signal, sys\nfrom pathlib import Path\nimport pytest, torch, test_train_net as tests\n"
+        "import signal, sys\nfrom pathlib import Path\nimport pytest, torch, test_training as tests\n"
         "torch.set_num_threads(1)\nwith pytest.MonkeyPatch.context() as patch:\n"
         "    tests.interrupted(patch, 4, signal.SIGKILL)\n"
         f"    tests.trained(tests.tiny(train__max_iter={ITERATIONS}, train__eval_period=2), Path(sys.argv[1]), "

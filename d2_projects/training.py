@@ -1,0 +1,270 @@
+"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: the whole run in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.engine import hooks
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from d2_projects.backbone_weights import load_backbone
+from d2_projects.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
+from d2_projects.data import CocoData
+from d2_projects.hooks import MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
+from d2_projects.loader import FollowingBatches, build_train_loader
+from d2_projects.options import complete
+from d2_projects.processes import equal_buffers, parallel, pick_device
+from d2_projects.rehearsal import rehearse_evaluation
+from d2_projects.trainer import Trainer, mixed_precision
+from d2_projects.tta import original_pictures, with_tta
+from spark.checkpoint import load_latest
+from spark.distributed import Ranks
+from spark.errors import UserError
+from spark.run_folder import CHECKPOINTS
+from spark.signals import PostponedError, StopRequest
+
+LOG, TTA = "log.txt", "tta"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves behind."""
+
+    model: nn.Module
+    metrics: dict[str, float]  # such as "bbox/AP", 0 to 100; nan where nothing could be computed
+    images_per_second: float | None  # of all processes; None when nothing was left to train
+    seconds: float  # of training and evaluation, also before the run was interrupted
+    peak_memory_mib: float | None  # of the GPU that needed most; None on a CPU
+    best: float | None  # bbox/AP of the best evaluation, that of checkpoints/best.pt; None if there was but one
+
+
+class Stopwatch:
+    """Counts the seconds of a run, however often it is interrupted; a checkpoint keeps what was counted until then."""
+
+    def __init__(self) -> None:
+        self._before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds so far, for a checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Add to this process's seconds those of the processes before."""
+        self._before = state["seconds"]
+
+
+def point_at(cfg: DictConfig, data: CocoData, names: tuple[str, str]) -> None:
+    """Let a recipe's model and loaders use a registered data set; changes `cfg`."""
+    cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = names
+    cfg.model.roi_heads.num_classes = len(data.train.categories)
+    if data.train.run_length:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+
+def train(
+    cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None, ranks: Ranks | None = None,
+    request: StopRequest | None = None,
+) -> Outcome:
+    """Train from where the run folder stands (an empty one: from the start), then evaluate.
+
+    A continued run goes on with the model, optimizer, schedule, pictures and random numbers that it would have had; on
+    a CPU its losses are those of an uninterrupted run to the last digit. (GPUs add up in no fixed order.)
+
+    Args:
+        cfg: a recipe with `model`, `dataloader`, `optimizer`, `lr_multiplier` and `train`.
+        run: where checkpoints and `metrics.jsonl` go.
+        backbone: weights to start with, as for `load_backbone`.
+        ranks: the processes; by default this one alone, on the recipe's device.
+        request: tells when the run shall stop.
+
+    Raises:
+        UserError: the batch cannot be shared, the backbone's weights do not fit, the device is not there, the
+            evaluation does not work, the checkpoint is damaged, a picture cannot be read, the loss became infinite.
+        PostponedError: a signal asked the run to stop, and it was saved.
+    """
+    stopwatch = Stopwatch()
+    cfg = complete(cfg)
+    cfg.train.output_dir = str(run)  # where the evaluator writes
+    ranks = ranks or Ranks(pick_device(cfg.train.device))
+    model, trainer = ranks.together(lambda: build(cfg, ranks, backbone))
+    checkpoints = Checkpoints(run / CHECKPOINTS, model, trainer, stopwatch, writes=ranks.first)
+    ranks.on_first(lambda: load_latest(run / CHECKPOINTS) is not None)  # a damaged one is set aside before others look
+    start = ranks.together(checkpoints.resume)
+    if start:
+        ranks.say(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
+    rehearse_evaluation(cfg, model, ranks)
+
+    def loader(first_iteration: int, accumulate: int = 1) -> Any:
+        return build_train_loader(cfg.dataloader.train, cfg.train.seed, first_iteration, accumulate)
+
+    metrics: dict[str, float] = {}
+
+    def evaluate_now() -> dict[str, Any]:
+        results = evaluate(cfg, model, ranks)
+        metrics.update(flat(results))
+        return results
+
+    trainer.reset_data_loader(lambda: loader(start, cfg.train.accumulate))
+    progress = ProgressHook("detect", cfg.dataloader.train.total_batch_size)
+    precise_bn = hooks.PreciseBN(
+        cfg.train.eval_period, model,
+        FollowingBatches(loader, lambda: trainer.iter, cfg.train.precise_bn_iter), cfg.train.precise_bn_iter,
+    )
+    trainer.register_hooks([hook for hook, wanted in (
+        (SeedHook(cfg.train.seed), True),
+        (progress, ranks.first),
+        (hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), True),
+        # Precise statistics first, so that they are what is saved and evaluated.
+        (precise_bn, cfg.train.precise_bn_iter > 0),
+        (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
+        (hooks.EvalHook(cfg.train.eval_period, evaluate_now), True),
+        (BestHook(run / CHECKPOINTS, model), ranks.first and cfg.train.eval_period > 0),
+        (MetricsHook(run, cfg.train.log_period), ranks.first),
+        (StopHook(request, ranks, checkpoints) if request else None, request is not None),
+    ) if wanted])
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)
+    with logged_to(run / LOG if ranks.first else None):
+        try:
+            trainer.train(start, cfg.train.max_iter)
+        except Stopped:
+            raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
+        except FloatingPointError as error:
+            raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+        except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
+            # A loader's worker process puts its traceback before the message.
+            raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
+        metrics.update(evaluate_with_tta(cfg, model, ranks))
+    best = best_of(run / CHECKPOINTS) if ranks.first and cfg.train.eval_period else None
+    return Outcome(model, metrics, progress.images_per_second, stopwatch.seconds, peak_memory(ranks), best)
+
+
+def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> tuple[nn.Module, Trainer]:
+    """Return a recipe's model on the device and what trains it, without data yet.
+
+    Raises:
+        UserError: see `train`.
+    """
+    share_batch(cfg, ranks.size)
+    dtype = mixed_precision(cfg.train.amp, ranks.device)
+    seed_all_rng(cfg.train.seed)  # in all processes alike
+    model = instantiate(cfg.model).to(ranks.device)
+    if backbone is not None:
+        load_backbone(model, backbone)
+    if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        part = cfg.dataloader.train.total_batch_size // cfg.train.accumulate
+        ranks.say(f"accumulating {cfg.train.accumulate} batches of {part} pictures: batch norms see one at a time")
+    optimizer_cfg = copy.deepcopy(cfg.optimizer)
+    optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
+    optimizer = instantiate(optimizer_cfg)
+    return model, Trainer(parallel(model, ranks), None, optimizer, ranks, dtype, cfg.train.accumulate,
+                          cfg.train.clip_grad_norm)
+
+
+def share_batch(cfg: DictConfig, size: int) -> None:
+    """Make sure that all processes get equally many pictures.
+
+    Raises:
+        UserError: they do not.
+    """
+    batch, parts = cfg.dataloader.train.total_batch_size, size * cfg.train.accumulate
+    if batch % parts:
+        shared = f"{size} process{'es' if size > 1 else ''}" + (
+            f" with train.accumulate={cfg.train.accumulate}" if cfg.train.accumulate > 1 else "")
+        raise UserError(f"dataloader.train.total_batch_size={batch} cannot be shared equally by {shared}; "
+                        f"use e.g. {math.ceil(batch / parts) * parts}")
+
+
+def evaluate(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, dict[str, float]]:
+    """Return COCO's metrics of the recipe's test set, such as {"bbox": {"AP": …}, "segm": {…}}, in the first process.
+
+    Each process detects in its share of the pictures; others get {}.
+    """
+    equal_buffers(model, ranks)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
+        return inference_on_dataset(
+            model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+        )
+
+
+def evaluate_with_tta(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+    """Return, if `test.tta` is set, the metrics with test-time augmentation, such as "tta/bbox/AP"."""
+    if not cfg.test.tta:
+        return {}
+    augmented = cfg.copy()
+    augmented.dataloader.test = original_pictures(cfg.dataloader.test)
+    if folder := augmented.dataloader.evaluator.get("output_dir"):
+        augmented.dataloader.evaluator.output_dir = str(Path(folder) / TTA)  # beside that of the plain evaluation
+    return {f"{TTA}/{name}": value for name, value in flat(evaluate(augmented, with_tta(model, cfg), ranks)).items()}
+
+
+def evaluate_only(cfg: DictConfig, out: Path, weights: Path, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of a checkpoint: without, and if `test.tta` is set also with test-time augmentation.
+
+    The evaluator writes into the folder `out`.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or of another model; the evaluation does not work.
+    """
+    cfg = complete(cfg)
+    cfg.train.output_dir = str(out)
+    model = instantiate(cfg.model).to(ranks.device)
+    ranks.together(lambda: load_model(model, weights))
+    rehearse_evaluation(cfg, model, ranks)
+    return flat(evaluate(cfg, model, ranks)) | evaluate_with_tta(cfg, model, ranks)
+
+
+def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return {"bbox": {"AP": 1.0}} as {"bbox/AP": 1.0}."""
+    return {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()}
+
+
+def peak_memory(ranks: Ranks) -> float | None:
+    """Return the MiB of the GPU that needed most, or None on a CPU; all processes must ask."""
+    if ranks.device.type != "cuda":
+        return None
+    return max(comm.all_gather(torch.cuda.max_memory_allocated(ranks.device))) / 2**20
+
+
+@contextlib.contextmanager
+def logged_to(file: Path | None) -> Iterator[None]:
+    """Append what Detectron2 says to `file`, or nowhere, instead of the terminal while the body runs."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8") if file else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(logger.propagate, logger.level) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+        yield
+    finally:
+        for logger, (propagate, level) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+        handler.close()
