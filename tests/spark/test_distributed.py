@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from spark import train
 from spark.checkpoint import save_checkpoint
 from spark.config import load_recipe
+from spark.data import EpochSampler
+from spark.distributed import Ranks, ShareSampler
 from spark.errors import UserError
 from spark.metrics import read_metrics
 from spark.pretrain import pretrain
 from spark.pretrain_config import PretrainConfig
+from spark.signals import EXIT_CODE
 from spark.sparse.synchronise import synchronise_batch_norms
 
 PHOTOS = 8  # one batch
@@ -32,6 +37,12 @@ def settings(photos: Path, out: Path, *more: str) -> list[str]:
 
 
 def torchrun(recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    process = start_torchrun(recipe, *overrides)
+    told = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, *told)
+
+
+def start_torchrun(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
     code = "import sys; from spark.cli import main; sys.exit(main())"
     script = recipe.with_name("spark_main.py")
     script.write_text(code)
@@ -39,7 +50,7 @@ def torchrun(recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     recipe.write_text("{}\n")
     command += ["pretrain", str(recipe), *overrides]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def begin(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +109,27 @@ def test_processes_accumulate_and_probe(photos: Path, pictures: Path, tmp_path: 
     for record, right in zip(records, right_records, strict=True):
         assert record["loss"] == pytest.approx(right["loss"], rel=0.02)
         assert record["grad_norm"] == pytest.approx(right["grad_norm"], rel=0.1)
+
+
+def test_processes_name_what_each_could_not_read_and_stop_together(photos: Path, tmp_path: Path) -> None:
+    """The file that no one but the second process has met yet is in the report; asked to stop, both save and end."""
+    entries = [str(photos / f"{number % 8:02d}.png") for number in range(101)]
+    firsts = ShareSampler(EpochSampler(101, 100, 1, seed=0), 100, Ranks(torch.device("cpu"), rank=1, size=2))
+    entries[next(iter(firsts)).image] = str(tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes(b"<html>404</html>")
+    (tmp_path / "list.txt").write_text("\n".join(entries))
+    out = tmp_path / "run"
+    process = start_torchrun(
+        tmp_path / "recipe.yaml", *settings(photos, out, "model.name=test_resnet", "decoder.width=32"),
+        f"data.root={tmp_path / 'list.txt'}", "train.batch=100", "train.epochs=1000000",
+    )  # fmt: skip
+    while process.poll() is None and not (out / "checkpoints" / "last.pt").exists():
+        time.sleep(0.01)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode not in (0, EXIT_CODE), told  # torchrun has its own: hence the file
+    assert (out / "stopped").read_text().startswith("saved after step ")
+    assert (out / "unreadable_files.txt").read_text().startswith(f"{tmp_path / 'broken.png'}\tnot an image")
 
 
 def test_an_error_is_said_once_and_ends_all(photos: Path, tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def test_a_run_that_is_asked_to_stop_goes_on_exactly(
     assert process.returncode == 75, told
     assert f"{out} was asked to stop and is saved" in told
     assert not (out / "encoder.safetensors").exists()
+    assert (out / "stopped").read_text().startswith("saved after step ")
     run(photos, out, rare)
+    assert not (out / "stopped").exists()
     assert (out / "encoder.safetensors").read_bytes() == (finished / "encoder.safetensors").read_bytes()
     assert read_metrics(out) == read_metrics(finished)
 
