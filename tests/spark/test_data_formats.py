@@ -90,6 +90,7 @@ FORMATS: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {  # what is writte
         np.where((COLOUR == [255, 0, 0]).all(2, keepdims=True), 255, COLOUR),
     ),
     "PNG turned by EXIF": (lambda: turned("PNG"), np.rot90(COLOUR, -1)),
+    "WebP": (lambda: array(COLOUR, "WEBP", lossless=True), COLOUR),
     "WebP turned by EXIF": (lambda: turned("WEBP"), np.rot90(COLOUR, -1)),
     "WebP RGBA, on white": (lambda: array(RGBA, "WEBP", lossless=True, exact=True), ON_WHITE),
     "BMP": (lambda: array(COLOUR, "BMP"), COLOUR),
@@ -111,6 +112,21 @@ FORMATS: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {  # what is writte
 }  # fmt: skip
 
 
+CORNERS = np.kron(  # 16 x 32 pixels, each quarter of a grey of its own
+    np.array([[[0] * 3, [80] * 3], [[160] * 3, [240] * 3]], dtype=np.uint8), np.ones((8, 16, 1), dtype=np.uint8)
+)
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what the eight values of EXIF's orientation ask for
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_kind_of_image_is_seen_as_rgb(name: str) -> None:
     write, expected = FORMATS[name]
@@ -127,6 +143,17 @@ def test_every_kind_of_jpeg_is_seen_as_rgb(mode: str) -> None:
     pixels = decode(io.BytesIO(pillow(red, "JPEG", quality=100))).reshape(-1, 3)
     expected = np.asarray(Image.new(mode, (1, 1), red.getpixel((0, 0))).convert("RGB"))[0, 0]
     assert np.abs(pixels - expected.astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_jpeg_is_turned_and_mirrored_as_its_camera_says(orientation: int, progressive: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = array(CORNERS, "JPEG", quality=100, subsampling=0, exif=exif, progressive=progressive)
+    seen, expected = decode(io.BytesIO(stored)), UPRIGHT[orientation](CORNERS)
+    assert seen.shape == expected.shape
+    assert np.abs(seen - expected.astype(int)).max() <= 3
 
 
 # Other numbers of channels
