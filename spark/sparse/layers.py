@@ -19,7 +19,7 @@ from timm.models import _efficientnet_blocks as efficientnet_blocks
 from timm.models import fastvit, focalnet, hgnet, metaformer, nfnet, senet
 from torch import nn
 
-from spark.sparse import blocks, compact, masked
+from spark.sparse import blocks, compact, masked, reflected
 from spark.sparse.compositions import is_composition, reason_against
 from spark.sparse.rule import Kind, unchanged
 from spark.sparse.window import average_misfit, blur_misfit, misfit
@@ -60,6 +60,12 @@ AVERAGE_POOL = Kind(
     name="mean over a window, holes being like padding",
 )
 BLUR_POOL = Kind(masked.zero_masked, compact.blur_pool, refuses=blur_misfit, name="sparse blur")
+REFLECTED_BLUR_POOL = Kind(
+    reflected.blur_pool,
+    reflected.blur_pool,
+    refuses=reflected.misfit,
+    name="sparse blur, reflected where nothing is visible",
+)
 
 BATCH_NORM = Kind(
     masked.statistics_over_visible, unchanged, inner_maps=False, name="statistics over the batch's visible positions"
@@ -131,6 +137,11 @@ def nearest_upsampling(layer: Any) -> Kind:
     return ZERO_TO_ZERO if layer.mode == "nearest" and whole else refused("interpolates between positions")
 
 
+def blur_pool(layer: Any) -> Kind:
+    """timm's default reflects at the border."""
+    return REFLECTED_BLUR_POOL if layer.pad_mode == "reflect" else BLUR_POOL
+
+
 def inactive(attribute: str) -> Callable[[nn.Module], Kind]:
     """Return the kind of layers that drop whole regions: only with a probability of 0."""
     return lambda layer: ZERO_TO_ZERO if getattr(layer, attribute) == 0 else refused("drops whole regions of a map")
@@ -145,7 +156,7 @@ _SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
     (SCALED_STD_CONVOLUTION, (timm.layers.ScaledStdConv2d, ScaledStdConv2dSame)),
     (MAX_POOL, (nn.MaxPool2d, MaxPool2dSame)),
     (AVERAGE_POOL, (nn.AvgPool2d, timm.layers.AvgPool2dSame)),
-    (BLUR_POOL, (timm.layers.BlurPool2d,)),
+    (blur_pool, (timm.layers.BlurPool2d,)),
     # Norms
     (BATCH_NORM, (nn.BatchNorm2d, nn.SyncBatchNorm, timm.layers.BatchNormAct2d, timm.layers.SyncBatchNormAct)),
     (

@@ -137,7 +137,7 @@ def average_misfit(layer: Any) -> str | None:
 def blur_misfit(layer: Any) -> str | None:
     """The same for blur pooling."""
     if layer.pad_mode != "constant":
-        return f"pads with {layer.pad_mode}ed values instead of zeros"
+        return f"pads with {layer.pad_mode.removesuffix('e')}ed values instead of zeros"
     return windows_misfit(blur_windows(layer))
 
 

@@ -45,14 +45,14 @@ def pretrain(*overrides: str, recipe: str = "recipe.yaml") -> list[str]:
         (pretrain("data.input_size=[64,70]"), ["64x70 is not divisible", "32", "use e.g. 64x64"]),
         (pretrain("mask.ratio=0.99"), ["mask ratio 0.99 leaves 0 of 4 patches visible"]),
         (pretrain("train.batch=500"), ["train.batch=500 is more than the 12 images"]),
-        (pretrain("model.name=resnetblur18"), ["maxpool.1: BlurPool2d"]),
+        (pretrain("model.name=ghostnetv2_100"), ["blocks.2.0.ghost1: GhostModuleV2"]),
         (pretrain("model.name=vit_tiny_patch16_224"), ["does not run on an input of"]),
         (pretrain("engine=fast"), ["unknown engine 'fast'"]),
         (pretrain("decoder.width=48"), ["divisible by 32"]),
         (pretrain(recipe="recipes.yaml"), ["'recipes.yaml' does not exist", "Did you mean recipe.yaml"]),
         (pretrain("out=recipe.yaml"), ["out='recipe.yaml' is a file"]),
         (["check", "resnet5O"], ["unknown model 'resnet5O'", "resnet50"]),
-        (["check", "resnetblur18"], ["layer2.0.aa: BlurPool2d pads with reflected values"]),
+        (["check", "ghostnetv2_100"], ["blocks.2.0.ghost1: GhostModuleV2 pools a map by two"]),
         (["check", "resnet18", "--engine", "fast"], ["unknown engine 'fast'"]),
         (["convert", "nowhere.pth", "out", "--to", "timm"], ["'nowhere.pth' does not exist"]),
         (["convert", "cut.pth", "out", "--to", "timm"], ["'cut.pth' is truncated"]),
@@ -112,7 +112,7 @@ def test_pretrain_then_convert(workplace: Path, capsys: pytest.CaptureFixture[st
     assert (workplace / "run" / "encoder.safetensors").is_file()
     assert main(["convert", "run", "r18.pkl", "--to", "detectron2"]) == 0
     printed = capsys.readouterr().out
-    assert "proof: features of timm's and Detectron2's resnet18 agree" in printed
+    assert "proof: outputs of timm's and detectron2's resnet18 agree" in printed
     assert (workplace / "r18.pkl").is_file()
 
 

@@ -26,7 +26,7 @@ QUICK = (
     *("mobilenetv3_small_050", "mobilenetv4_conv_small_035", "mnasnet_small", "ghostnet_050", "repghostnet_050"),
     *("test_convnext", "test_convnext3", "convnext_zepto_rms", "test_nfnet", "darknet17", "dla46_c", "gernet_s"),
     *("hrnet_w18_small", "repvgg_a0", "inception_next_atto", "hgnetv2_b0", "ese_vovnet19b_dw", "fastvit_t8"),
-    *("starnet_s1", "fasternet_t0", "poolformer_s12", "cspnext_s"),
+    *("starnet_s1", "fasternet_t0", "poolformer_s12", "cspnext_s", "resnetblur18"),
 )
 SLOW = (
     *("resnext50_32x4d", "seresnet50", "gcresnet50t", "resnet50_clip", "resnetv2_50x1_bit", "resnetv2_50d_gn"),
@@ -35,7 +35,7 @@ SLOW = (
     *("mobilenetv4_conv_aa_medium", "mobilenetv4_conv_blur_medium", "convnextv2_atto", "densenet121", "vgg11_bn"),
     *("vgg11", "cspresnet50", "nfnet_l0", "dm_nfnet_f0", "hgnet_tiny", "vovnet39a", "repvit_m0_9", "selecsls42b"),
     *("xception41", "xception41p", "rdnet_tiny", "mambaout_femto", "convformer_s18", "lcnetv2_base", "dpn48b"),
-    "focalnet_tiny_srf",
+    *("focalnet_tiny_srf", "tresnet_m", "densenetblur121d"),
 )
 FAMILIES = (*QUICK, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW))
 
@@ -82,8 +82,6 @@ def test_both_engines_have_the_same_gradients(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("resnetblur50", r"layer2\.0\.aa: BlurPool2d pads with reflected values instead of zeros"),
-        ("tresnet_m", r"BlurPool2d pads with reflected values"),
         ("legacy_xception", r"conv1: Conv2d with a kernel of 3, stride 2 and padding 0 does not map patches"),
         ("inception_v3", r"does not run on an input of 1x3x64x64"),
         ("ghostnetv2_100", r"ghost1: GhostModuleV2 pools a map by two, even where a patch is one position"),
@@ -134,6 +132,7 @@ def ceil_average(count_include_pad: bool) -> nn.Module:
         ceil_average(count_include_pad=False),
         nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         MaxPool2dSame(3, 2),
+        timm.layers.BlurPool2d(8),
         nn.Sequential(nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(8, 8, 2)),
         nn.Sequential(nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2)),
         nn.Sequential(nn.Hardsigmoid(), nn.Conv2d(8, 8, 3, padding=1)),
@@ -167,6 +166,8 @@ def test_a_picture_among_masked_patches_passes_a_layer_as_if_alone(layer: nn.Mod
         (ceil_average(count_include_pad=True), "reach over the border"),
         (nn.AvgPool2d(2, divisor_override=3), "divides by a number of its own"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "pads with reflect values"),
+        (timm.layers.BlurPool2d(4, filt_size=5), "reflects more positions than a patch may have"),
+        (timm.layers.BlurPool2d(4, pad_mode="replicate"), "pads with replicated values"),
         (nn.Upsample(scale_factor=2, mode="bilinear"), "interpolates between positions"),
         (nn.Dropout2d(0.1), "drops whole regions"),
         (timm.layers.DropBlock2d(0.1), "drops whole regions"),

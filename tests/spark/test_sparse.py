@@ -133,7 +133,6 @@ def test_a_subclass_of_a_known_layer_is_refused_by_path() -> None:
 @pytest.mark.parametrize(
     ("model", "path", "layer"),
     [
-        ("resnetblur18", r"layer2\.0\.aa", "BlurPool2d"),
         ("ghostnetv2_100", r"blocks\.2\.0\.ghost1", "GhostModuleV2"),
         ("edgenext_xx_small", r"stages\.1\.blocks\.1\.xca", "CrossCovarianceAttn"),
     ],

@@ -61,7 +61,7 @@ def test_the_picture_does_not_depend_on_the_engine(
         (["resnet18", "a/00.png", "--engine", "fast"], "unknown engine 'fast'"),
         (["resnet18", "a/00.png", "--mask-ratio", "1"], "mask ratio 1.0 leaves 0"),
         (["resnet18", "a/00.png", "--input-size", "0"], "at least one must be visible and one masked"),
-        (["resnetblur18", "a/00.png"], "BlurPool2d"),
+        (["ghostnetv2_100", "a/00.png"], "GhostModuleV2"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,0 +1,59 @@
+"""Blur pooling that reflects at the border, as timm's anti-aliased networks have it.
+
+Beyond what is visible lies what lies beyond a picture: zeros for other windows, its mirror image here. A patch whose
+neighbour is visible looks into the neighbour; one whose neighbour is masked, or outside of the image, sees its own
+positions again. Which value a hole stands for depends on the patch that looks, so both engines compute on patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spark.sparse.gather import Index, gather
+from spark.sparse.rule import Dense
+from spark.sparse.state import VisiblePatches
+from spark.sparse.window import Windows, blur_windows, windows_misfit
+
+
+def blur_pool(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    """A depthwise convolution by a fixed filter, on either engine's maps."""
+    x_NChw = x if visible.engine == "compact" else visible.take(x)
+    h, w = x_NChw.shape[-2:]
+    windows, channels = blur_windows(layer), x_NChw.shape[1]
+    index = visible.once(("reflected", h, w, windows), lambda: _reflected(h, w, windows, visible))
+    filters = layer.filt.expand(channels, -1, -1, -1)
+    y_NChw = functional.conv2d(gather(x_NChw, index), filters, stride=layer.stride, groups=channels)
+    return y_NChw if visible.engine == "compact" else visible.put(y_NChw)
+
+
+def misfit(layer: Any) -> str | None:
+    """Say why a reflecting blur pooling has no sparse meaning, if so."""
+    if layer.padding[0] >= layer.stride:  # a patch may be as small as a stride
+        return "reflects more positions than a patch may have"
+    return windows_misfit(blur_windows(layer))
+
+
+def _reflected(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Index:
+    """Say where each patch finds its tile: [N, tile height, tile width].
+
+    What is not visible is looked for in the mirror: first in that across the patch's upper or lower border, then
+    across the left or right one, then in both, which is in the patch itself.
+    """
+    down, across = (list(window.tile(side)) for window, side in zip(windows, (h, w), strict=True))
+    index = visible.lookup(h, w, down, across)
+    nothing = len(visible.patch_ids) * h * w
+    for rows, columns in (
+        (_mirrored(down, h), across), (down, _mirrored(across, w)), (_mirrored(down, h), _mirrored(across, w))
+    ):  # fmt: skip
+        index = torch.where(index == nothing, visible.lookup(h, w, rows, columns), index)
+    return index
+
+
+def _mirrored(positions: Sequence[int], side: int) -> list[int]:
+    """Return positions outside of 0..side-1 reflected at the first and the last, which do not count twice."""
+    return [side - 1 - abs(side - 1 - abs(position)) for position in positions]
