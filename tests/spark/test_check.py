@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import timm.layers
 import torch
 from torch import Tensor, nn
 
+from spark.backbones import TimmPyramid
 from spark.errors import UserError
 from spark.sparse import ENGINES, Kind, VisiblePatches
 from spark.sparse.check import TOLERANCE, check_equivalence
@@ -25,10 +27,18 @@ def test_supported_networks_are_converted_exactly(model: str, engine: str) -> No
     assert result.holds
 
 
-@pytest.mark.parametrize("model", ["seresnet50", "resnet50_gn", "convnextv2_tiny"])
-def test_layers_that_reduce_over_an_image_are_converted_exactly(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("seresnet50", {"layers": (1, 1, 1, 1)}),
+        ("resnet50_gn", {"layers": (1, 1, 1, 1)}),
+        ("convnextv2_tiny", {"depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_reduce_over_an_image_are_converted_exactly(model: str, options: dict[str, Any]) -> None:
     """More networks are in test_families.py, and in test_compact.py both engines side by side."""
-    assert check_equivalence(model, "masked", patches=2).holds
+    assert check_equivalence(lambda: TimmPyramid(model, options=options), "masked", patches=2).holds
 
 
 def doubled(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
