@@ -13,7 +13,7 @@ import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from d2_projects.annotations import VAL_SHARE, Content, Source, check_keys, valid_mask
+from d2_projects.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected, valid_mask
 from d2_projects.demo import DEMO, demo_detection
 from d2_projects.lint import lint, lint_pair
 from spark.errors import UserError
@@ -95,6 +95,7 @@ def coco_layout(root: Path) -> Sources:
                                 for split in SPLITS))
 
 
+@garbage_uncollected()
 def check(data: Sources | Path) -> CocoData:
     """Read both annotation files, find what is wrong with them, and return what training must know.
 
@@ -142,6 +143,7 @@ def registered(data: CocoData) -> Iterator[tuple[str, str]]:
             _forget(name)
 
 
+@garbage_uncollected()
 def records(split: CocoSplit) -> list[dict[str, Any]]:
     """Return the pictures and their objects as Detectron2 wants them; objects without a mask are left out."""
     content = split.source.read()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as rle
 
 from d2_projects.matching import WRONG, Matches, encoded
@@ -72,13 +72,13 @@ def draw(image: Image.Image, shapes: Iterable[Shape], side: int) -> Image.Image:
     for shape in shapes:
         if shape.mask is not None:
             _paint(canvas, shape.mask, COLOURS[shape.category % len(COLOURS)])
-    pen = ImageDraw.Draw(canvas)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(11, side / 26))
     for shape in shapes:
         left, top, right, bottom = (value * scale for value in shape.box)
         box = (max(left, 0), max(top, 0), min(right, canvas.width - 1), min(bottom, canvas.height - 1))
         if box[0] < box[2] and box[1] < box[3]:
             _outline(pen, box, COLOURS[shape.category % len(COLOURS)], shape.dashed)
-            pen.text((box[0] + 3, box[1] + 1), shape.label, fill="white", stroke_width=1, stroke_fill="black")
+            pen.text((box[0] + 3, box[1] + 1), shape.label, "white", font, stroke_width=1, stroke_fill="black")
     return canvas
 
 
