@@ -9,11 +9,12 @@ DEMO := runs/demo
 # OpenMP threads that spin while they wait slow each other down as soon as two programs share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo test test-all check clean
+.PHONY: help setup demo test test-all test-slurm check clean
 
 help:
 	@echo "make demo      pre-train, transfer and report on small real images (minutes on two CPU cores)"
 	@echo "make test      all quick tests;  make test-all adds the slow ones"
+	@echo "make test-slurm  studies through a real Slurm, started on this machine (root, Debian's slurm-wlm)"
 	@echo "make check     ruff, mypy, codespell"
 	@echo "make setup     only the installation into $(VENV)"
 
@@ -29,10 +30,17 @@ demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH" tools/demo.sh $(DEMO)
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu and not slurm"
 
 test-all: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slurm"
+
+# Where Slurm cannot be installed or started, the tests are skipped, and say so.
+test-slurm: $(READY)
+	@command -v sbatch >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge >/dev/null; } || \
+		echo "Slurm could not be installed; the tests below are skipped"
+	$(BIN)/pytest tests/slurm -rs --durations=0 --durations-min=1
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -105,10 +105,10 @@ class _Run:
         self._jobs, self._free, self._has_gpus = jobs, list(gpus), bool(gpus)
         self._futures: dict[str, Future[Result]] = {}
         self._given: dict[str, list[str]] = {}
-        self.states = {
-            node.name: State(FINISHED) if finished(graph, node) else State(READY)
-            for node in graph if node.name in set(names) or finished(graph, node)
-        }
+        done = {node.name for node in graph if finished(graph, node)}
+        # Nodes that many others wait for come first.
+        order = sorted(done.union(names), key=lambda name: -len(graph.below([name])))
+        self.states = {name: State(FINISHED) if name in done else State(READY) for name in order}
 
     def step(self, pool: ThreadPoolExecutor) -> bool:
         """Note what has ended, start what may start; return whether anything is left to wait for."""

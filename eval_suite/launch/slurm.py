@@ -39,7 +39,9 @@ from spark.signals import EXIT_CODE
 SUBMISSIONS = "submissions.jsonl"
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
+TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
 PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
+LOOK_SECONDS = 3  # between two questions to Slurm
 STAND_IN = """#!/bin/sh
 number=$(ls {folder}/*.sh 2>/dev/null | wc -l)
 cp "$1" "{folder}/$(printf %04d "$number").sh"
@@ -70,7 +72,7 @@ class NodeJob:
         import submitit
         from submitit.helpers import TorchDistributedEnvironment
 
-        os.chdir(self.place)
+        os.chdir(self.place)  # not before: it would decide where code is imported from
         stopping, warned = Stopping(), _Warned()
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
         signal.signal(WARNING, lambda number, frame: warned(stopping))
@@ -87,6 +89,12 @@ class NodeJob:
             _leave(job.job_id, requeue=warned.received and not job.global_rank)
         if outcome != FINISHED:
             raise RuntimeError(f"{node.name} {outcome}: {reason}")
+
+    def checkpoint(self) -> Any:
+        """Return what to run when the job begins again, should Slurm warn before `__call__` listens to it."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 class _Warned:
@@ -119,7 +127,7 @@ def _leave(job: str, requeue: bool) -> None:
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     patience = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < patience and (requeue or _squeue(["--jobs", job]).get(job, ("",))[0] == "RUNNING"):
-        time.sleep(1)
+        time.sleep(LOOK_SECONDS)
 
 
 class Slurm:
@@ -141,9 +149,11 @@ class Slurm:
         """
         if self._dry_run:
             with tempfile.TemporaryDirectory() as temporary, _stand_ins(Path(temporary)) as scripts:
-                self._submit(graph, names, {}, Path(temporary))
+                jobs = self._submit(graph, names, {}, Path(temporary))
                 for script in sorted(scripts.glob("*.sh")):
-                    print(f"### job {int(script.stem) + 1}\n{self._as_submitted(graph, script, temporary)}\n")
+                    number = int(script.stem) + 1
+                    inside = [name for name, job in jobs.items() if job.partition("_")[0] == str(number)]
+                    print(f"### job {number}: {', '.join(inside)}\n{self._as_submitted(graph, script, temporary)}")
             return 0
         with Attempt(graph.out / FOLDER):
             graph.save()
@@ -215,7 +225,7 @@ class Slurm:
 
         out = graph.out.absolute()
         place = code if Path.cwd() == source_root() and not self._dry_run else Path.cwd()
-        executor = submitit.SlurmExecutor(folder)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
         executor.update_parameters(
             job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
             **self._parameters(nodes[0].resources, code),
@@ -238,13 +248,15 @@ class Slurm:
             "mem": f"{resources.memory_gb}GB" if resources.memory_gb else None,
         }
         # `python -m` looks into the folder that it is started in first: there the code must be the copy, too.
-        setup = [*cluster.setup, f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"]
+        copy = shlex.quote(str(code))
+        setup = [*cluster.setup, f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {copy}"]
         return {
             **{name: value for name, value in given.items() if value is not None},
             "time": resources.minutes, "nodes": resources.nodes, "ntasks_per_node": resources.processes_per_node,
             "cpus_per_task": resources.cpus_per_process, "signal_delay_s": cluster.signal_seconds, "setup": setup,
             "array_parallelism": cluster.max_parallel, "stderr_to_stdout": True,
-            "srun_args": ["--kill-on-bad-exit=1"],
+            # Since 22.05, srun does not take the number of CPUs over from sbatch.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_process}"], "wckey": None,
             "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **resources.slurm},
         }
 

@@ -90,7 +90,7 @@ def status_table(graph: Graph, states: Mapping[str, State]) -> Group:
     table = Table(title=f"{graph.out}: {counts(states)}", title_justify="left", expand=False)
     for column in ("node", "state", "progress", "loss", "rate", "left"):
         table.add_column(column, overflow="fold", justify="left" if column in ("node", "state") else "right")
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table.add_column("", overflow="fold")
     for node in graph:
         state = states.get(node.name, State(READY))
         table.add_row(node.name, Text(state.name, STYLES.get(state.name, "")), *_numbers(node, state), state.detail)

@@ -13,13 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-COUNT, VALUE, TROUBLE = "count.json", "value.json", "trouble"
+COUNT, VALUE, ENVIRONMENT, TROUBLE = "count.json", "value.json", "environment.json", "trouble"
 
 
 def work(arguments: list[str]) -> int:
     """Count; return 75 if a signal came, 3 if the file that `trouble` names is there."""
     given = dict(argument.split("=", 1) for argument in arguments)
     out, stop = Path(given["out"]), []
+    (out / ENVIRONMENT).write_text(json.dumps(dict(os.environ)))
     if "RANK" in os.environ:
         names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK")
         (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps({name: os.environ[name] for name in names}))
@@ -42,7 +43,7 @@ def work(arguments: list[str]) -> int:
         os.replace(out / ".count", out / COUNT)
         with open(out / "metrics.jsonl", "a") as log:
             log.write(json.dumps({"step": state["step"], "epoch": state["step"], "loss": 1 / state["step"]}) + "\n")
-    (out / VALUE).write_text(json.dumps({"value": state["value"], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}))
+    (out / VALUE).write_text(json.dumps({"value": state["value"]}))
     return 0
 
 

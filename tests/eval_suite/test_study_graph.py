@@ -111,12 +111,12 @@ def test_a_saved_graph_is_the_same_graph(study: StudyFolder) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"modells": ["a"]}, "unknown key 'modells'. Did you mean models"),
-    ({"tasks": {"count": {"task": QUICK, "recpie": "x"}}}, "tasks.count: unknown key 'recpie'. Did you mean recipe"),
+    ({"model": ["a"]}, "unknown key 'model'. Did you mean models"),
+    ({"tasks": {"count": {"task": QUICK, "recipes": "x"}}}, "tasks.count: unknown key 'recipes'. Did you mean recipe"),
     ({"tasks": {"count": {"task": QUICK}}}, "tasks.count.recipe is required"),
     ({"tasks": {"count": {"task": "finetun", "recipe": "x"}}}, "no task 'finetun'"),
     ({"overrides": {"o": {"wen": {}}}}, "overrides.o: unknown key 'wen'. Did you mean when"),
-    ({"overrides": {"o": {"when": {"modle": "a"}}}}, "unknown axis 'modle'. Did you mean model"),
+    ({"overrides": {"o": {"when": {"models": "a"}}}}, "unknown axis 'models'. Did you mean model"),
     ({"exclude": [{"model": "aa"}]}, "exclude[0]: model has no value 'aa'. Did you mean a"),
     ({"exclude": [{"init": ["scratch", "spark"]}]}, "no point is left"),
     ({"models": []}, "'models' is required and empty"),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from quick_task import VALUE
+from quick_task import ENVIRONMENT
 from study_folder import StudyFolder
 from synthetic import record
 
@@ -172,7 +172,8 @@ def test_cancel_from_elsewhere(study: StudyFolder, capsys: pytest.CaptureFixture
 def test_gpus_are_shared_out(study: StudyFolder) -> None:
     study.change(overrides={"two": {"when": {"task": "pretrain"}, "resources": {"gpus_per_process": 2}}})
     assert run(study, "--gpus", "3,5,7", "--jobs", "3") == 0
-    given = {path.parent.name: json.loads(path.read_text())["gpus"] for path in study.out.glob(f"*/{VALUE}")}
+    given = {path.parent.name: json.loads(path.read_text())["CUDA_VISIBLE_DEVICES"]
+             for path in study.out.glob(f"*/{ENVIRONMENT}")}
     assert all(len(gpus.split(",")) == (2 if name.startswith("pretrain") else 1) for name, gpus in given.items())
     assert set(",".join(given.values()).split(",")) <= {"3", "5", "7"}
 

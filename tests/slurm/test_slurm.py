@@ -1,0 +1,219 @@
+"""Studies through a real Slurm: dependencies, preemption, time limits, broken machines, failures, DDP, cancelling.
+
+Run by `make test-slurm`, not by `make test`: it needs root and Debian's Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from cluster import SlurmCluster, missing, wait_until
+from PIL import Image
+from quick_task import ENVIRONMENT
+from study_folder import StudyFolder
+from synthetic import record
+
+from eval_suite.cli import main
+from eval_suite.study.attempt import attempts, last_attempt
+from eval_suite.study.progress import read_finished
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
+STEPS = 8
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Three nodes."""
+    folder = tmp_path_factory.mktemp("cluster")
+    folder.chmod(0o755)
+    with SlurmCluster(folder / "slurm", nodes=3) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        patch.chdir(ROOT)
+        yield running
+
+
+@pytest.fixture
+def study(cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmStudy]:
+    """A study of quick tasks; whatever it leaves on the cluster is taken away."""
+    study = SlurmStudy(tmp_path, cluster)
+    yield study
+    study.verb("cancel")
+    wait_until(lambda: not cluster.run("squeue", "--noheader"))
+    wait_until(cluster.idle)
+
+
+class SlurmStudy(StudyFolder):
+    """A study of quick tasks that is submitted to the cluster."""
+
+    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
+        super().__init__(folder)
+        self.cluster = cluster
+        self.cluster_file = folder / "cluster.yaml"
+        self.cluster_file.write_text(yaml.safe_dump({
+            "partition": "low", "signal_seconds": 52, "setup": ["export GLOO_SOCKET_IFNAME=lo"],
+            "resources": {"minutes": 30, "cpus_per_process": 1, "gpus_per_process": 0},
+        }))
+
+    def verb(self, verb: str, *arguments: str) -> int:
+        """Run a verb of `spark-eval study`."""
+        return main(["study", verb, str(self.file), *arguments])
+
+    def submit(self, verb: str = "submit") -> None:
+        """Submit what is not finished."""
+        assert self.verb(verb, "--cluster", str(self.cluster_file)) == 0
+
+    def jobs(self) -> list[str]:
+        """Return the ids of the jobs that have not ended."""
+        return self.cluster.run("squeue", "--noheader", "--array", "--format", "%i").split()
+
+    def until_all_ended(self, seconds: float = 120) -> None:
+        """Wait until Slurm knows of no job."""
+        wait_until(lambda: not self.jobs(), seconds)
+
+    def folder_of(self, start: str) -> Path:
+        """Return the folder of the node whose name begins so."""
+        (found,) = self.out.glob(f"{start}*")
+        return found
+
+    def host_of(self, start: str) -> str:
+        """Return the machine that works on a node."""
+        attempt = last_attempt(self.folder_of(start))
+        assert attempt is not None
+        return attempt.machine.partition("/")[0]
+
+
+def test_a_study_runs_to_its_end(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seven nodes in three levels; the report last. Submitted twice, each runs once, on the code of then."""
+    record(1.0).save(study.out / "elsewhere")
+    study.change(report=True)
+    study.submit()
+    study.submit()
+    assert "0 jobs submitted" in capsys.readouterr().out
+    study.until_all_ended()
+    assert len(study.values()) == 6
+    assert set(study.attempts().values()) == {1}
+    assert (study.out / "report" / "report.html").is_file()
+    assert study.verb("status") == 0
+    assert "7 finished" in capsys.readouterr().out
+    (environment,) = study.out.glob(f"count-spark-a*/{ENVIRONMENT}")
+    code = Path(json.loads(environment.read_text())["PYTHONPATH"].partition(os.pathsep)[0])
+    assert code.is_relative_to(study.out)
+    assert (code / "eval_suite" / "cli.py").is_file()
+    begun = {path.parent.parent.name.rpartition("-")[0]: json.loads(path.read_text())["started"]
+             for path in study.out.glob("*/attempts/0001.json")}
+    ended = {path.parent.name.rpartition("-")[0]: json.loads(path.read_text())["at"]
+             for path in study.out.glob("*/finished.json")}
+    assert begun["count-spark-a-s0"] > ended["pretrain-spark-a-s0"]
+
+
+def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
+    """One is preempted, one reaches its time limit, one loses its machine; none loses a step."""
+    (study.folder / "recipe.yaml").write_text(yaml.safe_dump({"steps": STEPS}))
+    study.change(models=["preempted", "timed_out", "crashed"], initialisations={"scratch": {}})
+    assert study.verb("run", "--jobs", "3") == 0
+    undisturbed = study.values()
+    study.out.rename(study.folder / "undisturbed")
+
+    # Slurm looks at time limits twice a minute, so the warning comes 8 to 38 seconds after the start.
+    timed_out = {"when": {"model": "timed_out"}, "resources": {"minutes": 1}, "settings": {"pause": 6}}
+    alone = {"resources": {"slurm": {"exclusive": True}}}
+    study.change(overrides={"slow": {"settings": {"pause": 2}}, "timed_out": timed_out, "alone": alone})
+    study.submit()
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 3)
+    preempted, crashed = study.host_of("count-scratch-preempted"), study.host_of("count-scratch-crashed")
+    study.cluster.kill_node(crashed)
+    study.cluster.run("sbatch", "--partition", "high", "--nodelist", preempted, "--exclusive", "--output", "/dev/null",
+                      "--wrap", "sleep 2")
+    wait_until(lambda: "down" in study.cluster.run("sinfo", "--noheader", "--nodes", crashed, "--format", "%t"))
+    study.cluster.start_node(crashed)
+    study.until_all_ended(240)
+    assert study.values() == undisturbed
+    for folder in study.out.glob("count-*"):
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, STEPS + 1)), folder
+        assert len(attempts(folder)) > 1, folder
+    first = {name: attempts(study.folder_of(f"count-scratch-{name}"))[0] for name in
+                ("preempted", "timed_out", "crashed")}
+    assert first["preempted"].outcome == first["timed_out"].outcome == "stopped"
+    assert first["crashed"].ended is None
+
+
+def test_a_failure_blocks_only_what_builds_upon_it(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    trouble = study.folder / "trouble"
+    trouble.touch()
+    study.change(overrides={"bad": {"when": {"task": "pretrain", "model": "a"}, "settings": {"trouble": str(trouble)}}})
+    study.submit()
+    study.until_all_ended()
+    assert set(study.values()) == {"pretrain-spark-b-s0", "count-spark-b-s0", "count-scratch-a-s0",
+                                   "count-scratch-b-s0"}
+    assert study.verb("status") == 1
+    table = capsys.readouterr().out
+    assert "told to fail" in table
+    assert "1 blocked" in table
+
+    before = study.attempts()
+    trouble.unlink()
+    study.submit("retry")
+    study.until_all_ended()
+    assert len(study.values()) == 6
+    again = {name.rpartition("-")[0] for name, count in study.attempts().items() if count != before.get(name)}
+    assert again == {"pretrain-spark-a-s0", "count-spark-a-s0"}
+
+
+def test_two_tasks_on_two_nodes_train_together(study: SlurmStudy) -> None:
+    """A real pre-training, in two processes that find each other by the job's id."""
+    rng = np.random.default_rng(0)
+    (study.folder / "photos").mkdir()
+    for index in range(8):
+        pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(study.folder / "photos" / f"{index}.png")
+    tiny = {
+        "data.root": "{data}", "data.input_size": [64, 64], "data.workers": 0, "decoder.width": 32, "train.batch": 4,
+        "train.epochs": 1, "train.warmup_epochs": 0, "model.name": "resnet18", "model.drop_path": 0,
+    }
+    spark = {"pretrain": "configs/pretrain/resnet18_demo.yaml", "settings": tiny}
+    study.change(models=["resnet18"], data=str(study.folder / "photos"), initialisations={"spark": spark}, tasks={},
+                 overrides={"two": {"resources": {"nodes": 2}}})
+    study.submit()
+    (job,) = study.jobs()
+    assert "NumNodes=2" in study.cluster.run("scontrol", "show", "job", job)
+    study.until_all_ended(180)
+    folder = study.folder_of("pretrain-spark-resnet18")
+    assert "2 processes of 2 images each" in (folder / "output.log").read_text()
+    assert (folder / "encoder.safetensors").is_file()
+    assert (folder / "finished.json").is_file()
+
+
+def test_cancel_leaves_nothing_running(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    study.change(overrides={"slow": {"settings": {"pause": 1, "steps": 1000}}})
+    study.submit()
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 4)
+    study.verb("status")
+    table = capsys.readouterr().out
+    assert "4 running, 2 queued" in table
+    assert "Dependency" in table
+    assert study.verb("cancel") == 0
+    study.until_all_ended(30)
+    wait_until(lambda: not _processes_with(str(study.out)), 10)
+    assert not [node for node in study.graph() if read_finished(node)]
+
+
+def _processes_with(argument: str) -> list[str]:
+    """Return the processes, of all nodes, whose command line mentions something."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if argument in command and int(process.name) != os.getpid():
+            found.append(command)
+    return found
