@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from d2_projects.compat import quiet_detectron2, require_detectron2
 from eval_suite.detect_init import Start, backbone_of, start_of
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from eval_suite.task import Prepared, Task, Work
 from spark.checkpoint import LAST
 from spark.distributed import Ranks
 from spark.errors import UserError, exits_cleanly
@@ -34,6 +35,35 @@ CONFIG, IDENTITY, LOG = "config.yaml", "identity.json", "log.txt"
 EVALUATION, EVALUATED = "evaluation.json", "evaluation"  # of eval_only=true: the numbers, and a folder with the rest
 UNIT = "AP (0-100)"
 Built = TypeVar("Built")
+
+
+class CocoMaskRcnn(Task):
+    """`spark-eval detect`."""
+
+    name, version, purpose = TASK, TASK_VERSION, "Mask R-CNN by Detectron2 on data in COCO's layout; box and mask AP"
+    distributed = True
+
+    def prepare(self, work: Work) -> Prepared:
+        """Read the recipe; the protocol and the seed decide."""
+        require_detectron2()
+        with quiet_detectron2():
+            from eval_suite.detect_config import load
+            from eval_suite.detect_init import backbone_of
+
+            config = load(work.recipe, work.overrides())
+            settings = {"protocol": config.protocol_text(), "seed": config.cfg.train.seed}
+            model, iterations = backbone_of(config.cfg).name, config.cfg.train.max_iter
+        return Prepared(model, settings, _paths(config.cfg.data), iterations, unit="step")
+
+    def command(self, work: Work) -> list[str]:
+        """Return `spark-eval detect RECIPE key=value …`."""
+        return ["spark-eval", "detect", work.recipe, *work.overrides()]
+
+
+def _paths(data: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return the folders and files that tell the data of a recipe from others, whether they are there or not."""
+    files = [pair.get("annotations") for pair in (data.get("train") or {}, data.get("val") or {}, data)]
+    return tuple(Path(file) for file in files if file) or (Path(data["root"]),)
 
 
 def run(recipe: str, overrides: list[str]) -> Path | None:
