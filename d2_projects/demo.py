@@ -1,4 +1,4 @@
-"""The demo's little COCO set: coins and handwritten digits on photos, made on the spot where it is not there."""
+"""The demo: a little COCO set, made on the spot where it is not there, and the recipe for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from spark.errors import UserError
 
 DEMO = "demo"  # what `data=` calls it
 FOLDER = Path("data/demo")  # where `make demo` puts it too
+RECIPE = Path(__file__).parent / "mask_rcnn" / "mask_rcnn_r18_demo.py"
 MAKER = Path(__file__).parents[1] / "tools" / "make_demo_data.py"
 
 
@@ -23,6 +24,21 @@ def demo_detection() -> Path:
     if not (FOLDER / "detection").is_dir():
         _make()
     return FOLDER / "detection"
+
+
+def recipe_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
+    """Take the arguments of a detection run apart; with data=demo the recipe may be left out.
+
+    Raises:
+        UserError: there is no recipe.
+    """
+    first, *rest = arguments
+    if "=" not in first:
+        return first, rest
+    if f"data={DEMO}" in arguments or f"data.root={DEMO}" in arguments:
+        return str(RECIPE), arguments
+    raise UserError(f"name a recipe before '{first}': a file such as {RECIPE.with_name('mask_rcnn_r50_fpn.py')}; only "
+                    f"with data={DEMO} it may be left out")
 
 
 def _make() -> None:

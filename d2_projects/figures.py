@@ -49,7 +49,7 @@ def draw_course(log: Sequence[Mapping[str, Any]]) -> bytes:
     losses = sorted({key for record in log for key in record if key.startswith("loss")})
     panels = {"loss": losses, "learning rate": ["lr"], "AP": ["bbox/AP", "segm/AP"]}
     figure = Figure(figsize=(12, 3.2), layout="constrained", dpi=150)
-    for axes, (title, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (title, keys) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
         for number, key in enumerate(keys):
             points = [(record["step"], record[key]) for record in log if key in record]
             if points:
@@ -57,7 +57,7 @@ def draw_course(log: Sequence[Mapping[str, Any]]) -> bytes:
                           linewidth=2 if number == 0 else 1.1, marker="o" if len(points) < 3 else None, label=key)
         axes.set_title(title, fontsize=10, color=GREY)
         axes.set_xlabel("iteration", fontsize=9)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max((record[key] for record in log for key in keys if key in record), default=1) or 1)
         quieten(axes, grid=True)
         if len(keys) > 1:
             axes.legend(fontsize=8, frameon=False, labelcolor=GREY)

@@ -34,13 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
+    from d2_projects.demo import recipe_and_overrides
     from eval_suite.tasks.coco_mask_rcnn import run, run_launched
     from spark.signals import EXIT_CODE, PostponedError
 
+    recipe, overrides = recipe_and_overrides([options.recipe, *options.overrides])
     if options.num_gpus > 1:
-        return run_launched(options.recipe, options.overrides, options.num_gpus)
+        return run_launched(recipe, overrides, options.num_gpus)
     try:
-        path = run(options.recipe, options.overrides)
+        path = run(recipe, overrides)
     except PostponedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE
@@ -64,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--num-gpus", type=int, default=1, metavar="N",
                               help="processes, started by Detectron2's launch (torchrun works, too); on a machine "
                                    "without GPUs they share its CPUs")
-            verb.epilog = ("Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start "
+            verb.epilog = ("With data=demo the recipe may be left out. "
+                           "Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start "
                            "it again to go on.")
     add_study_verbs(verbs.add_parser("study", help="plan, run or submit a whole study, and follow it"))
     report = verbs.add_parser("report", help="collect results into a table and a page")

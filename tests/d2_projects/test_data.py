@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from d2_projects.data import Sources, check, locate, records, registered
+from d2_projects.demo import recipe_and_overrides
 from spark.errors import UserError
 
 
@@ -234,3 +235,12 @@ def test_a_demo_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"could not be made: 'data/demo' exists and is not demo data") as raised:
         locate({"root": "demo"})
     assert "\n" not in str(raised.value)
+
+
+def test_the_demo_needs_no_recipe() -> None:
+    recipe, overrides = recipe_and_overrides(["data=demo", "seed=3"])
+    assert Path(recipe).is_file()
+    assert overrides == ["data=demo", "seed=3"]
+    assert recipe_and_overrides(["mine.py", "data=demo"]) == ("mine.py", ["data=demo"])
+    with pytest.raises(UserError, match=r"name a recipe before 'seed=3': a file such as .*mask_rcnn_r50_fpn\.py"):
+        recipe_and_overrides(["seed=3", "data=elsewhere"])
