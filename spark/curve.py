@@ -82,7 +82,7 @@ def draw_curve(records: Sequence[dict[str, Any]], mean_level: float, band: Band 
 def _draw_loss(axes: Any, log: pd.DataFrame) -> None:
     steps = log.dropna(subset="loss")
     axes.plot(steps.epoch, steps.loss, color=COLOURS[0], alpha=0.35, linewidth=0.8)
-    axes.plot(steps.epoch, smoothed(steps.loss), color=COLOURS[0], linewidth=1.8, label="loss of this run, smoothed")
+    axes.plot(steps.epoch, smoothed(steps.loss), color=COLOURS[0], linewidth=1.8, label="this run, smoothed")
     axes.set_ylabel("loss")
 
 
@@ -94,9 +94,9 @@ def _draw_expected(axes: Any, mean_level: float, band: Band | None) -> None:
         label = f"range of {band.runs} measured runs of this recipe"
         axes.fill_between(band.epochs, band.low, band.high, color=COLOURS[2], alpha=0.3, linewidth=0, label=label)
     else:
-        axes.plot([], [], " ", label="no other runs of this recipe were measured")
+        axes.plot([], [], " ", label="no runs of this recipe were measured")
     # Above the axes: a loss may fall through any corner of them.
-    axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def _draw_rate(axes: Any, log: pd.DataFrame) -> None:
