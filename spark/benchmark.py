@@ -278,8 +278,8 @@ def benchmark(
         UserError: a rate has no meaning, or the model is unknown or not supported by the compact engine.
     """
     device = choose_device(workload.device)
+    results = measure(workload, variants(precision, compile), rounds, report)  # first: it refuses what is wrong
     rates = {"matmul": matmul_rate(device, precision), "copy": copy_rate(device)}
-    results = measure(workload, variants(precision, compile), rounds, report)
     return {
         "workload": asdict(workload),
         "precision": precision,
