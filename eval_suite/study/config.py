@@ -34,6 +34,7 @@ class InitialisationChoice:
     settings: dict[str, Any] = field(default_factory=dict)  # that differ from that recipe
     seed: int | None = None  # of the pre-training; null: each seed of the study has its own
     checkpoint: str = ""  # weights that are there already: a run's folder, an encoder, timm:NAME
+    checkpoints: dict[str, Any] = field(default_factory=dict)  # model: its own checkpoint, instead
 
 
 @dataclass
@@ -94,7 +95,7 @@ class StudyConfig:
         if found:
             return found
         for name, init in self.initialisation_choices().items():
-            if init.pretrain and init.checkpoint:
+            if init.pretrain and (init.checkpoint or init.checkpoints):
                 found.append(f"initialisations.{name} has both a pre-training and a checkpoint")
         for name, settings in self.budgets.items():
             if not isinstance(settings, Mapping):

@@ -196,7 +196,8 @@ class _Builder:
             labels["budget"] = point.budget
             init = str(pretraining.folder)
         else:
-            init = filled(choice.checkpoint, model=point.model, data=self._study.data) or SCRATCH
+            checkpoint = choice.checkpoints.get(point.model, choice.checkpoint)
+            init = filled(checkpoint, model=point.model, data=self._study.data) or SCRATCH
         work = self._work(task.recipe, dotted(task.settings), labels, point.seed, init)
         upstream = (pretraining,) if pretraining else ()
         return self._add(task.task, f"{point.task}-{point.init}", work, labels, upstream, made, task.images)

@@ -112,6 +112,17 @@ def test_cluster_files_are_sound(file: Path) -> None:
     assert set(cluster.tasks) <= set(task_names())
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_study_files_are_sound(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every recipe is there, every setting is known, and eight GPUs a machine suffice."""
+    monkeypatch.chdir(ROOT)
+    text = file.read_text()
+    assert all(f"# {word}:" in text for word in ("Reproduces", "Command", "Expected", "Cost"))
+    graph = build_graph(load_study(file.stem), load_cluster("slurm_8gpu"))
+    assert str(graph.out) == f"runs/{file.stem}"
+    assert any(node.upstream and node.wants_all for node in graph)
+
+
 @pytest.mark.parametrize("name", task_names())
 def test_each_task_is_a_class_in_a_file_of_its_name(name: str) -> None:
     task = find_task(name)
