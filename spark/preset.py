@@ -172,7 +172,7 @@ def _fitting(cost: Cost, facts: Facts) -> int:
 def _optimizer(batch: int) -> tuple[str, str]:
     if batch >= LARGE_BATCH:
         return "lamb", f"the paper's, made for large batches: {LARGE_BATCH} or more"
-    return "adamw", f"learns faster than LAMB in batches below {LARGE_BATCH}, where there is little time"
+    return "adamw", f"in batches below {LARGE_BATCH} it learns faster than LAMB, which was made for large ones"
 
 
 def _base_lr(optimizer: str, batch: int) -> tuple[float, str]:
@@ -181,7 +181,7 @@ def _base_lr(optimizer: str, batch: int) -> tuple[float, str]:
     source = "the paper's" if optimizer == "lamb" else "ConvNeXt V2's"
     return base, (
         f"a peak of {base * batch / 256:.2g}: {source} {PEAK[optimizer]:g} at {PAPER_BATCH}, "
-        "with the square root of the batch, as is right for adaptive optimizers"
+        "and as the square root of the batch, as is right for adaptive optimizers"
     )
 
 

@@ -73,8 +73,8 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
     ranks.say(to_yaml(config))
     training.fit(run, request)
     if not training.finished:
-        if ranks.first:
-            write_text(run / STOPPED, f"saved after step {training.step} of {training.total_steps}\n")
+        told = f"saved after step {training.step} of {training.total_steps}\n"
+        ranks.on_first(lambda: write_text(run / STOPPED, told))  # all wait: torchrun ends the rest when one has ended
         return False
     if ranks.first:
         weights = save_encoder(run, training.encoder())

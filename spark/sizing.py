@@ -93,7 +93,8 @@ def table(choices: Collection[Choice]) -> str:
 def _outlook(facts: Facts, epochs: int, seconds: float) -> str:
     """Say how long it will take, and what to set for a first look."""
     epoch = seconds * facts.images / facts.processes
-    line = f"  about {timedelta(seconds=round(epochs * epoch))}, judged by a few steps of small batches"
+    minutes = max(round(epochs * epoch / 60), 1)
+    line = f"  about {timedelta(minutes=minutes)} h on this device, judged by a few steps of small batches"
     first_look = int(PATIENCE / epoch)
     if 0 < first_look < epochs:
         line += f"; train.epochs={first_look} would take {PATIENCE / 60:.0f} minutes, for a first look"
