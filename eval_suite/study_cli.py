@@ -21,9 +21,10 @@ def add_verbs(study: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(name, help=purpose, description=purpose)
         verb.add_argument("study", metavar="STUDY", help="a file, or the name of one in configs/studies")
         if name == "retry":
-            verb.add_argument("--nodes", nargs="+", default=[FAILED_ONES], metavar="NODE",
-                              help=f"nodes by name; default: {FAILED_ONES}, all that failed")
-        verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos out=runs/a seeds=[0,1]")
+            verb.add_argument("words", metavar="NODE | key=value", nargs="*",
+                              help=f"nodes by name ({FAILED_ONES}, the default: all that failed), and settings")
+        else:
+            verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos seeds=[0,1]")
         if name in ("plan", "run", "submit", "retry"):
             verb.add_argument("--cluster", metavar="FILE", help="a file, or the name of one in configs/clusters")
         if name in ("run", "retry"):

@@ -18,7 +18,7 @@ from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, HeldError, last_
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import finished
 from eval_suite.study.runner import Result, Stopping, run_node
-from eval_suite.study.status import BLOCKED, ELSEWHERE, READY, RUNNING, Queued, State, console, status_table, summary
+from eval_suite.study.status import BLOCKED, ELSEWHERE, RUNNING, WAITING, Queued, State, console, status_table, summary
 from spark.errors import UserError
 from spark.signals import EXIT_CODE
 
@@ -91,7 +91,7 @@ class Local:
         while going:
             going = run.step(pool)
             for name, state in run.states.items():
-                if said.get(name) != state.name and state.name != READY:
+                if said.get(name) != state.name and state.name != WAITING:
                     said[name] = state.name
                     self._console.print(f"{state.name:9} {name}  {state.detail}", highlight=False, soft_wrap=True)
             time.sleep(POLL_SECONDS)
@@ -108,7 +108,7 @@ class _Run:
         done = {node.name for node in graph if finished(graph, node)}
         # Nodes that many others wait for come first.
         order = sorted(done.union(names), key=lambda name: -len(graph.below([name])))
-        self.states = {name: State(FINISHED) if name in done else State(READY) for name in order}
+        self.states = {name: State(FINISHED) if name in done else State(WAITING) for name in order}
 
     def step(self, pool: ThreadPoolExecutor) -> bool:
         """Note what has ended, start what may start; return whether anything is left to wait for."""
@@ -124,7 +124,7 @@ class _Run:
             if state.name == ELSEWHERE:
                 self._look_elsewhere(self.graph.nodes[name])
         for name, state in list(self.states.items()):
-            if state.name == READY:
+            if state.name == WAITING:
                 self._consider(self.graph.nodes[name], pool)
         return any(state.name not in SETTLED for state in self.states.values())
 
@@ -155,7 +155,7 @@ class _Run:
             self.states[node.name] = State(FINISHED)
         elif not (attempt and attempt.alive):
             failed = attempt is not None and attempt.outcome == FAILED
-            self.states[node.name] = State(FAILED, attempt.reason) if failed and attempt else State(READY)
+            self.states[node.name] = State(FAILED, attempt.reason) if failed and attempt else State(WAITING)
         elif self.stopping.asked.is_set():
             self.states[node.name] = State(STOPPED, "left to the process that works on it")
 

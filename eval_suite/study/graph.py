@@ -115,7 +115,7 @@ class Graph:
         """Write the graph for `load_graph`, so that jobs and `status` need neither study file nor data."""
         nodes = [dataclasses.asdict(node) for node in self]
         for node in nodes:
-            node["work"]["out"] = str(node["work"]["out"])
+            del node["work"]["out"]
         path = self.out / GRAPH
         own = path.with_name(f".{os.getpid()}-{GRAPH}")  # several may start the study at once
         write_json(own, {"nodes": nodes})
@@ -134,7 +134,7 @@ def load_graph(out: Path) -> Graph:
         raise UserError(f"'{out}' holds no study yet: start it with spark-eval study run or submit")
     nodes = {}
     for content in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-        content["work"] = Work(**{**content["work"], "out": Path(content["work"]["out"])})
+        content["work"] = Work(**{**content["work"], "out": out / content["name"]})  # the study may have moved
         content["resources"] = Resources(**content["resources"])
         content["upstream"], content["data"] = tuple(content["upstream"]), tuple(content["data"])
         nodes[content["name"]] = Node(**content)

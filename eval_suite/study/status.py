@@ -15,10 +15,10 @@ from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import progress, read_finished
 from eval_suite.study.runner import LOG, tail
 
-READY, RUNNING, ELSEWHERE, BLOCKED, LOST, QUEUED = "ready", "running", "elsewhere", "blocked", "lost", "queued"
+WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST, QUEUED = "waiting", "running", "elsewhere", "blocked", "lost", "queued"
 STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue", FAILED: "red", LOST: "red",
           STOPPED: "yellow", BLOCKED: "magenta"}
-ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, READY, STOPPED, FAILED, LOST, BLOCKED)
+ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, WAITING, STOPPED, FAILED, LOST, BLOCKED)
 LOG_LINES = 5
 WIDTH = 160  # of tables that are not shown on a terminal
 
@@ -82,7 +82,7 @@ def _not_begun(node: Node, above: Mapping[str, State]) -> State:
     lacking = [name for name in node.upstream if above[name].name in (FAILED, LOST, BLOCKED)]
     if lacking and (node.wants_all or len(lacking) == len(node.upstream)):
         return State(BLOCKED, f"needs {', '.join(lacking)}")
-    return State(READY)
+    return State(WAITING)
 
 
 def status_table(graph: Graph, states: Mapping[str, State]) -> Group:
@@ -92,7 +92,7 @@ def status_table(graph: Graph, states: Mapping[str, State]) -> Group:
         table.add_column(column, overflow="fold", justify="left" if column in ("node", "state") else "right")
     table.add_column("", overflow="fold")
     for node in graph:
-        state = states.get(node.name, State(READY))
+        state = states.get(node.name, State(WAITING))
         table.add_row(node.name, Text(state.name, STYLES.get(state.name, "")), *_numbers(node, state), state.detail)
     return Group(table, *_last_words(graph, states))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,11 +14,23 @@ from rich.live import Live
 
 from eval_suite.launch import Launcher
 from eval_suite.launch.local import Local
+from eval_suite.study.attempt import FAILED
 from eval_suite.study.cluster import ClusterConfig, load_cluster
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
 from eval_suite.study.progress import finished
-from eval_suite.study.status import BLOCKED, LOST, Queued, State, console, states_of, status_table
+from eval_suite.study.status import (
+    BLOCKED,
+    LOST,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    Queued,
+    State,
+    console,
+    states_of,
+    status_table,
+)
 from eval_suite.study_cli import FAILED_ONES
 from spark.errors import UserError, nearest
 
@@ -60,12 +73,13 @@ def _submit(options: argparse.Namespace) -> int:
 
 def _retry(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
-    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    overrides = [word for word in options.words if "=" in word]
+    graph = build_graph(load_study(options.study, overrides), cluster)
     states = states_of(graph, _queue(graph))
     chosen = set()
-    for name in options.nodes:
+    for name in [word for word in options.words if "=" not in word] or [FAILED_ONES]:
         if name == FAILED_ONES:
-            chosen |= {node for node, state in states.items() if state.name in ("failed", LOST)}
+            chosen |= {node for node, state in states.items() if state.name in (FAILED, LOST)}
         elif name in graph.nodes:
             chosen.add(name)
         else:
@@ -74,7 +88,7 @@ def _retry(options: argparse.Namespace) -> int:
         console().print("nothing has failed")
         return 0
     below = graph.below(chosen)
-    names = {name for name in below if name in chosen or states[name].name in (BLOCKED, "ready")}
+    names = {name for name in below if name in chosen or states[name].name in (BLOCKED, WAITING)}
     return _start(graph, names, _launcher(options, cluster))
 
 
@@ -86,7 +100,7 @@ def _status(options: argparse.Namespace) -> int:
         screen.print(status_table(graph, states))
         return _exit_code(states)
     with Live(status_table(graph, states), console=screen) as live:
-        while any(state.name in ("running", "queued", "elsewhere") for state in states.values()):
+        while any(state.name in (RUNNING, QUEUED) for state in states.values()):
             time.sleep(REFRESH_SECONDS)
             states = states_of(graph, _queue(graph))
             live.update(status_table(graph, states))
@@ -167,11 +181,16 @@ def _installed_gpus() -> int:
 
 
 def _queue(graph: Graph) -> Mapping[str, Queued]:
+    """Return what Slurm says; where it cannot be asked, the folders alone must tell."""
     from eval_suite.launch.slurm import Slurm
 
-    return Slurm(ClusterConfig()).queue(graph)
+    try:
+        return Slurm(ClusterConfig()).queue(graph)
+    except UserError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return {}
 
 
 def _exit_code(states: dict[str, State]) -> int:
-    return int(any(state.name in ("failed", LOST) for state in states.values()))
+    return int(any(state.name in (FAILED, LOST) for state in states.values()))
 

@@ -104,7 +104,9 @@ def test_a_failure_blocks_only_what_builds_upon_it(
 
     before = study.attempts()
     trouble.unlink()
-    assert run(study, verb="retry") == 0
+    assert run(study, "FAILURES", verb="retry") == 2
+    assert "'FAILURES' is no node of this study. Did you mean FAILED" in capsys.readouterr().err
+    assert run(study, "FAILED", verb="retry") == 0
     again = {name for name, count in study.attempts().items() if count != before.get(name)}
     assert {name.rpartition("-")[0] for name in again} == {"pretrain-spark-a-s0", "count-spark-a-s0"}
     assert run(study, verb="status") == 0
