@@ -103,9 +103,10 @@ def check_equivalence(
         dense.train(training)
         sparse.train(training)
         with _InDouble():
+            wanted = _features(dense, picture)
             errors = (
-                _all_visible(dense, sparse, visible, picture, patches),
-                _crop(dense, sparse, visible, picture, patches),
+                _all_visible(wanted, sparse, visible, picture, patches),
+                _crop(wanted, sparse, visible, picture, patches),
                 _leakage(sparse, visible, picture, patches, channels_last, generator),
             )
         worst = Errors(*map(max, worst, errors))
@@ -140,16 +141,17 @@ def _channels_last(network: nn.Module, extra_layers: ExtraLayers | None) -> set[
 
 
 def _all_visible(
-    dense: nn.Module, sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int
+    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int
 ) -> float:
     mask = torch.ones(len(picture), 1, patches, patches, dtype=torch.bool)
-    return _error(_sparse_features(sparse, visible, picture, mask), _features(dense, picture))
+    return _error(_sparse_features(sparse, visible, picture, mask), wanted)
 
 
-def _crop(dense: nn.Module, sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int) -> float:
+def _crop(
+    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int
+) -> float:
     """Put the picture left of a masked half, and into the middle of a masked frame."""
     stride = picture.shape[-1] // patches
-    wanted = _features(dense, picture)
     worst = 0.0
     for top, left, rows, columns in ((0, 0, patches, 2 * patches), (1, 1, patches + 2, patches + 2)):
         mask = torch.zeros(len(picture), 1, rows, columns, dtype=torch.bool)
