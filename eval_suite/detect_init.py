@@ -153,4 +153,5 @@ def _require_normalised(config: DetectConfig, mean: Sequence[float], std: Sequen
 
 def _record(encoder: Encoder, path: Path) -> Initialisation:
     weights = path / WEIGHTS if path.is_dir() else path
-    return Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs)
+    return Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
+                          encoder.info.recipe_hash)

@@ -42,7 +42,8 @@ def build_model(config: FinetuneConfig, num_classes: int) -> tuple[nn.Module, In
     print(f"{config.init}: {count} tensors matched; {head}* starts fresh", file=sys.stderr)
     weights = Path(config.init)
     weights = weights / WEIGHTS if weights.is_dir() else weights
-    return model, Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs)
+    return model, Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
+                                 encoder.info.recipe_hash)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str, source: str) -> int:

@@ -13,6 +13,8 @@ from spark.errors import UserError
 from spark.files import write_json
 from spark.provenance import content_hash
 
+# It goes up when a field changes its meaning or goes away. A field that is added keeps it, if its default says what
+# older records say of it: nothing.
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 
@@ -36,6 +38,7 @@ class Initialisation:
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
     pretrained_epochs: int | None = None
+    recipe_hash: str | None = None  # of the pre-training but for its seed: what its repetitions share
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,12 @@ def hardware(device: torch.device, processes: int | None = None) -> str:
     return f"{_processor()}, {shared}{torch.get_num_threads()} threads"
 
 
+def gpus_in(hardware: str) -> int:
+    """Return the number of GPUs in what `hardware` returned; 0 if it was a processor."""
+    count, times, _ = hardware.partition("x ")
+    return int(count) if times and count.isdigit() else 0
+
+
 def content_hash(value: Any) -> str:
     """Return a short hash of a JSON-like value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

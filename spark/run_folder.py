@@ -64,8 +64,21 @@ def check_run_folder(
 
 def protocol_hash(config: Any) -> str:
     """Return a hash of all settings that decide about a run's numbers."""
-    settings = flat(dataclasses.asdict(config))
-    return content_hash({name: value for name, value in settings.items() if not among(name, FREE_TO_CHANGE)})
+    return content_hash(_deciding(config, FREE_TO_CHANGE))
+
+
+def recipe_hash(config: Any, images: str) -> str:
+    """Return a hash that a run shares with its repetitions by other seeds.
+
+    Args:
+        config: of the run.
+        images: identity of what it is trained on.
+    """
+    return content_hash({"settings": _deciding(config, FREE_TO_CHANGE | {"seed"}), "images": images})
+
+
+def _deciding(config: Any, but: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in flat(dataclasses.asdict(config)).items() if not among(name, but)}
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

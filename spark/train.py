@@ -33,7 +33,7 @@ from spark.device import autocast, choose_device
 from spark.distributed import Ranks, ShareSampler
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo
-from spark.guard import LR_FACTOR, REPEATED, ROLLBACKS, Counts, DivergedError, FiniteGuard
+from spark.guard import LR_FACTOR, Counts, DivergedError, FiniteGuard, check_counts, check_rollback
 from spark.initialise import initialise
 from spark.loss_bands import find_band
 from spark.metrics import MetricsLog
@@ -43,7 +43,7 @@ from spark.own_network import is_reference, source_of
 from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version
-from spark.run_folder import CHECKPOINTS, protocol_hash
+from spark.run_folder import CHECKPOINTS, protocol_hash, recipe_hash
 from spark.signals import StopRequest, leave_to_parent
 from spark.visualize import reconstruction_grid, save_picture
 from spark.watch import LearningWatch
@@ -251,7 +251,8 @@ class Pretraining:
             model=config.model.name, in_chans=config.model.in_chans, input_size=(height, width),
             mean=tuple(config.data.mean), std=tuple(config.data.std), method="spark",
             epochs=self.step // self._steps_per_epoch, config_hash=protocol_hash(config), code_version=code_version(),
-            options=dict(config.model.options), source=self._source,
+            options=dict(config.model.options), recipe_hash=recipe_hash(config, self._pool.identity),
+            source=self._source,
         )
         return Encoder(self._model.dense_state(), info)
 
@@ -338,8 +339,7 @@ class Pretraining:
         """
         counts = self._guard.counts()
         self._guard.forget()
-        if counts.longest >= REPEATED or (counts.row and self.finished):
-            raise DivergedError(f"loss or gradient is no longer finite near step {self.step}")
+        check_counts(counts, self.step, self.finished)
         return counts
 
     @property
@@ -352,11 +352,7 @@ class Pretraining:
         Raises:
             UserError: that is not wanted, or was done often enough.
         """
-        advice = "lower optimizer.base_lr, or set train.precision=float32"
-        if not self._may_roll_back:
-            raise UserError(f"{error}; the last checkpoint is kept: {advice}; or set train.on_divergence=rollback")
-        if self._rollbacks == ROLLBACKS:
-            raise UserError(f"{error}, after {ROLLBACKS} rollbacks: {advice}")
+        check_rollback(error, self._may_roll_back, self._rollbacks, "train.precision")
         rollbacks, checkpoint = self._rollbacks + 1, load_latest(run / CHECKPOINTS)
         assert checkpoint is not None  # there is one from the beginning
         self.load_state_dict(checkpoint)

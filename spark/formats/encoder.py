@@ -32,6 +32,7 @@ class EncoderInfo:
     config_hash: str | None
     code_version: str
     options: dict[str, Any] = field(default_factory=dict)  # more that timm.create_model, or the own class, was given
+    recipe_hash: str | None = None  # of settings and images of the training but for its seed, which repetitions share
     source: str | None = None  # of an own network: the file that its class came from, and the hash of its content
 
 
