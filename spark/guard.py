@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spark.errors import UserError
+
 ACTIONS = ("stop", "rollback")
 REPEATED = 5  # bad steps one after the other: this is no accident any more
 LR_FACTOR = 0.5  # of the learning rate after a rollback
@@ -70,3 +72,32 @@ class FiniteGuard:
     def reset(self, total: int) -> None:
         """Begin again to count, after so many bad steps in all."""
         self._counts = torch.tensor([total, 0, 0], device=self._counts.device)
+
+
+def check_counts(counts: Counts, step: int, last: bool) -> None:
+    """Judge the steps since the last look.
+
+    Raises:
+        DivergedError: too many in a row were bad; or the last one of all, after which nothing good could be saved.
+    """
+    if counts.longest >= REPEATED or (counts.row and last):
+        raise DivergedError(f"loss or gradient is no longer finite near step {step}")
+
+
+def check_rollback(error: DivergedError, allowed: bool, done: int, precision: str) -> None:
+    """Judge whether a training that diverged may go back to its last checkpoint.
+
+    Args:
+        error: that it met.
+        allowed: `train.on_divergence` says so.
+        done: how often it went back already.
+        precision: the setting that chooses the precision.
+
+    Raises:
+        UserError: that is not wanted, or was done often enough.
+    """
+    advice = f"lower optimizer.base_lr, or set {precision}=float32"
+    if not allowed:
+        raise UserError(f"{error}; the last checkpoint is kept: {advice}; or set train.on_divergence=rollback")
+    if done == ROLLBACKS:
+        raise UserError(f"{error}, after {ROLLBACKS} rollbacks: {advice}")
