@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -79,6 +79,10 @@ class ImagePool(Dataset[Sample]):
         """A hash that tells this set of images from others, wherever it lies."""
         return self.source.identity
 
+    def name(self, index: int) -> str:
+        """Say where an image is, for people."""
+        return self.source.name(index)
+
     def load(self, index: int) -> Tensor:
         """Return a whole image, uint8 [C, height, width].
 
@@ -113,6 +117,22 @@ class ImagePool(Dataset[Sample]):
         return Sample(torch.zeros(self._channels, *self._size, dtype=torch.uint8), unreadable)
 
 
+class NamedImages(Protocol):
+    """Images that can be named, and tried again: an ImagePool, for one."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Say where an image is, for people."""
+
+    def load(self, index: int) -> Any:
+        """Return an image.
+
+        Raises:
+            UnreadableImageError: it cannot be read; the message says why.
+        """
+
+
 class EpochSampler(Sampler[Draw]):
     """Shuffles each epoch by (seed, epoch) and hands out whole batches from `first_step` to the end of training.
 
@@ -143,12 +163,12 @@ class UnreadableFiles:
     """Counts the images that could not be read, names them in a report, and stops the run when there are too many.
 
     Args:
-        pool: of the images.
+        pool: the images.
         report: a text file with a line for each, name and reason. It is written when there is something to tell,
             so that it is there however the run ends; what it tells from before a resume is kept.
     """
 
-    def __init__(self, pool: ImagePool, report: Path | None = None) -> None:
+    def __init__(self, pool: NamedImages, report: Path | None = None) -> None:
         self._pool, self._report = pool, report
         self.found: set[int] = set()
         told = report.read_text(encoding="utf-8") if report and report.is_file() else ""
@@ -163,7 +183,7 @@ class UnreadableFiles:
         for index in sorted(set(indices.tolist()) - {-1} - self.found):
             self.found.add(index)
             count, total = len(self.found), len(self._pool)
-            name, reason = self._pool.source.name(index), self._reason(index)
+            name, reason = self._pool.name(index), self._reason(index)
             self._tell(f"{name}\t{reason}")
             warnings.warn(f"unreadable image {name} is skipped ({count} so far): {reason}", stacklevel=2)
             if count > UNREADABLE_LIMIT * total:

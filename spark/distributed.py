@@ -19,12 +19,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
-from spark.data import Draw
 from spark.device import choose_device
 from spark.errors import UserError
 from spark.sparse.synchronise import synchronise_batch_norms
 
-Result = TypeVar("Result")
+Result, Drawn = TypeVar("Result"), TypeVar("Drawn")
 LOST = "Connection closed by peer"  # what gloo says of a process that is gone
 
 
@@ -193,17 +192,17 @@ def joined(device: str, timeout: timedelta | None = None) -> Iterator[Ranks]:
     distributed.destroy_process_group()  # not after an error, when the others may still wait for this one
 
 
-class ShareSampler(Sampler[Draw]):
+class ShareSampler(Sampler[Drawn]):
     """Of the images of each batch, those of one process: a slice, as `Ranks.slice` takes it of the mask."""
 
-    def __init__(self, batches: Sampler[Draw], batch: int, ranks: Ranks) -> None:
+    def __init__(self, batches: Sampler[Drawn], batch: int, ranks: Ranks) -> None:
         self._batches, self._batch, self._ranks = batches, batch, ranks
 
     def __len__(self) -> int:
         assert isinstance(self._batches, Sized)
         return len(self._batches) // self._ranks.size
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Drawn]:
         share = self._batch // self._ranks.size
         for position, draw in enumerate(self._batches):
             if position % self._batch // share == self._ranks.rank:

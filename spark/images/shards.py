@@ -75,12 +75,39 @@ class TarSource:
         """Return the shard's path and the member's."""
         return f"{self._shards[self._places[index, 0]]}/{self._names[index]}"
 
+    def companions(self, suffix: str) -> list[str]:
+        """Return the text of the file beside each image that has its name but for the suffix; [] if there are none.
+
+        Raises:
+            UserError: some images have one, and others not.
+        """
+        found: dict[tuple[int, str], str] = {}
+        for number, shard in enumerate(self._shards):
+            wanted = [member for member in read_index(shard) if member.name.endswith(suffix)]
+            with shard.open("rb") as file:
+                for name, offset, size in wanted:
+                    file.seek(offset)
+                    found[number, _stem(name)] = file.read(size).decode("utf-8", errors="replace")
+        if not found:
+            return []
+        keys = zip(self._places[:, 0].tolist(), map(_stem, self._names), strict=True)
+        texts = [found.get(key) for key in keys]
+        if None in texts:
+            raise UserError(f"'{self.name(texts.index(None))}' has no {suffix} file beside it, as others have")
+        return [text for text in texts if text is not None]
+
     @property
     def identity(self) -> str:
         """A hash of the members' names and sizes, and of their shards' names."""
         sizes, shards = self._places[:, 2].tolist(), self._places[:, 0].tolist()
         members = zip(shards, self._names, sizes, strict=True)
         return content_hash([f"{self._shards[shard].name}/{name}:{size}" for shard, name, size in members])
+
+
+def _stem(name: str) -> str:
+    """Return a member's name up to the first dot behind its folder, as WebDataset takes it."""
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.partition('.')[0]}"
 
 
 def expand_braces(pattern: str) -> list[Path]:
