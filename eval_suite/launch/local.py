@@ -120,6 +120,8 @@ class _Run:
                 self.states[name] = State(result.outcome, result.reason)
             except HeldError as error:
                 self.states[name] = State(ELSEWHERE, str(error))
+            except UserError as error:  # such as a full disk: the others may have better luck
+                self.states[name] = State(FAILED, str(error))
         for name, state in self.states.items():
             if state.name == ELSEWHERE:
                 self._look_elsewhere(self.graph.nodes[name])

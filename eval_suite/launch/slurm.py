@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite.launch.snapshot import snapshot_path, source_root, take_snapshot
-from eval_suite.study.attempt import FINISHED, STOPPED, Attempt, last_attempt
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, last_attempt
 from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.graph import Graph, Node, load_graph
 from eval_suite.study.progress import finished, read_finished
@@ -41,6 +41,7 @@ FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
 PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
+LAST_WORDS_SECONDS = 30  # that one process of several which failed leaves to the first, to note why
 LOOK_SECONDS = 3  # between two questions to Slurm
 STAND_IN = """#!/bin/sh
 number=$(ls {folder}/*.sh 2>/dev/null | wc -l)
@@ -85,6 +86,8 @@ class NodeJob:
         else:
             result = run_node(graph, node, [{}], stopping, job.job_id)
             outcome, reason = result.outcome, result.reason
+        if outcome == FAILED and job.global_rank:
+            time.sleep(LAST_WORDS_SECONDS)
         if outcome == STOPPED:
             _leave(job.job_id, requeue=warned.received and not job.global_rank)
         if outcome != FINISHED:
@@ -114,7 +117,7 @@ def _follow(node: Node, stopping: Stopping) -> tuple[str, str]:
         return FINISHED, ""
     code = run_rank(node, {}, stopping)
     stopped = code == EXIT_CODE or (code and stopping.asked.is_set())
-    return (STOPPED if stopped else FINISHED if code == 0 else "failed"), f"exit code {code}"
+    return (STOPPED if stopped else FINISHED if code == 0 else FAILED), f"exit code {code}"
 
 
 def _leave(job: str, requeue: bool) -> None:

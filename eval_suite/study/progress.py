@@ -12,6 +12,7 @@ from typing import Any
 
 from eval_suite.study.attempt import AttemptRecord, attempts
 from eval_suite.study.graph import REPORT, Graph, Node
+from spark.errors import UserError
 from spark.files import write_json
 from spark.metrics import FILE_NAME as METRICS
 from spark.metrics import read_metrics
@@ -58,12 +59,19 @@ def read_finished(node: Node) -> Finished | None:
 def finished(graph: Graph, node: Node) -> bool:
     """Whether there is nothing to do for a node: its result is there; a report is not older than what it is about."""
     mark = read_finished(node)
-    if mark is None or node.find_task().collect(node.work) is None:
+    if mark is None or not _is_whole(node):
         return False
     if node.name != REPORT:
         return True
     marks = [read_finished(graph.nodes[name]) for name in node.upstream]
     return all(other is not None and other.at <= mark.at for other in marks)
+
+
+def _is_whole(node: Node) -> bool:
+    try:
+        return node.find_task().collect(node.work) is not None
+    except UserError:  # its record is damaged, or of another version of the schema
+        return False
 
 
 def mark_finished(node: Node, shown: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from typing import IO
 from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import done_before, finished, mark_finished
+from spark.errors import UserError
 from spark.signals import EXIT_CODE
 
 LOG = "output.log"
@@ -74,6 +75,7 @@ def run_node(
 
 def run_rank(node: Node, environment: Mapping[str, str], stopping: Stopping) -> int:
     """Run one of the processes of a node that another process watches over; return its exit code."""
+    node.folder.mkdir(parents=True, exist_ok=True)  # the other one may be later
     with open(node.folder / LOG, "a", encoding="utf-8") as log:
         return _wait([_start(node, environment, log)], stopping)[0]
 
@@ -143,7 +145,10 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def _collect(node: Node) -> Result:
-    shown = node.find_task().collect(node.work)
+    try:
+        shown = node.find_task().collect(node.work)
+    except UserError as error:
+        return Result(FAILED, str(error))
     if shown is None:
         return Result(FAILED, "the command ended well, but left no result")
     mark_finished(node, shown)

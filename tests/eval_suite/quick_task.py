@@ -53,6 +53,7 @@ if __name__ == "__main__":
 import yaml  # noqa: E402 (the program above does without, and starts sooner)
 
 from eval_suite.task import Cost, Prepared, Task, Work  # noqa: E402
+from spark.errors import UserError  # noqa: E402
 
 
 class Quick(Task):
@@ -94,3 +95,13 @@ class QuickEmpty(Quick):
     def collect(self, work: Work) -> dict[str, str] | None:
         """Return nothing."""
         return None
+
+
+class QuickDamaged(Quick):
+    """Cannot read its result."""
+
+    def collect(self, work: Work) -> dict[str, str] | None:
+        """Refuse."""
+        if super().collect(work) is None:
+            return None
+        raise UserError("value.json is no record")

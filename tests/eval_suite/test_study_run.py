@@ -215,8 +215,11 @@ def test_processes_of_a_node_find_each_other(study: StudyFolder) -> None:
     assert {rank["WORLD_SIZE"] for rank in ranks} == {"2"}
 
 
-def test_a_task_without_a_result_has_failed(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    study.content["tasks"]["count"]["task"] += "Empty"
+@pytest.mark.parametrize(("kind", "reason"), [("Empty", "left no result"), ("Damaged", "value.json is no record")])
+def test_a_task_without_a_result_has_failed(
+    study: StudyFolder, capsys: pytest.CaptureFixture[str], kind: str, reason: str
+) -> None:
+    study.content["tasks"]["count"]["task"] += kind
     study.change(models=["a"], initialisations={"scratch": {}})
     assert run(study) == 1
-    assert "left no result" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err

@@ -185,7 +185,7 @@ def test_two_tasks_on_two_nodes_train_together(study: SlurmStudy) -> None:
     study.submit()
     (job,) = study.jobs()
     assert "NumNodes=2" in study.cluster.run("scontrol", "show", "job", job)
-    study.until_all_ended(180)
+    study.until_all_ended(400)
     folder = study.folder_of("pretrain-spark-resnet18")
     assert "2 processes of 2 images each" in (folder / "output.log").read_text()
     assert (folder / "encoder.safetensors").is_file()
