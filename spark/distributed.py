@@ -23,7 +23,8 @@ from spark.device import choose_device
 from spark.errors import UserError
 from spark.sparse.synchronise import synchronise_batch_norms
 
-Result, Drawn = TypeVar("Result"), TypeVar("Drawn")
+Result = TypeVar("Result")
+Drawn = TypeVar("Drawn")
 LOST = "Connection closed by peer"  # what gloo says of a process that is gone
 
 
