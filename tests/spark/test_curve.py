@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from spark.checkpoint import save_checkpoint
 from spark.config import load_recipe, save_resolved
 from spark.curve import Curve, draw_curve, loss_of_the_mean
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
-from spark.loss_bands import Band, band_key, band_of, find_band
+from spark.loss_bands import TABLE, Band, band_key, band_of, find_band
 from spark.metrics import MetricsLog
 from spark.model import build_spark
 from spark.pretrain_config import PretrainConfig
@@ -141,3 +142,11 @@ def test_runs_become_a_band_that_is_found(tmp_path: Path, capsys: pytest.Capture
 
 def test_without_measured_runs_there_is_no_band(tmp_path: Path) -> None:
     assert find_band(config(), "images", tmp_path / "none.csv") is None
+
+
+def test_the_bands_that_come_along_are_sound() -> None:
+    for _, band in pd.read_csv(TABLE).groupby("key"):
+        assert band.epoch.is_monotonic_increasing
+        assert ((0 < band.low) & (band.low <= band.high)).all()
+        assert (band.runs >= 2).all()
+        assert band.source.str.startswith("seeds 0").all()
