@@ -38,6 +38,7 @@ COMPOSITIONS: Mapping[str, frozenset[str]] = MappingProxyType(
             "hrnet": "HighResolutionModule SequentialList HighResolutionNet",
             "inception_next": "InceptionDWConv2d ConvMlp MetaNeXtBlock MetaNeXtStage MetaNeXt",
             "lcnetv2": "RepDepthwiseSeparable LCNetV2",
+            "lowformer": "ResidualBlock ConvLayer MBConv FusedMBConv LowFormerBlock LowFormer",
             "mambaout": "Stem Downsample DownsampleNormFirst GatedConvBlock MambaOutStage MambaOut",
             "metaformer": "Stem Downsampling SepConv Pooling MetaFormerBlock MetaFormerStage MetaFormer",
             "mobilenetv3": "MobileNetV3",
