@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
+JOBS ?= 2
+# A file's tests share what its fixtures made, so they stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 # OpenMP threads that spin while they wait slow each other down as soon as two programs share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -30,10 +33,10 @@ demo: $(READY)
 	@PATH="$(abspath $(BIN)):$$PATH" tools/demo.sh $(DEMO)
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu and not slurm"
+	$(PYTEST) -m "not slow and not gpu and not slurm"
 
 test-all: $(READY)
-	$(BIN)/pytest -m "not slurm"
+	$(PYTEST) -m "not slurm"
 
 # Where Slurm cannot be installed or started, the tests are skipped, and say so.
 test-slurm: $(READY)
