@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import eval_suite.tasks
 from eval_suite.study_cli import add_verbs as add_study_verbs
 from spark import __version__
 from spark.errors import exits_cleanly
+
+
+class Verb(NamedTuple):
+    """A verb of classification: the module in `eval_suite.tasks` that runs it, and a line for people."""
+
+    task: str
+    purpose: str
+
+
+CLASSIFICATION = {
+    "finetune": Verb("imagenet_finetune", "fine-tune a classifier on labelled images, all of them or few"),
+    "probe": Verb("linear_probe", "train linear classifiers on a frozen encoder's features"),
+    "knn": Verb("knn", "classify by nearest neighbours in a frozen encoder's features"),
+}
+GOES_ON = (
+    "Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start it again to go on."
+)
 
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; each imports its task only when asked for, so Detectron2 is needed by `detect` alone."""
     options = _parser().parse_args(arguments)
-    if options.verb == "finetune":
-        from eval_suite.tasks.imagenet_finetune import run as finetune
-
-        print(finetune(options.recipe, options.overrides))
-    elif options.verb == "detect":
+    if options.verb in CLASSIFICATION:
+        return _classify(options)
+    if options.verb == "detect":
         return _detect(options)
     elif options.verb == "study":
         from eval_suite.study.verbs import run as study
 
         return study(options)
+    elif options.verb == "diff":
+        from eval_suite.diff import diff
+
+        return diff(options.first, options.second)
     else:
         from eval_suite.report import write_report
 
         write_report(options.runs, options.out)
+    return 0
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from spark.signals import EXIT_CODE, PostponedError
+
+    task = importlib.import_module(f"{eval_suite.tasks.__name__}.{CLASSIFICATION[options.verb].task}")
+    try:
+        path = task.run(options.recipe, options.overrides)
+    except PostponedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_CODE
+    if path:  # the first of several processes speaks for all
+        print(path)
     return 0
 
 
@@ -56,21 +92,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, purpose in (
-        ("finetune", "fine-tune a classifier on a folder of images"),
+        *((verb, about.purpose) for verb, about in CLASSIFICATION.items()),
         ("detect", "train and evaluate Mask R-CNN on a COCO-format data set (needs Detectron2)"),
     ):
         verb = verbs.add_parser(name, help=purpose, description=purpose)
         verb.add_argument("recipe", metavar="RECIPE", help="a file under configs/, or your own")
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from it")
+        verb.epilog = GOES_ON
         if name == "detect":
             verb.add_argument("--num-gpus", type=int, default=1, metavar="N",
                               help="processes, started by Detectron2's launch (torchrun works, too); on a machine "
                                    "without GPUs they share its CPUs")
-            verb.epilog = ("With data=demo the recipe may be left out. "
-                           "Alone or under torchrun, SIGTERM and SIGUSR1 finish the step, save and exit with 75: start "
-                           "it again to go on.")
+            verb.epilog = f"With data=demo the recipe may be left out. {GOES_ON}"
     add_study_verbs(verbs.add_parser("study", help="plan, run or submit a whole study, and follow it"))
-    report = verbs.add_parser("report", help="collect results into a table and a page")
-    report.add_argument("runs", metavar="RUNS_DIR", type=Path, help="folder that holds the runs")
-    report.add_argument("--out", type=Path, help="folder to write to (default: RUNS_DIR/report)")
+    report = verbs.add_parser("report", help="collect results into tables and a page")
+    report.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="folders that hold runs")
+    report.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report, if there is one folder)")
+    diff = verbs.add_parser("diff", help="show every setting in which two runs or recipes differ",
+                            epilog="Exits with 0 if they are the same, with 1 if they differ.")
+    diff.add_argument("first", metavar="A", help="a run's folder, or a recipe")
+    diff.add_argument("second", metavar="B", help="likewise")
     return parser

@@ -1,203 +1,164 @@
-"""Labelled images for fine-tuning: an ImageFolder with `train/` and `val/`, timm's augmentation.
-
-The augmentation of an image is a function of (seed, epoch, position in the epoch), whichever process does it.
-"""
+"""Labelled images in batches: which image comes when, and how each is augmented, follows from the seed alone."""
 
 from __future__ import annotations
 
-import random
-import warnings
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWide
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eval_suite.finetune_config import FinetuneConfig
-from spark.data import UNREADABLE_LIMIT, mixed_seed
+from eval_suite.augment import seeded
+from eval_suite.labelled import LabelledSource
+from spark.data import AUGMENT, SHUFFLE, SUBSTITUTES, mixed_seed
+from spark.distributed import Ranks, ShareSampler
 from spark.errors import UserError
-from spark.images.decode import load_image
-from spark.provenance import content_hash
+from spark.images.decode import UnreadableImageError
+from spark.signals import leave_to_parent
 
-UNREADABLE = -1  # the label of an image that could not be decoded
+UNLABELLED = -1  # the class of an image that could not be decoded
 
 
 class Draw(NamedTuple):
     """Which image, and the seed of its augmentation."""
 
     image: int
-    seed: int
+    seed: int = 0
 
 
-class LabelledImages(ImageFolder):
-    """An ImageFolder whose unreadable images come back black and labelled `UNREADABLE`.
+class LabelledSample(NamedTuple):
+    """An image [3, H, W], its class, and the index of an unreadable image that was met, or -1."""
 
-    So a batch can be filtered, and the losses counted, where it is used: workers share no state.
+    image: Tensor
+    label: int
+    unreadable: int
+
+
+class LabelledImages(Dataset[LabelledSample]):
+    """Transformed images.
+
+    Args:
+        images: with their classes.
+        transform: from a PIL image to [3, H, W].
+        input_size: H and W.
+        substitute: for training, the next image stands in for one that cannot be read. Otherwise, a black image of
+            class `UNLABELLED` does, and whoever counts leaves it out.
     """
 
-    def __init__(self, root: Path, transform: Callable[[Any], Tensor], input_size: int) -> None:
-        if not root.is_dir():
-            raise UserError(f"folder '{root}' does not exist; data.root needs train/<class>/, val/<class>/")
-        try:
-            super().__init__(str(root), transform)
-        except FileNotFoundError as error:  # no class folder, or one without images
-            reason = str(error).partition(" Supported")[0]
-            raise UserError(f"'{root}' is not a folder of class folders with images: {reason}") from None
-        self._blank = torch.zeros(3, input_size, input_size)
+    def __init__(
+        self, images: LabelledSource, transform: Callable[[Any], Tensor], input_size: int, substitute: bool
+    ) -> None:
+        self.images = images
+        self._transform, self._blank = transform, torch.zeros(3, input_size, input_size)
+        self._tries = SUBSTITUTES if substitute else 1
+        self._substitute = substitute
 
-    def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:
-        """Return an image and its label; a plain number is enough where the transform has no randomness."""
-        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
-        path, label = self.samples[index]
-        try:
-            image = load_image(Path(path))
-        except (OSError, ValueError) as error:
-            warnings.warn(f"unreadable image skipped: {path} ({error})", stacklevel=2)
-            return self._blank, UNREADABLE
-        with seeded(seed):
-            return self.transform(image), label
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> LabelledSample:
+        """Return an image, augmented by the draw's seed."""
+        unreadable = -1
+        for offset in range(self._tries):
+            index = (draw.image + offset) % len(self.images)
+            try:
+                image = self.images.load(index)
+            except UnreadableImageError:
+                unreadable = unreadable if unreadable >= 0 else index
+                continue
+            with seeded(draw.seed):
+                return LabelledSample(self._transform(image), self.images.label(index), unreadable)
+        label = self.images.label(draw.image) if self._substitute else UNLABELLED
+        return LabelledSample(self._blank, label, unreadable)  # the loop stops at the number of unreadable ones
 
 
 class TrainSampler(Sampler[Draw]):
-    """Draws the training images of one epoch; repeated draws of an image are augmented differently."""
+    """Hands out whole batches of shuffled images, from `first_step` to the end of training.
 
-    def __init__(self, order: DistributedSampler[Any] | RepeatAugSampler, seed: int) -> None:
-        self._order, self._seed, self._epoch = order, seed, 0
+    Neighbours are blended with each other by `PairMixer`, so they come from the two halves of the batch as it was
+    drawn: repeated draws of an image, which follow each other there, must not meet.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of an epoch."""
-        self._epoch = epoch
-        self._order.set_epoch(epoch)
+    Args:
+        images: how many there are.
+        batch: images of a step.
+        epochs: of the training.
+        seed: of order and augmentation.
+        repeats: draws of each image in an epoch, which has as many draws as there are images all the same.
+        first_step: how many steps are done.
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[Draw]:
-        for position, image in enumerate(self._order):
-            yield Draw(int(image), mixed_seed(self._seed, self._epoch, position))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed every generator that augmentation draws from while the body runs; put them back after it."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-class ReadableImages:
-    """Drops unreadable images from the batches of one pass, and stops when they are over 1% of its images.
-
-    >>> readable = ReadableImages(total=len(loader.dataset))
-    >>> images, labels = readable(images, labels)
+    Raises:
+        UserError: there is not one batch of images.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self.lost = 0
+    def __init__(self, images: int, batch: int, epochs: int, seed: int, repeats: int = 0, first_step: int = 0) -> None:
+        if batch > images:
+            raise UserError(f"train.batch={batch} exceeds the {images} images to train on; make it smaller")
+        self.steps_per_epoch = images // batch
+        self._images, self._batch, self._epochs, self._seed = images, batch, epochs, seed
+        self._repeats, self._first_step = max(repeats, 1), first_step
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the readable part of a batch: images [B, 3, H, W], labels [B]."""
-        kept = labels != UNREADABLE
-        lost = int((~kept).sum())
-        self.lost += lost
-        if self.lost > UNREADABLE_LIMIT * self._total:
-            raise UserError(
-                f"at least {self.lost} of {self._total} images are unreadable, more than "
-                f"{UNREADABLE_LIMIT:.0%}; repair or remove the files that the warnings name"
-            )
-        return (images[kept], labels[kept]) if lost else (images, labels)
+    def __len__(self) -> int:
+        return (self._epochs * self.steps_per_epoch - self._first_step) * self._batch
+
+    def __iter__(self) -> Iterator[Draw]:
+        start_epoch, start_step = divmod(self._first_step, self.steps_per_epoch)
+        half = (self._batch + 1) // 2
+        interleaved = [place // 2 + place % 2 * half for place in range(self._batch)]
+        for epoch in range(start_epoch, self._epochs):
+            order = self._order(epoch)
+            for step in range(start_step if epoch == start_epoch else 0, self.steps_per_epoch):
+                for place in interleaved:
+                    position = step * self._batch + place
+                    yield Draw(order[position], mixed_seed(self._seed, AUGMENT, epoch, position))
+
+    def _order(self, epoch: int) -> list[int]:
+        sampler = RepeatAugSampler(
+            range(self._images), num_replicas=1, rank=0, num_repeats=self._repeats, selected_round=0
+        )
+        sampler.set_epoch(mixed_seed(self._seed, SHUFFLE, epoch))  # all that it draws its order from
+        return list(sampler)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits, ready to iterate."""
+    """Both splits, and what distinguishes them from others.
 
-    train: DataLoader[tuple[Tensor, Tensor]]
-    val: DataLoader[tuple[Tensor, Tensor]]
-    classes: list[str]
-    identity: dict[str, Any]  # what distinguishes this data set from another, wherever it lies
+    Attributes:
+        train: images to train on.
+        val: images to evaluate on.
+        classes: how many there are.
+        identity: JSON-like; independent of where the images lie.
+    """
 
-    def start_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the training images of an epoch."""
-        assert isinstance(self.train.sampler, TrainSampler)
-        self.train.sampler.set_epoch(epoch)
+    train: LabelledImages
+    val: LabelledImages
+    classes: int
+    identity: dict[str, Any]
 
 
-def open_data(config: FinetuneConfig) -> Data:
-    """Open `data.root`.
+def train_loader(
+    images: LabelledImages, sampler: TrainSampler, batch: int, workers: int, ranks: Ranks
+) -> DataLoader[LabelledSample]:
+    """Return this process's share of the batches: images [B, 3, H, W], labels [B], unreadable [B]."""
+    return DataLoader(
+        images, ranks.share(batch), sampler=ShareSampler(sampler, batch, ranks), num_workers=workers,
+        pin_memory=ranks.device.type == "cuda", drop_last=True, worker_init_fn=leave_to_parent,
+    )
+
+
+def plain_loader(images: LabelledImages, batch: int, workers: int, ranks: Ranks) -> DataLoader[LabelledSample]:
+    """Return this process's share of all images, each once, in order.
 
     Raises:
-        UserError: a split is missing, the classes differ, or there is less than one batch of images.
+        UserError: there is not one image for each process.
     """
-    root, size = Path(config.data.root), config.data.input_size
-    train = LabelledImages(root / "train", train_transform(config), size)
-    val = LabelledImages(root / "val", val_transform(config), size)
-    if train.classes != val.classes:
-        different = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"'{root}': classes differ between train and val: {', '.join(different[:5])}")
-    if len(train) < config.train.batch:
-        raise UserError(f"train.batch={config.train.batch} exceeds the {len(train)} images of '{root}/train'")
-    workers = config.data.workers
-    pinned = torch.cuda.is_available()
-    return Data(
-        DataLoader(train, config.train.batch, sampler=TrainSampler(_order(config, train), config.seed), drop_last=True,
-                   num_workers=workers, pin_memory=pinned),
-        DataLoader(val, config.train.batch, num_workers=workers, pin_memory=pinned),
-        train.classes,
-        {
-            "classes": len(train.classes), "train_images": len(train), "val_images": len(val),
-            "files": content_hash([_relative_names(train), _relative_names(val)]),
-        },
+    if len(images) < ranks.size:
+        raise UserError(f"{len(images)} images cannot be shared by {ranks.size} processes; start fewer")
+    share = [Draw(index) for index in range(ranks.rank, len(images), ranks.size)]
+    return DataLoader(
+        images, batch, sampler=share, num_workers=workers, pin_memory=ranks.device.type == "cuda",
+        worker_init_fn=leave_to_parent,
     )
-
-
-def train_transform(config: FinetuneConfig) -> Compose:
-    """Return crop, flip, the augmentation policy, normalisation and random erasing."""
-    augment = config.augment
-    crop, policy, finish = create_transform(
-        config.data.input_size, is_training=True, separate=True, interpolation="bicubic",
-        scale=(augment.min_crop, 1.0), hflip=augment.flip, color_jitter=None,
-        auto_augment="v0" if augment.policy == "autoaugment" else None,
-        re_prob=augment.random_erasing, re_mode="pixel",
-        mean=tuple(config.data.mean), std=tuple(config.data.std),
-    )
-    if augment.policy == "trivial":
-        policy = TrivialAugmentWide(interpolation=InterpolationMode.BICUBIC)
-    return Compose([crop, policy, finish])
-
-
-def val_transform(config: FinetuneConfig) -> Compose:
-    """Return the deterministic resize, crop and normalisation of validation."""
-    return create_transform(
-        config.data.input_size, is_training=False, interpolation="bicubic",
-        crop_pct=config.data.crop_pct, crop_mode=config.data.crop_mode,
-        mean=tuple(config.data.mean), std=tuple(config.data.std),
-    )
-
-
-def _order(config: FinetuneConfig, dataset: Sized) -> DistributedSampler[Any] | RepeatAugSampler:
-    repeats = config.augment.repeated_augmentation
-    if repeats:
-        return RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=repeats)
-    return DistributedSampler(dataset, num_replicas=1, rank=0, seed=config.seed)  # type: ignore[arg-type]
-
-
-def _relative_names(images: ImageFolder) -> list[str]:
-    return [str(Path(path).relative_to(images.root)) for path, _ in images.samples]

@@ -1,53 +1,115 @@
-"""Build a classifier and put an exported encoder's weights into it, with nothing left unexplained."""
+"""Build a network and put weights from elsewhere into it, with nothing left unexplained."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from eval_suite.finetune_config import SCRATCH, FinetuneConfig
+from eval_suite.evaluation_config import SCRATCH, DataConfig
+from eval_suite.finetune_config import ModelConfig
 from eval_suite.schema import Initialisation
+from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, build_pyramid, dense_part
 from spark.errors import UserError, nearest
 from spark.files import sha256
-from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
+from spark.formats.encoder import WEIGHTS, load_encoder
+from spark.formats.reader import optional, read
+from spark.initialise import TIMM, timm_weights
+from spark.own_network import build_own, is_reference
+
+NAMED = 3  # tensors in a message
 
 
-def build_model(config: FinetuneConfig, num_classes: int) -> tuple[nn.Module, Initialisation]:
-    """Return a timm classifier on the CPU, initialised as `config.init` says, and where that came from.
+class OwnClassifier(nn.Module):
+    """A user's own network with a linear classifier on its coarsest map, averaged over positions."""
+
+    def __init__(self, network: Any, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(network.channels[-1], classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return logits [B, classes]."""
+        return self.head(self.network(x_BCHW)[-1].mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a network begins with: weights as they are named in the dense encoder, or None for its random ones."""
+
+    weights: dict[str, Tensor] | None
+    record: Initialisation
+
+
+def start_of(init: str, name: str, options: Mapping[str, Any], data: DataConfig) -> Start:
+    """Return what `init` stands for.
+
+    Args:
+        init: `scratch`, `timm:NAME`, a run's folder, an exported encoder, or a checkpoint of another known format.
+        name: of the network that the weights are for.
+        options: that it is built with.
+        data: what the images are normalised by.
 
     Raises:
-        UserError: the model is unknown, or the encoder is not of this model.
+        UserError: it does not exist, is not of this network, or wants other images.
     """
-    torch.manual_seed(config.seed)
-    name = config.model.name
-    if not timm.is_model(name):
-        raise UserError(f"model.name='{name}' is not a timm model.{nearest(name, timm.list_models())}")
-    options = {"drop_path_rate": config.model.drop_path} if config.model.drop_path else {}
-    try:
-        model = timm.create_model(name, num_classes=num_classes, **options)
-    except TypeError as error:
-        raise UserError(f"{name} takes no drop path ({error}); pass model.drop_path=0") from None
-    if config.init == SCRATCH:
-        return model, Initialisation(SCRATCH)
-
-    encoder = load_encoder(config.init)
-    _check_fits(encoder, config)
-    head = model.pretrained_cfg["classifier"].partition(".")[0] + "."
-    count = load_weights(model, encoder.state, head, config.init)
-    print(f"{config.init}: {count} tensors matched; {head}* starts fresh", file=sys.stderr)
-    weights = Path(config.init)
-    weights = weights / WEIGHTS if weights.is_dir() else weights
-    return model, Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
-                                 encoder.info.recipe_hash)
+    if init == SCRATCH:
+        return Start(None, Initialisation(SCRATCH))
+    if init.startswith(TIMM):
+        supervised = init.removeprefix(TIMM)
+        weights = dict(timm_weights(supervised, in_chans=3).state)
+        pretrained = timm.get_pretrained_cfg(supervised)
+        _check_fits(init, supervised, {}, 3, pretrained.mean, pretrained.std, name, options, data)
+        return Start(weights, Initialisation("supervised", init))
+    path = Path(init)
+    ours = path.is_dir() or not path.is_file() or path.with_suffix(".json").is_file()
+    encoder = load_encoder(path) if ours else read(path, model=None if is_reference(name) else name).encoder
+    info = encoder.info
+    _check_fits(init, info.model, info.options, info.in_chans, info.mean, info.std, name, options, data)
+    file = path / WEIGHTS if path.is_dir() else path
+    record = Initialisation(info.method, str(file), sha256(file), info.epochs, info.recipe_hash)
+    return Start(encoder.state, record)
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str, source: str) -> int:
-    """Copy `weights` into `model`, of which only names that start with `head` may stay as they are.
+def build_classifier(model: ModelConfig, classes: int, start: Start, seed: int) -> nn.Module:
+    """Return a classifier on the CPU whose backbone begins as `start` says, and its head at random.
+
+    Raises:
+        UserError: there is no such model, it cannot be built so, or the weights are not of it.
+    """
+    torch.manual_seed(seed)
+    if is_reference(model.name):
+        network = build_own(model.name, 3, model.drop_path, model.options)
+        if start.weights is not None:
+            load_weights(network, start.weights, (), start.record.checkpoint)  # type: ignore[arg-type]
+        return OwnClassifier(network, classes)
+    classifier = _build_timm(model, classes)
+    if start.weights is not None:
+        load_weights(classifier, start.weights, _heads(classifier), start.record.checkpoint)
+    return classifier
+
+
+def build_encoder(name: str, options: Mapping[str, Any], start: Start, seed: int) -> Any:
+    """Return a dense feature pyramid on the CPU that begins as `start` says.
+
+    Raises:
+        UserError: as for `build_classifier`.
+    """
+    torch.manual_seed(seed)
+    pyramid = build_pyramid(name, 3, 0.0, options)
+    if start.weights is not None:
+        load_weights(dense_part(pyramid), start.weights, (), start.record.checkpoint)  # type: ignore[arg-type]
+    return pyramid
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], heads: tuple[str, ...], source: str | None) -> int:
+    """Copy `weights` into `model`, of which only what begins with one of `heads` may stay as it is.
 
     Returns:
         The number of tensors copied.
@@ -56,8 +118,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str, source
         UserError: a tensor is missing, has no place, or has another shape.
     """
     own = model.state_dict()
-    # The count of batches only matters to a BatchNorm without momentum; some formats do not keep it.
-    required = {name for name in own if not (name.startswith(head) or name.endswith("num_batches_tracked"))}
+    required = {name for name in own if not (name.startswith(heads) or optional(name))}
     problems = [
         *(f"'{name}' is missing" for name in sorted(required - weights.keys())),
         *(f"'{name}' has no place in the model" for name in sorted(weights.keys() - own.keys())),
@@ -65,28 +126,61 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str, source
           for name in own if name in weights and weights[name].shape != own[name].shape),
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"init '{source}' does not fit the model: {'; '.join(problems[:3])}{more}")
+        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise UserError(f"init '{source}' does not fit the model: {'; '.join(problems[:NAMED])}{more}")
     model.load_state_dict({**own, **weights})
     return len(weights)
 
 
-def _check_fits(encoder: Encoder, config: FinetuneConfig) -> None:
-    info, name, data = encoder.info, config.model.name, config.data
+def _build_timm(model: ModelConfig, classes: int) -> nn.Module:
+    name, options = model.name, model.options
+    if not timm.is_model(name):
+        raise UserError(f"model.name='{name}' is not a timm model.{nearest(name, timm.list_models())}")
+    for option in options:
+        if option in OPTIONS_ELSEWHERE or option in FIXED_OPTIONS:
+            raise UserError(f"model.options must not have '{option}'")
+    try:
+        return timm.create_model(name, num_classes=classes, drop_path_rate=model.drop_path, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise UserError(f"timm cannot build '{name}' with model.options={dict(options)}: {error}") from None
+    if model.drop_path:
+        raise UserError(f"{name} takes no drop path; pass model.drop_path=0")
+    try:
+        return timm.create_model(name, num_classes=classes, **options)
+    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"timm cannot build '{name}' with model.options={dict(options)}: {error}") from None
+
+
+def _heads(classifier: Any) -> tuple[str, ...]:
+    """Return how the names of a timm classifier's own tensors begin, those that a feature extractor does without."""
+    named = classifier.pretrained_cfg["classifier"]
+    return tuple(f"{name.partition('.')[0]}." for name in ([named] if isinstance(named, str) else named))
+
+
+def _check_fits(
+    init: str, model: str, options: Mapping[str, Any], in_chans: int, mean: Sequence[float], std: Sequence[float],
+    name: str, given: Mapping[str, Any], data: DataConfig,
+) -> None:
+    """Raise UserError unless weights are of a network that is to be built, and its images are normalised alike."""
     problems = []
-    if info.model.partition(".")[0] != name.partition(".")[0]:  # what follows the dot names other weights
-        problems.append(f"it is a {info.model}: pass model.name={info.model}")
-    if info.in_chans != 3:
-        problems.append(f"it takes {info.in_chans} channels, but the images have 3")
-    for key, given, expected in (("mean", data.mean, info.mean), ("std", data.std, info.std)):
-        if not _close(given, expected):
+    same = model.rpartition(":")[2] == name.rpartition(":")[2] if is_reference(model) else (
+        model.partition(".")[0] == name.partition(".")[0])  # what follows the dot names other weights
+    if not same or is_reference(model) != is_reference(name):
+        problems.append(f"it is a {model}: pass model.name={model}")
+    elif dict(options) != dict(given):
+        problems.append(f"it was built with other options: pass model.options='{dict(options)}'")
+    if in_chans != 3:
+        problems.append(f"it takes {in_chans} channels, but the images have 3")
+    for key, own, expected in (("mean", data.mean, mean), ("std", data.std, std)):
+        if len(own) != len(expected) or not all(map(_close, own, expected)):
             problems.append(f"it was trained with another {key}: pass data.{key}={list(expected)}")
     if problems:
-        raise UserError(f"init '{config.init}' does not fit this run: {'; '.join(problems)}")
+        raise UserError(f"init '{init}' does not fit this run: {'; '.join(problems)}")
 
 
-def _close(a: Sequence[float], b: Sequence[float]) -> bool:
-    return len(a) == len(b) and all(abs(x - y) < 1e-4 for x, y in zip(a, b, strict=True))
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, abs_tol=1e-4)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,0 +1,37 @@
+"""What a backbone costs, counted: the horizontal axes of scaling plots."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from spark.errors import UserError
+
+USUAL_SIZE = 224  # pixels, where a task has no size of its own
+
+
+class BackboneCost(NamedTuple):
+    """Of a backbone without classifier. A multiplication and an addition are two FLOPs."""
+
+    parameters: int
+    flops: int  # of a forward pass over one image
+
+
+@lru_cache(maxsize=64)
+def backbone_cost(model: str, size: int = USUAL_SIZE) -> BackboneCost | None:
+    """Count parameters and FLOPs for images of size x size pixels; None if there is no such network (any more)."""
+    import torch  # takes seconds, and most reports do without
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from spark.backbones import build_pyramid, dense_part
+
+    with torch.device("meta"):  # shapes are all that is needed
+        try:
+            pyramid: Any = build_pyramid(model)
+        except UserError:
+            return None
+        channels = pyramid.example().shape[1]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            pyramid.eval()(torch.empty(1, channels, size, size))
+    parameters = sum(parameter.numel() for parameter in dense_part(pyramid).parameters())
+    return BackboneCost(parameters, counter.get_total_flops())

@@ -1,0 +1,105 @@
+"""Settings that every evaluation on labelled images has: fine-tuning, linear probe, k-NN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from eval_suite.task import without
+from spark.device import DEVICES, PRECISIONS
+from spark.errors import nearest
+
+SCRATCH = "scratch"
+# What neither decides about the numbers nor, but for rounding, touches them. The model's name is a column of its own.
+NOT_PROTOCOL = frozenset({
+    "out", "init", "seed", "origin", "resume", "device", "precision", "model.name", "data.root", "data.train",
+    "data.val", "data.workers",
+})  # fmt: skip
+
+
+@dataclass
+class DataConfig:
+    """The images. A split is a folder of class folders, shards that hold such, or shards with a .cls beside images."""
+
+    root: str = ""  # a folder with train/ and val/
+    train: str | None = None  # images to train on, if they are not root/train; shards: 'name-{000..127}.tar', quoted
+    val: str | None = None  # images to evaluate on, if they are not root/val
+    input_size: int = 224  # pixels, square
+    crop_pct: float = 0.95  # of the resized validation image that the centre crop keeps
+    crop_mode: str = "center"  # center | squash (resize to a square, whatever the shape)
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    workers: int = 8
+
+    @property
+    def train_root(self) -> str:
+        """Where the images to train on are."""
+        return self.train or str(Path(self.root) / "train")
+
+    @property
+    def val_root(self) -> str:
+        """Where the images to evaluate on are."""
+        return self.val or str(Path(self.root) / "val")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [*not_one_of("data.crop_mode", self.crop_mode, ("center", "squash")), *those_that_hold({
+            "'data.root' is required: pass data.root=…": not self.root and not (self.train and self.val),
+            "data.input_size must be at least 32 pixels": self.input_size < 32,
+            "data.workers must not be negative": self.workers < 0,
+            "data.crop_pct must be in (0, 1]": not 0 < self.crop_pct <= 1,
+            "data.mean and data.std need three positive numbers each":
+                len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0,
+        })]
+
+
+@dataclass
+class EvaluationConfig:
+    """What every evaluation has."""
+
+    out: str = MISSING  # the run's folder
+    # scratch; a run's folder or its encoder.safetensors; a checkpoint of any format that `spark convert` reads;
+    # timm:NAME (supervised weights)
+    init: str = SCRATCH
+    seed: int = 0
+    origin: str = "measured"  # measured | smoke: is the number meant to be quoted?
+    resume: str = "auto"  # auto: go on where the run in `out` stopped | never: start again
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [
+            *not_one_of("origin", self.origin, ("measured", "smoke")),
+            *not_one_of("resume", self.resume, ("auto", "never")),
+            *not_one_of("device", self.device, DEVICES),
+            *not_one_of("precision", self.precision, PRECISIONS),
+            *those_that_hold({"seed must not be negative": self.seed < 0}),
+            *self.data.problems(),
+        ]
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings that two runs must share for their accuracies to be comparable."""
+        settings = without(dataclasses.asdict(self), NOT_PROTOCOL)
+        model = settings.get("model", {})
+        if not model.get("options"):
+            model.pop("options", None)
+        return settings
+
+
+def not_one_of(name: str, value: str, known: Iterable[str]) -> list[str]:
+    """Return the complaint that a value is none of those known, if so."""
+    if value in known:
+        return []
+    return [f"{name}='{value}' is not one of {', '.join(known)}.{nearest(value, known)}"]
+
+
+def those_that_hold(complaints: dict[str, bool]) -> list[str]:
+    """Return the complaints that are justified."""
+    return [complaint for complaint, justified in complaints.items() if justified]

@@ -1,0 +1,112 @@
+"""Labelled images from folders and shards, and the subsets that a seed chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from coloured import write_folders, write_shard
+
+from eval_suite.augment import PairMixer
+from eval_suite.finetune_config import AugmentConfig, LabelsConfig
+from eval_suite.finetune_data import TrainSampler
+from eval_suite.labelled import LabelledSource, limited, open_labelled, open_splits
+from spark.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folders(tmp_path_factory.mktemp("images"), train=20, val=2)
+
+
+@pytest.fixture(scope="module")
+def train(images: Path) -> LabelledSource:
+    return open_labelled(str(images / "train"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_folders_shards_and_numbers_beside_images_say_the_same(
+    images: Path, train: LabelledSource, tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "folders.tar", images / "train")
+    write_shard(tmp_path / "numbers.tar", images / "train", numbers=True)
+    folders, numbers = open_labelled(f"{tmp_path}/folders.tar"), open_labelled(str(tmp_path / "numbers.tar"))
+    assert train.classes == folders.classes == ["blue", "green", "red"]
+    assert numbers.classes == ["0", "1", "2"]
+    for index in (0, 25, 59):
+        assert train.label(index) == folders.label(index) == numbers.label(index) == index // 20
+        assert train.load(index) == folders.load(index) == numbers.load(index)
+
+
+def test_class_numbers_are_ordered_as_numbers(images: Path, tmp_path: Path) -> None:
+    for number in (2, 10, 1):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "0.png").write_bytes((images / "val/red/00.png").read_bytes())
+    assert open_labelled(str(tmp_path)).classes == ["1", "2", "10"]
+
+
+def test_images_without_a_class_are_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "stray.png").write_bytes((images / "val/red/00.png").read_bytes())
+    with pytest.raises(UserError, match=r"stray\.png' is in no class folder"):
+        open_labelled(str(tmp_path))
+    (tmp_path / "list.txt").write_text("stray.png\n")
+    with pytest.raises(UserError, match="tells no classes"):
+        open_labelled(str(tmp_path / "list.txt"))
+
+
+def test_splits_of_other_classes_are_refused(images: Path, tmp_path: Path) -> None:
+    write_folders(tmp_path, train=1, val=1, labels=("blue", "red"))
+    with pytest.raises(UserError, match=r"classes differ between .*: green"):
+        open_splits(str(images / "train"), str(tmp_path / "val"))
+
+
+@pytest.mark.parametrize(("labels", "count"), [
+    (LabelsConfig(per_class=3), 3), (LabelsConfig(fraction=0.25), 5), (LabelsConfig(fraction=0.001), 1),
+])
+def test_a_subset_is_balanced_and_follows_from_the_seed(
+    train: LabelledSource, labels: LabelsConfig, count: int
+) -> None:
+    subsets = [limited(train, labels, seed) for seed in (0, 0, 1)]
+    for subset in subsets:
+        assert subset.counts().tolist() == [count] * 3
+    first, again, other = (subset.indices.tolist() for subset in subsets)
+    assert first == again != other
+    assert subsets[0].identity == subsets[1].identity != subsets[2].identity
+    assert [subsets[0].label(index) for index in range(3 * count)] == sorted([0, 1, 2] * count)
+
+
+def test_more_labels_contain_fewer_of_the_same_seed(train: LabelledSource) -> None:
+    few, more = (limited(train, LabelsConfig(per_class=count), seed=7) for count in (2, 5))
+    assert set(few.indices) < set(more.indices)
+    assert len(more.without(few)) == 9
+
+
+def test_a_class_with_too_few_images_is_named(train: LabelledSource) -> None:
+    with pytest.raises(UserError, match="class 'blue' has 20 images only"):
+        limited(train, LabelsConfig(per_class=21), seed=0)
+
+
+def test_copies_of_an_image_are_never_blended_with_each_other() -> None:
+    draws = list(TrainSampler(images=32, batch=12, epochs=1, seed=0, repeats=3))
+    pairs = [(one.image, other.image) for one, other in zip(draws[::2], draws[1::2], strict=True)]
+    assert len(draws) == 24
+    assert all(one != other for one, other in pairs)
+    assert len({draw.image for draw in draws}) == 8
+    assert len({draw.seed for draw in draws}) == 24
+
+
+def test_blending_does_not_depend_on_how_a_batch_is_shared() -> None:
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8)
+    mix = PairMixer(AugmentConfig(mixup=0.8, cutmix=1.0, mix_group=4), classes=8, seed=3)
+    whole = mix(images, labels, 5, 0)
+    halves = [mix(images[part : part + 4], labels[part : part + 4], 5, part) for part in (0, 4)]
+    for at_once, shared in zip(whole, zip(*halves, strict=True), strict=True):
+        assert torch.equal(at_once, torch.cat(shared))
+    blended = whole[1].topk(2).indices.sort().values  # neighbours, and nobody else
+    assert {tuple(pair) for pair in blended.tolist()} == {(0, 1), (2, 3), (4, 5), (6, 7)}
+    assert not torch.equal(whole[0], mix(images, labels, 6, 0)[0])
