@@ -1,96 +1,122 @@
 """Records to tables: a row for every (task, model, initialisation, protocol), never a mixture of them.
 
-Runs with different protocols, origins, checkpoints or main metrics never share a row, and a gain is only
-computed over scratch runs of the same task, model, protocol and origin.
+Runs with different protocols, origins, pre-trainings or main metrics never share a row, and a gain is only computed
+over scratch runs of the same task, model, protocol and origin. What a protocol lacks is a row, too, without numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from eval_suite.gains import Gain, gain_over
+from eval_suite.published import measured_as_published
 from eval_suite.schema import FILE_NAME, ResultRecord, load_record
 from spark.errors import UserError
 
-MISSING = "–"
-GROUP = ["task", "version", "protocol", "origin", "metric", "unit", "higher_is_better", "model"]
-ROW = [*GROUP, "kind", "pretrained_epochs", "checkpoint"]
+SCRATCH = "scratch"
+SECTION = ["task", "version", "protocol", "origin", "metric", "unit", "higher_is_better", "published_as"]
+GROUP = [*SECTION, "model"]
+INIT = ["kind", "pretrained_epochs", "pretraining"]
+ROW = [*GROUP, *INIT]
 
 
-def collect(runs: Path) -> tuple[dict[Path, ResultRecord], list[str]]:
-    """Return the records under `runs` by the folder of their run, and why others could not be read.
+@dataclass(frozen=True)
+class Collected:
+    """What was found in some folders.
+
+    Attributes:
+        records: by the folder of their run, in the order of their paths.
+        unreadable: why others could not be read.
+    """
+
+    records: Mapping[Path, ResultRecord]
+    unreadable: Sequence[str]
+
+
+def collect(folders: Sequence[Path]) -> Collected:
+    """Read all records under some folders.
 
     Raises:
-        UserError: there is no folder, or no readable record in it.
+        UserError: a folder is not there, or there is no readable record in any.
     """
-    if not runs.is_dir():
-        raise UserError(f"folder '{runs}' does not exist; pass the folder that holds your runs")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"folder '{folder}' does not exist; pass the folder that holds your runs")
     records, unreadable = {}, []
-    for path in sorted(runs.rglob(FILE_NAME)):
+    for path in sorted({path for folder in folders for path in folder.rglob(FILE_NAME)}):
         try:
             records[path.parent] = load_record(path)
         except UserError as error:
             unreadable.append(str(error))
     if not records:
+        where = ", ".join(f"'{folder}'" for folder in folders)
         reason = f"; unreadable: {'; '.join(unreadable)}" if unreadable else "; run spark-eval finetune first"
-        raise UserError(f"no {FILE_NAME} under '{runs}'{reason}")
-    return records, unreadable
+        raise UserError(f"no {FILE_NAME} under {where}{reason}")
+    return Collected(records, unreadable)
 
 
-def summarise(records: Sequence[ResultRecord]) -> pd.DataFrame:
+def flatten(records: Mapping[Path, ResultRecord]) -> pd.DataFrame:
+    """Return a row for each run with what `summarise` needs; a copied folder is not a second measurement."""
+    runs = pd.DataFrame([_flat(folder, record) for folder, record in records.items()])
+    return runs.drop_duplicates([*ROW, "seed", "value", "wall_seconds"], ignore_index=True)
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std (of a sample, absent for one run), n and gain over scratch for each row.
 
-    The gain is positive when the initialisation helps, whichever direction the metric has; it is absent where
-    no scratch run shares the protocol.
+    Args:
+        runs: as `flatten` returns them.
+
+    Returns:
+        One row for each of ROW, and one without numbers (n is 0) for what a protocol lacks. `gain` and the ends of
+        its interval are absent where no scratch run shares the protocol. `folders` lists the runs.
     """
-    runs = pd.DataFrame([_flat(record) for record in records])
-    # A copied folder is not a second measurement.
-    runs = runs.drop_duplicates([*ROW, "seed", "value", "wall_seconds"])
-    table = (
-        runs.groupby(ROW, dropna=False, sort=False)["value"].agg(["mean", "std", "count"])
-        .rename(columns={"count": "n"}).reset_index()
-    )
-    scratch = table[table["kind"] == "scratch"][[*GROUP, "mean"]].rename(columns={"mean": "scratch"})
-    table = table.merge(scratch, on=GROUP, how="left")
-    direction = table["higher_is_better"].map({True: 1.0, False: -1.0})
-    table["gain"] = ((table["mean"] - table.pop("scratch")) * direction).where(table["kind"] != "scratch")
+    rows = [row for key, group in runs.groupby(GROUP, sort=False, dropna=False)
+            for row in _rows(dict(zip(GROUP, key, strict=True)), group)]
+    table = pd.DataFrame([*rows, *_missing(rows)])
     table.insert(len(GROUP), "init", _init_labels(table))
-    table["_scratch_first"] = table["kind"] != "scratch"
-    order = ["task", "protocol", "model", "_scratch_first", "pretrained_epochs", "init"]
+    table["_scratch_first"] = table["kind"] != SCRATCH
+    order = ["task", "protocol", "origin", "model", "_scratch_first", "pretrained_epochs", "init"]
     return table.sort_values(order, ignore_index=True).drop(columns="_scratch_first")
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a summary as text for people, with what is missing marked."""
-    def cell(row: pd.Series) -> str:
-        spread = f" ± {row['std']:.2f}" if pd.notna(row["std"]) else ""
-        return f"{row['mean']:.2f}{spread}"
-
-    def gain(row: pd.Series) -> str:
-        if row["kind"] == "scratch":
-            return ""
-        return f"{row['gain']:+.2f}" if pd.notna(row["gain"]) else f"{MISSING} (no scratch run)"
-
-    return pd.DataFrame({
-        "task": table["task"], "model": table["model"], "init": table["init"],
-        "metric": table["metric"] + " [" + table["unit"] + "]",
-        "mean ± std": table.apply(cell, axis=1), "n": table["n"],
-        "gain over scratch": table.apply(gain, axis=1),
-        "protocol": table["protocol"], "origin": table["origin"],
-    })
+def _rows(key: dict[str, object], group: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """Yield a row for each initialisation of a model under a protocol."""
+    scratch = group[group["kind"] == SCRATCH].set_index("seed")["value"]
+    for init, own in group.groupby(INIT, sort=False, dropna=False):
+        values = own.set_index("seed")["value"]
+        row = {**key, **dict(zip(INIT, init, strict=True))}
+        gain = Gain() if row["kind"] == SCRATCH else gain_over(scratch, values, bool(key["higher_is_better"]))
+        yield {**row, "mean": values.mean(), "std": values.std(), "n": len(values), **dataclasses.asdict(gain),
+               "folders": list(own["folder"])}
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Return a readable table as Markdown, with a warning above it if smoke numbers are in it."""
-    caution = f"{caution_of(table)}\n\n" if caution_of(table) else ""
-    return caution + readable(table).to_markdown(index=False, disable_numparse=True) + "\n"
+def _missing(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Yield the rows that each protocol lacks: initialisations that another of its models has, and scratch."""
+    sections: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for row in rows:
+        sections.setdefault(tuple(row[name] for name in SECTION), []).append(row)
+    for section in sections.values():
+        inits = {_sort_of_init(row): row for row in section}
+        models = {row["model"]: row for row in section}
+        there = {(row["model"], _sort_of_init(row)) for row in section}
+        for model, example in models.items():
+            empty = {**{name: example[name] for name in GROUP}, "n": 0, "folders": []}
+            if not any(kind == SCRATCH for kind, _ in inits):
+                yield {**empty, "kind": SCRATCH, "pretraining": ""}
+            for sort, row in inits.items():
+                if (model, sort) not in there:
+                    yield {**empty, **{name: row[name] for name in INIT}}
 
 
-def to_csv(table: pd.DataFrame) -> str:
-    """Return the unrounded summary as CSV; what is missing is empty."""
-    return table.to_csv(index=False)
+def _sort_of_init(row: Mapping[str, object]) -> tuple[object, str]:
+    """What one would call the same initialisation of another model; as text, for no NaN equals another."""
+    return row["kind"], str(row["pretrained_epochs"])
 
 
 def caution_of(table: pd.DataFrame) -> str:
@@ -103,21 +129,23 @@ def caution_of(table: pd.DataFrame) -> str:
     )
 
 
-def _flat(record: ResultRecord) -> dict[str, object]:
-    metric = record.metrics[record.main_metric]
+def _flat(folder: Path, record: ResultRecord) -> dict[str, object]:
+    metric, init = record.metrics[record.main_metric], record.init
     return {
+        "folder": folder,
         "task": record.task, "version": record.task_version, "protocol": record.protocol_id,
         "origin": record.origin, "metric": record.main_metric, "unit": metric.unit,
-        "higher_is_better": metric.higher_is_better, "model": record.model, "kind": record.init.kind,
-        "pretrained_epochs": record.init.pretrained_epochs,
-        "checkpoint": (record.init.checkpoint_sha256 or "")[:8],
+        "higher_is_better": metric.higher_is_better, "published_as": measured_as_published(record),
+        "model": record.model, "kind": init.kind, "pretrained_epochs": init.pretrained_epochs,
+        # Seeds of a pre-training are repetitions; checkpoints of which no more is known are not.
+        "pretraining": init.recipe_hash or (init.checkpoint_sha256 or init.checkpoint or "")[:8],
         "seed": record.seed, "value": metric.value, "wall_seconds": record.wall_seconds,
     }
 
 
 def _init_labels(table: pd.DataFrame) -> pd.Series:
-    """Return 'spark, 30 epochs', with the checkpoint's hash where that alone does not tell rows apart."""
+    """Return 'spark, 30 epochs', with a hash of the pre-training where that alone does not tell rows apart."""
     epochs = table["pretrained_epochs"].map(lambda count: "" if pd.isna(count) else f", {count:g} epochs")
     labels = table["kind"] + epochs
-    several = table.assign(label=labels).groupby([*GROUP, "label"])["label"].transform("size") > 1
-    return labels.where(~several, labels + " (" + table["checkpoint"] + ")")
+    several = table.assign(label=labels).groupby([*GROUP, "label"], dropna=False)["label"].transform("size") > 1
+    return labels.where(~several, labels + " (" + table["pretraining"] + ")")

@@ -11,9 +11,16 @@ import pandas as pd
 import pytest
 from synthetic import SCRATCH, SPARK, record
 
-from eval_suite.schema import Metric
-from eval_suite.tables import collect, readable, summarise, to_csv, to_markdown
+from eval_suite.schema import Metric, ResultRecord
+from eval_suite.table_text import readable, to_csv, to_latex, to_markdown
+from eval_suite.tables import collect, flatten
+from eval_suite.tables import summarise as summarise_flat
 from spark.errors import UserError
+
+
+def summarise(records: list[ResultRecord]) -> pd.DataFrame:
+    """A summary of records that lie nowhere."""
+    return summarise_flat(flatten({Path(str(index)): entry for index, entry in enumerate(records)}))
 
 
 def test_mean_std_and_gain_over_scratch() -> None:
@@ -24,14 +31,32 @@ def test_mean_std_and_gain_over_scratch() -> None:
     assert pd.isna(scratch["gain"])
     assert (spark["mean"], spark["n"], spark["gain"]) == (61, 2, 9)
     assert spark["init"] == "spark, 30 epochs"
+    assert spark["interval"] == "paired"
+    assert spark["gain_low"] < 9 < spark["gain_high"]
 
 
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"origin": "measured"}, {"model": "resnet34"}])
 def test_no_gain_across_protocols_origins_or_models(change: dict[str, object]) -> None:
     table = summarise([record(50), record(60, SPARK, **change)])  # type: ignore[arg-type]
-    assert len(table) == 2
+    assert len(table[table["n"] > 0]) == 2
     assert table["gain"].isna().all()
     assert "no scratch run" in to_markdown(table)
+    assert len(table[table["n"] == 0]) >= 1  # what each side lacks is shown
+
+
+def test_what_a_protocol_lacks_is_a_row_without_numbers() -> None:
+    runs = [record(50), record(60, SPARK), record(61, SPARK, model="resnet34"), record(70, epochs=9)]
+    table = summarise(runs)
+    (missing,) = table[table["n"] == 0].to_dict("records")
+    assert (missing["model"], missing["init"], missing["protocol"]) == ("resnet34", "scratch", runs[0].protocol_id)
+    assert readable(table)["mean ± std"].tolist().count("–") == 1
+
+
+def test_pre_trainings_that_differ_by_seed_alone_are_repetitions() -> None:
+    inits = [dataclasses.replace(SPARK, checkpoint_sha256=letter * 64, recipe_hash="same") for letter in "ab"]
+    table = summarise([record(60 + seed, init, seed=seed) for seed, init in enumerate(inits)])
+    (row,) = table[table["n"] > 0].to_dict("records")
+    assert (row["n"], row["mean"]) == (2, 60.5)
 
 
 def test_different_checkpoints_are_different_rows_with_different_names() -> None:
@@ -39,6 +64,7 @@ def test_different_checkpoints_are_different_rows_with_different_names() -> None
     table = summarise([record(50), record(60, SPARK), record(70, other)])
     assert list(table["init"]) == ["scratch", "spark, 30 epochs (aaaaaaaa)", "spark, 30 epochs (bbbbbbbb)"]
     assert list(table["gain"])[1:] == [10, 20]
+    assert list(table["interval"])[1:] == ["", ""]  # of one run
 
 
 def test_a_copied_run_is_not_a_second_measurement() -> None:
@@ -65,6 +91,14 @@ def test_markdown_and_csv() -> None:
     assert readable(measured)["mean ± std"].tolist() == ["50.00"]
 
 
+def test_latex_has_a_table_for_each_protocol_and_origin() -> None:
+    latex = to_latex(summarise([record(50), record(52, seed=1), record(55, origin="measured"), record(60, epochs=9)]))
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
+    assert r"51.00 $\pm$ 1.41" in latex
+    assert r"top1\_last [\%]" in latex
+    assert latex.isascii()
+
+
 def test_collect_keeps_what_is_sound_and_says_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "torn").mkdir()
@@ -74,13 +108,13 @@ def test_collect_keeps_what_is_sound_and_says_what_is_not(tmp_path: Path) -> Non
     content = json.loads((tmp_path / "a/result.json").read_text())
     content["protocol"]["epochs"] = 99
     (tmp_path / "edited/result.json").write_text(json.dumps(content))
-    records, unreadable = collect(tmp_path)
-    assert list(records) == [tmp_path / "a"]
-    assert len(unreadable) == 2
+    collected = collect([tmp_path, tmp_path / "a"])  # what is named twice is read once
+    assert list(collected.records) == [tmp_path / "a"]
+    assert len(collected.unreadable) == 2
 
 
 def test_nothing_to_collect(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no result\.json"):
-        collect(tmp_path)
+        collect([tmp_path])
     with pytest.raises(UserError, match="does not exist"):
-        collect(tmp_path / "nowhere")
+        collect([tmp_path, tmp_path / "nowhere"])

@@ -1,0 +1,26 @@
+"""The files of a run that a report shows or links to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval_suite.schema import FILE_NAME as RESULT
+from eval_suite.schema import ResultRecord
+from spark.metrics import FILE_NAME as METRICS
+from spark.run_folder import CHECKPOINTS, CONFIG
+
+LINKED = {"log": METRICS, "text log": "log.txt", "config": CONFIG, "record": RESULT, "checkpoints": CHECKPOINTS}
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return what is there of LINKED."""
+    return {name: folder / file for name, file in LINKED.items() if (folder / file).exists()}
+
+
+def checkpoint_file(folder: Path, record: ResultRecord) -> Path | None:
+    """Return the weights that a run began with; None if they are not where the record says, or beside the run."""
+    if not record.init.checkpoint:
+        return None
+    path = Path(record.init.checkpoint)
+    beside = folder.parent / path.parent.name / path.name  # all runs of a study have moved together
+    return next((place for place in (path, beside) if place.is_file()), None)
