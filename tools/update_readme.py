@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def demo_section(runs: Path) -> str:
     """Copy table and picture of a finished demo, and return the section that shows them."""
     table = runs / "report" / "table.md"
-    pictures = sorted((runs / "pretrain" / "reconstructions").glob("*.png"))
+    pictures = sorted(runs.glob("*/reconstructions/*.png"))  # a study names the folder after recipe and settings
     if not table.is_file() or not pictures:
         raise UserError(f"'{runs}' holds no finished demo; run `make demo` first")
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,19 @@ def test_a_run_on_cifar_is_shown_with_its_probes(tool: Any, tmp_path: Path) -> N
     assert "(tools/demo_results/cifar10_reconstruction.png)" in section
 
 
+@pytest.mark.parametrize("folder", ["pretrain", "pretrain-spark-resnet18-s0-0123abcd"])
+def test_the_demo_is_shown_wherever_it_was_pre_trained(tool: Any, tmp_path: Path, folder: str) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(UserError, match="holds no finished demo"):
+        tool.demo_section(runs)
+    for name in ("report/table.md", f"{folder}/reconstructions/epoch_00009.png",
+                 f"{folder}/reconstructions/epoch_00010.png"):
+        (runs / name).parent.mkdir(parents=True, exist_ok=True)
+        (runs / name).write_text(name)
+    assert tool.demo_section(runs).startswith("report/table.md\n")
+    assert (tool.RESULTS / "reconstruction.png").read_text().endswith("epoch_00010.png")
+
+
 def test_only_what_is_between_the_marks_changes(tool: Any) -> None:
     readme = "a\n<!-- demo: written by tools/update_readme.py -->\nold\n<!-- end of demo -->\nb\n"
     assert tool.with_section(readme, "demo", "new") == readme.replace("old", "new")
