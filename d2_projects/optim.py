@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.solver.build import reduce_param_groups
-from timm.models import group_parameters
 from torch import nn
 
 from d2_projects.timm_backbone import TimmBackbone
 from spark.errors import UserError
+from spark.layer_groups import BLOCKS_PER_LAYER, timm_layers
 from spark.optim import decayed
 
 RES4_BLOCKS = {18: 2, 34: 6, 50: 6, 101: 23, 152: 36}
-BLOCKS_PER_LAYER = 3  # of the third of four stages, the long one
-STAGES = 4
 
 
 def resnet_layer_decay(depth: int, decay: float) -> Callable[[str], float]:
@@ -51,27 +49,6 @@ def resnet_layer_decay(depth: int, decay: float) -> Callable[[str], float]:
     return lambda name: decay ** (res5 + 1 - layer_of(name))
 
 
-def timm_layers(network: Any) -> dict[str, int]:
-    """Return the layer of each parameter of a timm network, counted from its stem, layer 0.
-
-    A layer is a stage of the network, as timm groups it; of four stages, the third counts one layer for every three
-    blocks. So it is in the detection recipes of ConvNeXt (6 layers for T, 12 for S and B), and in SparK's for ResNet.
-
-    Raises:
-        UserError: timm does not say which layers the network has.
-    """
-    if not hasattr(network, "group_matcher"):
-        raise UserError(f"timm does not group the layers of {type(network).__name__}; set optimizer.params.decay=1")
-    stages = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
-    if max(stages.values()) != STAGES:
-        return stages
-    blocks = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
-    first = min(block for name, block in blocks.items() if stages[name] == STAGES - 1)
-    within = {name: (blocks[name] - first) // BLOCKS_PER_LAYER for name in stages if stages[name] == STAGES - 1}
-    last = STAGES + max(within.values())
-    return {name: last if stage == STAGES else stage + within.get(name, 0) for name, stage in stages.items()}
-
-
 def timm_parameter_groups(model: nn.Module, base_lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
     """Return optimizer groups of a detector whose bottom-up network is a `TimmBackbone`.
 
@@ -89,7 +66,7 @@ def timm_parameter_groups(model: nn.Module, base_lr: float, decay: float = 1.0) 
         raise UserError(f"optimizer.params.decay={decay} is outside [0, 1]")
     layer_of: dict[str, int] = {}
     if decay != 1:
-        layers = timm_layers(model.get_submodule(f"{prefix}.net"))
+        layers = timm_layers(model.get_submodule(f"{prefix}.net"), remedy="set optimizer.params.decay=1")
         layer_of = {f"{prefix}.net.{name}": layer for name, layer in layers.items()}
     last = max(layer_of.values(), default=-1) + 1
     return reduce_param_groups([

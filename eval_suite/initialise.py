@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eval_suite.evaluation_config import SCRATCH, DataConfig
 from eval_suite.finetune_config import ModelConfig
+from eval_suite.layer_decay import classifier_names
 from eval_suite.schema import Initialisation
 from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, build_pyramid, dense_part
 from spark.errors import UserError, nearest
@@ -91,7 +92,7 @@ def build_classifier(model: ModelConfig, classes: int, start: Start, seed: int) 
         return OwnClassifier(network, classes)
     classifier = _build_timm(model, classes)
     if start.weights is not None:
-        load_weights(classifier, start.weights, _heads(classifier), start.record.checkpoint)
+        load_weights(classifier, start.weights, classifier_names(classifier), start.record.checkpoint)
     return classifier
 
 
@@ -150,12 +151,6 @@ def _build_timm(model: ModelConfig, classes: int) -> nn.Module:
         return timm.create_model(name, num_classes=classes, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"timm cannot build '{name}' with model.options={dict(options)}: {error}") from None
-
-
-def _heads(classifier: Any) -> tuple[str, ...]:
-    """Return how the names of a timm classifier's own tensors begin, those that a feature extractor does without."""
-    named = classifier.pretrained_cfg["classifier"]
-    return tuple(f"{name.partition('.')[0]}." for name in ([named] if isinstance(named, str) else named))
 
 
 def _check_fits(

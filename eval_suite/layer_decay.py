@@ -1,7 +1,7 @@
 """Layer-wise learning-rate decay: which layer a parameter belongs to, and its optimizer groups.
 
-For timm ResNets and ConvNeXts the layers are those of the SparK fine-tuning recipes
-(`tests/golden/finetune_layer_ids.json`); any other timm model uses its own `group_matcher`.
+They are those of the SparK fine-tuning recipes (`tests/golden/finetune_layer_ids.json`): for ResNets by a rule of their
+own, for ConvNeXts, and any other timm model, by the model's own grouping (`spark.layer_groups`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from timm.models import group_parameters
-from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
 from torch import nn
 
-from spark.errors import UserError
+from spark.layer_groups import timm_layers
+from spark.optim import decayed
 
 # Residual blocks per layer, by the number of blocks in the stage; up to three blocks are one layer.
 RESNET_BLOCKS_PER_LAYER = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 8: 4, 23: 3, 24: 4, 36: 4}
-CONVNEXT_BLOCKS_PER_LAYER = 3  # in the third stage; every other stage is one layer
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:
@@ -30,21 +28,19 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     # Exact types: a subclass may add layers that these rules do not know.
     if type(model) is ResNet and all(len(stage) in RESNET_BLOCKS_PER_LAYER for stage in _stages(model)):
         return _resnet_layer_ids(model)
-    if type(model) is ConvNeXt:
-        return _convnext_layer_ids(model)
-    if hasattr(model, "group_matcher"):
-        matcher: Any = model.group_matcher
-        return group_parameters(model, matcher(coarse=False), reverse=True)
-    raise UserError(
-        f"{type(model).__name__} does not say which layers it has (no group_matcher); "
-        "pass optimizer.layer_decay=1 to train all layers at one rate"
-    )
+    return timm_layers(model, classifier_names(model), "pass optimizer.layer_decay=1")
+
+
+def classifier_names(model: Any) -> tuple[str, ...]:
+    """Return how the names of a timm classifier's own tensors begin, those that a feature extractor does without."""
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name.partition('.')[0]}." for name in ([named] if isinstance(named, str) else named))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Return optimizer groups with `lr_scale` = layer_decay ** (last layer - layer).
 
-    Timm's schedulers multiply the rate by `lr_scale`. Biases and other one-dimensional parameters (norms,
+    A group's learning rate is the schedule's times its `lr_scale`. Biases and other one-dimensional parameters (norms,
     layer scale) get no weight decay.
     """
     ids = layer_ids(model) if layer_decay != 1 else dict.fromkeys(dict(model.named_parameters()), 0)
@@ -53,7 +49,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(".bias")
+        decays = decayed(name, parameter)
         group = groups.setdefault((ids[name], decays), {
             "params": [],
             "weight_decay": weight_decay if decays else 0.0,
@@ -80,18 +76,4 @@ def _resnet_layer_ids(model: ResNet) -> dict[str, int]:
             ids[name] = first[stage_number] + index // sizes[stage_number]
         else:
             ids[name] = layer if name.startswith("fc.") else 0
-    return ids
-
-
-def _convnext_layer_ids(model: ConvNeXt) -> dict[str, int]:
-    last_stage = 3 + -(-len(model.stages[2].blocks) // CONVNEXT_BLOCKS_PER_LAYER)
-    first = {0: 1, 1: 2, 2: 3, 3: last_stage}
-    ids = {}
-    for name, _ in model.named_parameters():
-        stage = re.match(r"stages\.(\d)\.(?:blocks\.(\d+)\.)?", name)
-        if stage:
-            number, index = int(stage[1]), int(stage[2] or 0)  # a downsampling goes with its first block
-            ids[name] = first[number] + (index // CONVNEXT_BLOCKS_PER_LAYER if number == 2 else 0)
-        else:
-            ids[name] = 0 if name.startswith("stem.") else last_stage + 1
     return ids

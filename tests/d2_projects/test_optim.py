@@ -10,10 +10,11 @@ import timm
 import torch
 from torch import nn
 
-from d2_projects.optim import resnet_layer_decay, timm_layers, timm_parameter_groups
+from d2_projects.optim import resnet_layer_decay, timm_parameter_groups
 from d2_projects.timm_backbone import TimmBackbone
 from spark.errors import UserError
 from spark.formats.detectron2 import from_timm
+from spark.layer_groups import timm_layers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detectron2_lr_factors_decay0.6.json"
 
@@ -126,5 +127,5 @@ def test_impossible_groups_are_refused() -> None:
         timm_parameter_groups(nn.Linear(2, 2), base_lr=0.1)
     with pytest.raises(UserError, match=r"optimizer\.params\.decay=1\.5 is outside"):
         timm_parameter_groups(Detector(), base_lr=0.1, decay=1.5)
-    with pytest.raises(UserError, match=r"does not group the layers of Linear"):
+    with pytest.raises(UserError, match=r"which layers Linear has"):
         timm_layers(nn.Linear(2, 2))

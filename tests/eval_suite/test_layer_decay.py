@@ -59,12 +59,19 @@ def test_only_weights_of_more_than_one_dimension_decay() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_other_models_use_timms_grouping_from_stem_to_head() -> None:
+@pytest.mark.parametrize(("name", "stem", "head", "layers"), [
+    ("efficientnet_b0", "conv_stem.weight", "classifier.weight", 9),
+    ("regnety_002", "stem.conv.weight", "head.fc.weight", 7),
+    ("convnextv2_atto", "stem.0.weight", "head.fc.weight", 7),
+    ("densenet121", "features.conv0.weight", "classifier.weight", 7),
+])
+def test_other_models_use_timms_grouping_from_stem_to_head(name: str, stem: str, head: str, layers: int) -> None:
     with torch.device("meta"):
-        model = timm.create_model("efficientnet_b0")
-    ids = layer_ids(model)
-    assert ids["conv_stem.weight"] == 0
-    assert ids["classifier.weight"] == max(ids.values())
+        ids = layer_ids(timm.create_model(name))
+    assert sorted(set(ids.values())) == list(range(layers))
+    assert ids[stem] == 0
+    assert ids[head.replace("weight", "bias")] == ids[head]
+    assert ids[head] == layers - 1
 
 
 def test_a_model_without_layers_is_refused_unless_there_is_no_decay() -> None:
