@@ -67,9 +67,10 @@ class LabelledSource:
 
     def taking(self, counts: Sequence[int], seed: int) -> LabelledSource:
         """Return as many images of each class as `counts` says, chosen at random; more contain fewer."""
+        by_class = self.indices[np.argsort(self.labels[self.indices], kind="stable")]
+        members_of = np.split(by_class, np.cumsum(self.counts())[:-1])
         chosen = []
-        for label, count in enumerate(counts):
-            members = self.indices[self.labels[self.indices] == label]
+        for label, (members, count) in enumerate(zip(members_of, counts, strict=True)):
             order = np.random.default_rng(mixed_seed(seed, SUBSET, label)).permutation(len(members))
             chosen.append(members[order[:count]])
         return replace(self, indices=np.sort(np.concatenate(chosen)))

@@ -36,7 +36,8 @@ from spark.signals import StopRequest
 STEPS_PER_RECORD = 100  # the loss is read from the device, and logged, once in so many steps and at ends of epochs
 UNREADABLE = "unreadable_files.txt"
 FREE_TO_CHANGE = (
-    "data.train", "data.val", "train.checkpoint_minutes", "train.on_divergence", "train.device_batch", "origin",
+    "data.train", "data.val", "precision", "train.checkpoint_minutes", "train.on_divergence", "train.device_batch",
+    "origin",
 )  # fmt: skip
 
 

@@ -197,3 +197,15 @@ def test_the_report_of_unreadable_images_names_them(recipe: str, images: Path, t
     (copy / "train/red/00.png").write_bytes(b"not an image")
     with pytest.warns(UserWarning, match="unreadable image"), pytest.raises(UserError, match=r"red/00\.png"):
         imagenet_finetune.run(recipe, [f"data.root={copy}"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_the_losses_of_the_cpu(recipe: str, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        imagenet_finetune.run(recipe, [f"out={tmp_path}/{device}", f"device={device}", "precision=float32"])
+    first, second = (read_metrics(tmp_path / device) for device in ("cpu", "cuda"))
+    assert [record["loss"] for record in first] == pytest.approx([record["loss"] for record in second], rel=1e-2)
+    record = load_record(tmp_path / "cuda/result.json")
+    assert record.peak_memory_mib
+    assert record.hardware.startswith("1x ")
+    imagenet_finetune.run(recipe, [f"out={tmp_path}/mixed", "device=cuda", "precision=auto"])
