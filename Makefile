@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt tools/install_detectron2.py
 	touch $(READY)
 
 demo: $(READY)
-	@PATH="$(abspath $(BIN)):$$PATH" tools/demo.sh $(DEMO)
+	@PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 spark-eval study run demo out=$(DEMO) --jobs $(JOBS)
 
 test: $(READY)
 	$(PYTEST) -m "not slow and not gpu and not slurm"

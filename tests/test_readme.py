@@ -50,8 +50,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(8):
         pixels = rng.integers(0, 255, (96, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / "photos" / f"{index}.jpg")
-    small = SMALLER["spark pretrain"].replace("train.batch=4", "train.batch=64")
-    run(place, f"spark pretrain configs/pretrain/resnet18_demo.yaml {small}")
     return place
 
 
@@ -103,6 +101,6 @@ def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
     """The whole main job."""
     for folder in ("configs", "d2_projects", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    printed = run(tmp_path, "tools/demo.sh runs/demo")
-    assert "report.html" in printed
+    run(tmp_path, "spark-eval study run demo --jobs 2")
+    assert (tmp_path / "runs/demo/report/report.html").is_file()
     assert len(list((tmp_path / "runs/demo").glob("*/result.json"))) == 4

@@ -236,7 +236,7 @@ class _Builder:
         })
         if identity in self._by_identity:
             return self._by_identity[identity]
-        name = _name([prefix, labels.get("model"), _budget(labels), _seed(labels)], identity)
+        name = _name([prefix, _model(labels), _budget(labels), _seed(labels)], identity)
         node = Node(
             name, identity, task_name, dataclasses.replace(work, out=self._out / name), labels,
             tuple(node.name for node in upstream), prepared.length, prepared.unit, tuple(map(str, data)),
@@ -295,6 +295,11 @@ def _is_ours(node: Node, graph: Graph) -> bool:
 
 def _within(path: Path, folder: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _model(labels: Mapping[str, Any]) -> str | None:
+    """Of a network of one's own, `path/to/file.py:ClassName`, the class is enough to read."""
+    return labels["model"].rpartition(":")[2] if "model" in labels else None
 
 
 def _budget(labels: Mapping[str, Any]) -> str | None:
