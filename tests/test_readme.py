@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval_suite.task import tasks_table
 from spark.coverage import coverage_line, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +95,11 @@ def test_the_readme_shows_the_table_that_the_demo_wrote() -> None:
 def test_the_readme_shows_the_coverage_of_the_packaged_table() -> None:
     """Nobody typed that line either."""
     assert coverage_line(read_table()) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_lists_the_tasks_that_there_are() -> None:
+    """A new one is a file, and a run of the tool."""
+    assert tasks_table() in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

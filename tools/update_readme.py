@@ -1,10 +1,11 @@
-r"""Write results into the README: the demo's table and picture, the benchmarks' table, the coverage of timm, CIFAR-10.
+r"""Write results into the README: the demo, the benchmarks' table, the coverage of timm, CIFAR-10, the suite's tasks.
 
     make demo && python tools/update_readme.py demo [runs/demo]
     python tools/update_readme.py benchmarks
     spark models --verify --missing && python tools/update_readme.py coverage
     spark pretrain configs/pretrain/cifar10.yaml … && spark visualize reconstruct RUN IMAGES --out RUN/visualize \
         && python tools/update_readme.py cifar10 RUN
+    python tools/update_readme.py tasks
 
 The README shows what runs produced and is never edited by hand between the marks.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from eval_suite.task import tasks_table
 from spark.benchmark_report import ratio_to
 from spark.coverage import coverage_line, read_table
 from spark.errors import UserError, exits_cleanly
@@ -36,7 +38,7 @@ BENCHMARKS = ROOT / "tools" / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite one section of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=("demo", "benchmarks", "coverage", "cifar10"))
+    parser.add_argument("section", choices=("demo", "benchmarks", "coverage", "cifar10", "tasks"))
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/demo"))
     options = parser.parse_args(arguments)
     sections: dict[str, Callable[[], str]] = {
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         "benchmarks": lambda: benchmark_section(BENCHMARKS),
         "coverage": lambda: coverage_line(read_table()),
         "cifar10": lambda: cifar_section(options.runs),
+        "tasks": tasks_table,
     }
     text = sections[options.section]()
     readme = ROOT / "README.md"
