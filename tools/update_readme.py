@@ -1,10 +1,11 @@
-r"""Write results into the README: the demo, the benchmarks' table, the coverage of timm, CIFAR-10, the suite's tasks.
+r"""Write results into the README: the demo, the benchmarks' table, the coverage of timm, CIFAR-10, a study, the tasks.
 
     make demo && python tools/update_readme.py demo [runs/demo]
     python tools/update_readme.py benchmarks
     spark models --verify --missing && python tools/update_readme.py coverage
     spark pretrain configs/pretrain/cifar10.yaml … && spark visualize reconstruct RUN IMAGES --out RUN/visualize \
         && python tools/update_readme.py cifar10 RUN
+    spark-eval study run cifar10_cpu data=cifar10 && python tools/update_readme.py study runs/cifar10_cpu
     python tools/update_readme.py tasks
 
 The README shows what runs produced and is never edited by hand between the marks.
@@ -38,7 +39,7 @@ BENCHMARKS = ROOT / "tools" / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite one section of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", choices=("demo", "benchmarks", "coverage", "cifar10", "tasks"))
+    parser.add_argument("section", choices=("demo", "benchmarks", "coverage", "cifar10", "study", "tasks"))
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs/demo"))
     options = parser.parse_args(arguments)
     sections: dict[str, Callable[[], str]] = {
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "benchmarks": lambda: benchmark_section(BENCHMARKS),
         "coverage": lambda: coverage_line(read_table()),
         "cifar10": lambda: cifar_section(options.runs),
+        "study": lambda: study_section(options.runs),
         "tasks": tasks_table,
     }
     text = sections[options.section]()
@@ -89,6 +91,16 @@ def cifar_section(run: Path) -> str:
         "![Each row: the photo, what the encoder saw, what the decoder drew, and that with the visible patches pasted]"
         "(tools/demo_results/cifar10_reconstruction.png)"
     )
+
+
+def study_section(runs: Path) -> str:
+    """Copy the table of a finished study and return it."""
+    table = runs / "report" / "table.md"
+    if not table.is_file():
+        raise UserError(f"'{runs}' holds no finished study; run `spark-eval study run cifar10_cpu` first")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(table, RESULTS / "cifar10_study.md")
+    return table.read_text(encoding="utf-8").strip()
 
 
 def benchmark_section(folder: Path) -> str:

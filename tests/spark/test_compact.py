@@ -198,20 +198,26 @@ def test_engines_draw_the_same_paths(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_engines_agree_in_half_precision(name: str, twins: Twins) -> None:
-    models = {engine: model.float() for engine, model in twins(name).items()}
+def test_half_precision_costs_no_engine_more(name: str) -> None:
+    """Both engines round, each in its own order; neither may be farther from single precision."""
+    models = {engine: model.float() for engine, model in pair(name).items()}
     images, mask = noise(2, 3, 64, 96).float(), masks(2, (2, 3), 0.5)
-    found, wanted = {}, {}
-    for engine, kept in (("compact", found), ("masked", wanted)):
-        with torch.autocast("cpu", torch.bfloat16):
-            output = models[engine](images, mask)
-        output.loss.backward()
-        kept["loss"] = output.loss.detach()
-        kept |= {f"map {number}": m.detach() for number, m in enumerate(models[engine].feature_maps(output))}
-        weights = {n: p for n, p in models[engine].densify.named_parameters() if p.ndim > 1}
-        kept |= {f"norm of {name}'s gradient": weight.grad.norm() for name, weight in weights.items()}
-        assert all(p.grad.isfinite().all() for p in models[engine].parameters() if p.grad is not None)
-    assert_same(found, wanted, tolerance=0.05)
+    single = gradients_by_part(models["masked"], images, mask, half=False)
+    halves = {engine: gradients_by_part(model, images, mask, half=True) for engine, model in models.items()}
+    for part, wanted in single.items():
+        errors = {engine: ((found[part] - wanted).norm() / wanted.norm()).item() for engine, found in halves.items()}
+        assert 1e-3 < errors["compact"] < 1.5 * errors["masked"] < 0.6, (part, errors)
+
+
+def gradients_by_part(model: SparK, images: Tensor, mask: Tensor, half: bool) -> Numbers:
+    """Return one vector of all gradients for each of encoder, densify and decoder."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = model(images, mask).loss
+    loss.backward()
+    gradients = [(name, p.grad.flatten()) for name, p in model.named_parameters() if p.grad is not None]
+    return {part: torch.cat([gradient for name, gradient in gradients if name.startswith(part)])
+            for part in ("encoder", "densify", "decoder")}
 
 
 def test_weights_move_between_engines(twins: Twins) -> None:

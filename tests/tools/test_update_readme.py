@@ -57,6 +57,15 @@ def test_the_demo_is_shown_wherever_it_was_pre_trained(tool: Any, tmp_path: Path
     assert (tool.RESULTS / "reconstruction.png").read_text().endswith("epoch_00010.png")
 
 
+def test_a_study_is_shown_by_its_table(tool: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished study"):
+        tool.study_section(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "table.md").write_text("| a table |\n")
+    assert tool.study_section(tmp_path) == "| a table |"
+    assert (tool.RESULTS / "cifar10_study.md").read_text() == "| a table |\n"
+
+
 def test_only_what_is_between_the_marks_changes(tool: Any) -> None:
     readme = "a\n<!-- demo: written by tools/update_readme.py -->\nold\n<!-- end of demo -->\nb\n"
     assert tool.with_section(readme, "demo", "new") == readme.replace("old", "new")
