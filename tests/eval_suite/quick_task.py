@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 COUNT, VALUE, ENVIRONMENT, TROUBLE = "count.json", "value.json", "environment.json", "trouble"
+ASKED = "asked to stop"
 
 
 def work(arguments: list[str]) -> int:
@@ -27,7 +28,7 @@ def work(arguments: list[str]) -> int:
         if os.environ["RANK"] != "0":
             return 0
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda number, frame: stop.append(number))
+        signal.signal(number, lambda number, frame: (stop.append(number), print(ASKED, flush=True)))
     if Path(given.get(TROUBLE, "nowhere")).exists():
         print("counting\nerror: told to fail")
         return 3

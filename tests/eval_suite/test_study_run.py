@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from quick_task import ENVIRONMENT
+from quick_task import ASKED, ENVIRONMENT
 from study_folder import StudyFolder
 from synthetic import record
 
@@ -165,9 +165,9 @@ def test_cancel_from_elsewhere(study: StudyFolder, capsys: pytest.CaptureFixture
     assert "running" in capsys.readouterr().out
     assert run(study, verb="cancel") == 0
     assert "cancelled: " in capsys.readouterr().out
-    # A step takes too long to wait for its end, so ask again; two signals at one moment would count as one.
-    until(lambda: process.send_signal(signal.SIGTERM) or process.poll() is not None)
-    assert process.wait() == 75
+    until(lambda: process.poll() is not None or any(ASKED in log.read_text() for log in study.out.glob("*/output.log")))
+    process.send_signal(signal.SIGTERM)  # asked twice: a step takes too long to wait for its end
+    assert process.wait(20) == 75
     run(study, verb="cancel")
     assert "nothing to cancel" in capsys.readouterr().out
 
