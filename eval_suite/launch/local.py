@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -18,7 +18,7 @@ from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, HeldError, last_
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import finished
 from eval_suite.study.runner import Result, Stopping, run_node
-from eval_suite.study.status import BLOCKED, ELSEWHERE, RUNNING, WAITING, Queued, State, console, status_table, summary
+from eval_suite.study.status import BLOCKED, ELSEWHERE, RUNNING, WAITING, State, console, status_table, summary
 from spark.errors import UserError
 from spark.signals import EXIT_CODE
 
@@ -54,15 +54,11 @@ class Local:
             return INTERRUPTED if received[0] == signal.SIGINT else EXIT_CODE
         return 0 if all(states[name].name == FINISHED for name in names) else 1
 
-    def queue(self, graph: Graph) -> Mapping[str, Queued]:
-        """Nothing waits for this machine but what `start` is about to do itself."""
-        return {}
-
-    def cancel(self, graph: Graph, names: Collection[str]) -> list[str]:
+    def cancel(self, graph: Graph) -> list[str]:
         """Ask the processes on this machine that watch over nodes to stop them in an orderly way."""
         told, watchers = [], set()
-        for name in names:
-            attempt = last_attempt(graph.nodes[name].folder)
+        for name, node in graph.nodes.items():
+            attempt = last_attempt(node.folder)
             if attempt and attempt.alive and attempt.machine == this_machine() and not attempt.job:
                 told.append(name)
                 watchers.add(attempt.process[0])

@@ -38,6 +38,7 @@ from spark.signals import EXIT_CODE
 
 SUBMISSIONS = "submissions.jsonl"
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
+SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is changed in the study afterwards
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
 PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
@@ -56,11 +57,13 @@ class NodeJob:
 
     Attributes:
         out: the study's folder, absolute.
+        graph: the file of the graph that was submitted, absolute.
         name: of the node.
         place: the folder that relative paths begin in.
     """
 
     out: str
+    graph: str
     name: str
     place: str
 
@@ -77,7 +80,7 @@ class NodeJob:
         stopping, warned = Stopping(), _Warned()
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
         signal.signal(WARNING, lambda number, frame: warned(stopping))
-        graph = load_graph(Path(self.out))
+        graph = load_graph(Path(self.out), Path(self.graph))
         node, job = graph.nodes[self.name], submitit.JobEnvironment()
         if node.resources.processes > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
@@ -158,9 +161,10 @@ class Slurm:
                     inside = [name for name, job in jobs.items() if job.partition("_")[0] == str(number)]
                     print(f"### job {number}: {', '.join(inside)}\n{self._as_submitted(graph, script, temporary)}")
             return 0
-        with Attempt(graph.out / FOLDER):
+        with Attempt(graph.out / FOLDER) as attempt:
             graph.save()
-            folder = graph.out.absolute() / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}"
+            folder = graph.out.absolute() / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{attempt.number}"
+            graph.save(folder / SUBMITTED)
             jobs = self._submit(graph, names, self.queue(graph), folder)
         for name, job in jobs.items():
             print(f"job {job:10} {name}")
@@ -179,9 +183,9 @@ class Slurm:
         known = _squeue(["--user", getpass.getuser()])
         return {name: Queued(job, *known[job]) for name, job in submitted.items() if job in known}
 
-    def cancel(self, graph: Graph, names: Collection[str]) -> list[str]:
-        """Take back what waits, and end what runs."""
-        jobs = {name: queued.job for name, queued in self.queue(graph).items() if name in names}
+    def cancel(self, graph: Graph) -> list[str]:
+        """Take back what waits, and end what runs: also of nodes that the study had, and no longer has."""
+        jobs = {name: queued.job for name, queued in self.queue(graph).items()}
         if jobs:
             _slurm(["scancel", *jobs.values()])
         return list(jobs)
@@ -233,8 +237,9 @@ class Slurm:
             job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
             **self._parameters(nodes[0].resources, code),
         )
+        work = [NodeJob(str(out), str(folder / SUBMITTED), node.name, str(place)) for node in nodes]
         try:
-            jobs = executor.submit_array([NodeJob(str(out), node.name, str(place)) for node in nodes])
+            jobs = executor.submit_array(work)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"sbatch refused {nodes[0].name}: {str(error).strip().splitlines()[-1]}") from None
         ids = [job.job_id for job in jobs]

@@ -111,25 +111,33 @@ class Graph:
                 found.add(node.name)
         return found
 
-    def save(self) -> Path:
-        """Write the graph for `load_graph`, so that jobs and `status` need neither study file nor data."""
+    def save(self, path: Path | None = None) -> Path:
+        """Write the graph for `load_graph`, so that jobs and `status` need neither study file nor data.
+
+        Args:
+            path: of the file; the study's own, which the next start replaces, by default.
+        """
         nodes = [dataclasses.asdict(node) for node in self]
         for node in nodes:
             del node["work"]["out"]
-        path = self.out / GRAPH
-        own = path.with_name(f".{os.getpid()}-{GRAPH}")  # several may start the study at once
+        path = path or self.out / GRAPH
+        own = path.with_name(f".{os.getpid()}-{path.name}")  # several may start the study at once
         write_json(own, {"nodes": nodes})
         os.replace(own, path)
         return path
 
 
-def load_graph(out: Path) -> Graph:
+def load_graph(out: Path, path: Path | None = None) -> Graph:
     """Read what `Graph.save` wrote.
+
+    Args:
+        out: the study's folder.
+        path: of the file, if it is not the study's own.
 
     Raises:
         UserError: nothing is there.
     """
-    path = out / GRAPH
+    path = path or out / GRAPH
     if not path.is_file():
         raise UserError(f"'{out}' holds no study yet: start it with spark-eval study run or submit")
     nodes = {}

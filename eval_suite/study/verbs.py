@@ -113,7 +113,7 @@ def _cancel(options: argparse.Namespace) -> int:
     graph = load_graph(Path(load_study(options.study, options.overrides).out))
     told: list[str] = []
     for launcher in (Slurm(ClusterConfig()), Local(1, [])):
-        told += launcher.cancel(graph, graph.nodes)
+        told += launcher.cancel(graph)
     console().print(f"cancelled: {', '.join(told)}" if told else "nothing to cancel")
     return 0
 

@@ -206,6 +206,27 @@ def test_cancel_leaves_nothing_running(study: SlurmStudy, capsys: pytest.Capture
     assert not [node for node in study.graph() if read_finished(node)]
 
 
+def test_an_edited_study_leaves_the_jobs_of_before_whole(
+    study: SlurmStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They know their node when they begin again, and are cancelled with the others."""
+    study.change(models=["a"], initialisations={"scratch": {}},
+                 overrides={"slow": {"settings": {"pause": 0.5, "steps": 1000}}})
+    study.submit()
+    (job,) = study.jobs()
+    wait_until(lambda: list(study.out.glob("*-s0-*/metrics.jsonl")))
+    before = study.folder_of("count-scratch-a-s0")
+    study.change(seeds=[1])
+    study.submit()
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 2)
+    study.cluster.run("scontrol", "requeue", job)
+    wait_until(lambda: len(attempts(before)) == 2)
+    assert set(study.jobs()) > {job}
+    assert study.verb("cancel") == 0
+    assert before.name in capsys.readouterr().out
+    study.until_all_ended(30)
+
+
 def _processes_with(argument: str) -> list[str]:
     """Return the processes, of all nodes, whose command line mentions something."""
     found = []
