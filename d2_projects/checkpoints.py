@@ -55,7 +55,8 @@ class Checkpoints:
         try:
             self._model.load_state_dict(state["model"])
             self._trainer.optimizer.load_state_dict(state["optimizer"])
-            self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+            if state["grad_scaler"]:  # empty, if it was off: precision may change when a run goes on
+                self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
             self._clock.load_state_dict(state["clock"])
             return int(state["iterations"])
         except (RuntimeError, ValueError, LookupError):
@@ -85,19 +86,22 @@ class BestHook(HookBase):
     def before_train(self) -> None:
         """Know what there is already."""
         self._best = best_of(self._file.parent)
+        if self.trainer.start_iter < self.trainer.max_iter:  # made up for
+            self._look(self.trainer.start_iter, self.trainer.start_iter - 1)
 
     def after_step(self) -> None:
         """Look at an evaluation in mid-training."""
-        self._look(self.trainer.iter + 1)
+        self._look(self.trainer.iter + 1, self.trainer.iter)
 
     def after_train(self) -> None:
         """Look at the final evaluation, if training came that far."""
         if self.trainer.iter >= self.trainer.max_iter:
-            self._look(self.trainer.max_iter)
+            self._look(self.trainer.max_iter, self.trainer.iter)
 
-    def _look(self, done: int) -> None:
+    def _look(self, done: int, recorded: int) -> None:
+        """Look at the evaluation after `done` iterations, which Detectron2 has recorded under another number."""
         value, iteration = self.trainer.storage.latest().get(SELECTED_BY, (math.nan, -1))
-        if iteration != self.trainer.iter or math.isnan(value):  # of a detector that finds nothing
+        if iteration != recorded or math.isnan(value):  # of a detector that finds nothing
             return
         if self._best is None or value > self._best:
             self._best = float(value)

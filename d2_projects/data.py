@@ -20,6 +20,7 @@ from spark.errors import UserError
 from spark.files import sha256
 
 SPLITS = ("train2017", "val2017")
+ANNOTATED = "annotated"  # of a record: how many objects its picture has, those without a mask included
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,12 @@ def records(split: CocoSplit) -> list[dict[str, Any]]:
         image["id"]: {
             "file_name": str(split.source.images / image["file_name"]),
             "image_id": image["id"], "height": image["height"], "width": image["width"], "annotations": [],
+            ANNOTATED: 0,
         }
         for image in sorted(content["images"], key=lambda image: image["id"])
     }
     for entry in content["annotations"]:
+        images[entry["image_id"]][ANNOTATED] += not entry["iscrowd"]
         mask = valid_mask(entry.get("segmentation"))
         if mask:
             images[entry["image_id"]]["annotations"].append({

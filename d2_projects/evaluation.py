@@ -208,6 +208,7 @@ class CocoMetrics(DatasetEvaluator):
         Args:
             img_ids: pictures to look at, as in Detectron2's COCOEvaluator; by default all.
         """
+        comm.synchronize()  # some may have more to do; Detectron2's group for objects waits half an hour at most
         gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}

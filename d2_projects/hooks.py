@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 
 from d2_projects.checkpoints import Checkpoints
 from d2_projects.loader import seed_step
 from spark.distributed import Ranks
-from spark.metrics import MetricsLog
+from spark.metrics import MetricsLog, read_metrics
 from spark.progress import TrainingProgress
 from spark.signals import StopRequest
 
@@ -54,6 +55,33 @@ class StopHook(HookBase):
             raise Stopped
 
 
+class EvaluationHook(hooks.EvalHook):
+    """Evaluate every `period` iterations, and at the end; first of all the state at which a kill prevented that.
+
+    A checkpoint is saved before it is evaluated, so a run may go on from one whose evaluation is missing in the log.
+    """
+
+    def __init__(self, run: Path, period: int, evaluate: Callable[[], dict[str, Any]], ranks: Ranks) -> None:
+        super().__init__(period, evaluate)
+        self._run, self._ranks = run, ranks
+
+    def before_train(self) -> None:
+        """Make up for what was prevented."""
+        start = self.trainer.start_iter
+        if start and self._period and start % self._period == 0 and start < self.trainer.max_iter and (
+            not self._ranks.on_first(lambda: evaluated(self._run, start))
+        ):
+            self.trainer.storage.iter = start - 1  # when it was due
+            self._do_eval()
+            self.trainer.storage.iter = start
+
+
+def evaluated(run: Path, step: int) -> bool:
+    """Return whether a run's log has the evaluation after some iteration."""
+    return any(record["step"] == step and any(name.startswith(TASKS) for name in record)
+               for record in read_metrics(run))
+
+
 class MetricsHook(HookBase):
     """Every `period` iterations, and after an evaluation, append what is new to `<run>/metrics.jsonl`."""
 
@@ -62,29 +90,34 @@ class MetricsHook(HookBase):
 
     def before_train(self) -> None:
         """Open the log; records of iterations that are about to be repeated are dropped."""
-        self._log = MetricsLog(self._run, resume_step=self.trainer.start_iter)
+        start = self.trainer.start_iter
+        self._log = MetricsLog(self._run, resume_step=start)
+        if evaluation := self._evaluation(start - 1):  # that an earlier process did not come to
+            self._log.write(start, **evaluation)
 
     def after_step(self) -> None:
         """Write now and then; Detectron2 counts iterations from 0, the log counts steps from 1."""
         step = self.trainer.iter + 1
-        values = self._latest()
-        evaluated = any(name.startswith(TASKS) for name in values)
-        if step % self._period == 0 or step == self.trainer.max_iter or evaluated:
+        values = self._latest(self.trainer.iter)
+        has_evaluation = any(name.startswith(TASKS) for name in values)
+        if step % self._period == 0 or step == self.trainer.max_iter or has_evaluation:
             self._log.write(step, **values)
 
     def after_train(self) -> None:
         """Write the final evaluation, also the one of a run that had been trained to the end before."""
-        evaluation = {name: value for name, value in self._latest().items() if name.startswith(TASKS)}
-        if evaluation:
+        if evaluation := self._evaluation(self.trainer.iter):
             self._log.write(self.trainer.max_iter, **evaluation)
         self._log.__exit__(None, None, None)
 
-    def _latest(self) -> dict[str, Any]:
-        """Return the finite numbers that were recorded since the last step."""
+    def _evaluation(self, since: int) -> dict[str, Any]:
+        return {name: value for name, value in self._latest(since).items() if name.startswith(TASKS)}
+
+    def _latest(self, since: int) -> dict[str, Any]:
+        """Return the finite numbers that were recorded since an iteration."""
         return {
             "loss" if name == "total_loss" else name: float(value)
             for name, (value, iteration) in self.trainer.storage.latest().items()
-            if iteration >= self.trainer.iter and math.isfinite(value)
+            if iteration >= since and math.isfinite(value)
             and name.startswith(("total_loss", "loss", "lr", *TASKS))
         }
 

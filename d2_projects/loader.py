@@ -100,18 +100,21 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def build_train_loader(cfg: DictConfig, seed: int, first_iteration: int, accumulate: int = 1) -> Iterable[list[Record]]:
+def build_train_loader(
+    cfg: DictConfig, records: list[Record], seed: int, first_iteration: int, accumulate: int = 1
+) -> Iterable[list[Record]]:
     """Return the training batches of this process from an iteration on, endlessly.
 
     Args:
         cfg: a recipe's `dataloader.train`: a call of Detectron2's `build_detection_train_loader`. A sampler in it must
             be one of Detectron2's endless ones.
+        records: its data set, instantiated; to read a large one takes long, and there may be several loaders.
         seed: of order and augmentation.
         first_iteration: counted from 0.
         accumulate: batches in an iteration; together they have the recipe's `total_batch_size` pictures.
     """
-    arguments = dict(cfg.items())
-    records, mapper = (instantiate(arguments.pop(name)) for name in ("dataset", "mapper"))
+    arguments = {name: value for name, value in cfg.items() if name not in ("dataset", "mapper")}
+    mapper = instantiate(cfg.mapper)
     total = arguments["total_batch_size"] // accumulate
     if arguments.get("sampler") is None:
         sampler = TrainingSampler(len(records), seed=seed)
@@ -137,17 +140,27 @@ class FollowingBatches:
     """Batches for precise batch norm statistics: those that training is about to see next.
 
     Detectron2's hook keeps one iterator for all its uses; this one begins anew for each, so that what a use sees does
-    not depend on how many there were before in this process.
+    not depend on how many there were before in this process. Between uses it keeps no loader, nor its processes.
     """
 
     def __init__(
         self, build: Callable[[int], Iterable[list[Record]]], iteration: Callable[[], int], count: int
     ) -> None:
         self._build, self._iteration, self._count = build, iteration, count
+        self._left: Iterator[list[Record]] | None = None
+        self._given = 0
 
     def __iter__(self) -> Iterator[list[Record]]:
-        while True:
-            yield from islice(self._build(self._iteration() + 1), self._count)
+        return self
+
+    def __next__(self) -> list[Record]:
+        if self._left is None:
+            self._left, self._given = iter(self._build(self._iteration() + 1)), 0
+        batch = next(self._left)
+        self._given += 1
+        if self._given == self._count:
+            self._left = None
+        return batch
 
 
 def seed_step(seed: int, iteration: int) -> None:

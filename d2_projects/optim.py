@@ -40,7 +40,7 @@ def resnet_layer_decay(depth: int, decay: float) -> Callable[[str], float]:
     def layer_of(name: str) -> int:
         if ".stem." in f".{name}":
             return 0
-        found = re.search(r"bottom_up\.res([2-5])\.(\d+)\.", name)
+        found = re.search(r"(?:^|\.)res([2-5])\.(\d+)\.", name)  # a C4's res5 is in its heads
         if found is None:
             return res5 + 1
         stage, block = int(found[1]), int(found[2])

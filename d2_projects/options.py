@@ -32,8 +32,7 @@ class DataOptions(Pair):
 class Amp:
     """Mixed precision."""
 
-    enabled: bool = False
-    dtype: str = "auto"  # bfloat16 | float16 | auto: bfloat16 where the GPU has it, else float16
+    enabled: bool = False  # float16 with a gradient scaler
 
 
 @dataclass

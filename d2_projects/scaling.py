@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2_projects.options import called
 
 BATCH, LR, ITERATIONS = "dataloader.train.total_batch_size", "optimizer.lr", "train.max_iter"
-PERIODS = ("train.eval_period", "train.checkpointer.period", "train.precise_bn_iter")
+PERIODS = ("train.eval_period", "train.precise_bn_iter")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     Args:
         cfg: a complete recipe (`d2_projects.options.complete`).
         gpus: in all; 0 when computing on CPUs, where nothing is scaled.
-        fixed: keys that somebody has set by hand. If one of those that would be scaled is among them, nothing is: who
-            sets one of these numbers has all of them in mind.
+        fixed: keys that somebody has set by hand, and that stay. If batch, learning rate or schedule are among them
+            (`set_by_hand`), nothing is scaled: who sets one of these numbers has all of them in mind.
 
     Nothing changes either with `train.auto_scale=false`, without a `train.reference_world_size`, or if GPUs times
     `train.accumulate` reach it.
@@ -48,9 +48,8 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     Adam and its kin, whose steps do not grow with the gradient (Malladi et al. 2022, arXiv:2205.10287). Iterations are
     scaled so that as many pictures are seen; warm-up is a share of the training, so it grows along.
     """
-    train = cfg.train
-    parts = gpus * train.accumulate
-    if not train.auto_scale or not 0 < parts < train.reference_world_size or would_change(cfg) & set(fixed):
+    parts = gpus * cfg.train.accumulate
+    if not _too_few(cfg, gpus) or set_by_hand(cfg, gpus, fixed):
         return cfg, []
     cfg, warmup = cfg.copy(), warmup_iterations(cfg)
     changes: list[Change] = []
@@ -62,15 +61,15 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
             changes.append(Change(key, old, new, reason))
 
     batch = cfg.dataloader.train.total_batch_size
-    per_gpu = max(1, round(batch / train.reference_world_size))
+    per_gpu = max(1, round(batch / cfg.train.reference_world_size))
     share = per_gpu * parts / batch
     change(BATCH, per_gpu * parts, f"{per_gpu} pictures for each GPU at a time, with {gpus} GPUs instead of "
-           f"{train.reference_world_size}")
+           f"{cfg.train.reference_world_size}")
     root = "Adam" in called(cfg.optimizer).__name__
     change(LR, float(f"{cfg.optimizer.lr * (math.sqrt(share) if root else share):.6g}"),
            "with the square root of the batch, as for Adam" if root else "with the batch, as for SGD")
     longer = [(ITERATIONS, "as many pictures in all"), *((key, "after as many pictures") for key in _marks(cfg)),
-              *((key, "after as many pictures") for key in PERIODS)]
+              *((key, "after as many pictures") for key in PERIODS if key not in fixed)]
     for key, reason in longer:
         change(key, round(OmegaConf.select(cfg, key) / share), reason)
     if warmup:
@@ -79,14 +78,18 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     return cfg, changes
 
 
-def would_change(cfg: DictConfig) -> set[str]:
-    """Return the keys that scaling may change."""
-    return {BATCH, LR, ITERATIONS, *_marks(cfg), *PERIODS}
+def set_by_hand(cfg: DictConfig, gpus: int, fixed: Collection[str]) -> list[str]:
+    """Return the keys that keep a recipe from being scaled, though the GPUs are too few; see `scaled`."""
+    return sorted({BATCH, LR, ITERATIONS, *_marks(cfg)} & set(fixed)) if _too_few(cfg, gpus) else []
 
 
 def warmup_iterations(cfg: DictConfig) -> int:
     """Return how long the learning rate rises."""
     return round(cfg.train.max_iter * (OmegaConf.select(cfg, "lr_multiplier.warmup_length") or 0.0))
+
+
+def _too_few(cfg: DictConfig, gpus: int) -> bool:
+    return bool(cfg.train.auto_scale and 0 < gpus * cfg.train.accumulate < cfg.train.reference_world_size)
 
 
 def _marks(cfg: DictConfig) -> list[str]:

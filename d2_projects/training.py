@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from d2_projects.backbone_weights import load_backbone
 from d2_projects.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
 from d2_projects.data import CocoData
-from d2_projects.hooks import MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
+from d2_projects.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
 from d2_projects.loader import FollowingBatches, build_train_loader
 from d2_projects.options import complete
 from d2_projects.processes import equal_buffers, parallel, pick_device
@@ -115,8 +115,10 @@ def train(
         ranks.say(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
     rehearse_evaluation(cfg, model, ranks)
 
-    def loader(first_iteration: int, accumulate: int = 1) -> Any:
-        return build_train_loader(cfg.dataloader.train, cfg.train.seed, first_iteration, accumulate)
+    records = instantiate(cfg.dataloader.train.dataset)
+
+    def loader(first_iteration: int) -> Any:
+        return build_train_loader(cfg.dataloader.train, records, cfg.train.seed, first_iteration, cfg.train.accumulate)
 
     metrics: dict[str, float] = {}
 
@@ -125,11 +127,11 @@ def train(
         metrics.update(flat(results))
         return results
 
-    trainer.reset_data_loader(lambda: loader(start, cfg.train.accumulate))
+    trainer.reset_data_loader(lambda: loader(start))
     progress = ProgressHook("detect", cfg.dataloader.train.total_batch_size)
+    batches = cfg.train.precise_bn_iter * cfg.train.accumulate  # as small as in training, or they might not fit
     precise_bn = hooks.PreciseBN(
-        cfg.train.eval_period, model,
-        FollowingBatches(loader, lambda: trainer.iter, cfg.train.precise_bn_iter), cfg.train.precise_bn_iter,
+        cfg.train.eval_period, model, FollowingBatches(loader, lambda: trainer.iter, batches), batches,
     )
     trainer.register_hooks([hook for hook, wanted in (
         (SeedHook(cfg.train.seed), True),
@@ -138,7 +140,7 @@ def train(
         # Precise statistics first, so that they are what is saved and evaluated.
         (precise_bn, cfg.train.precise_bn_iter > 0),
         (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
-        (hooks.EvalHook(cfg.train.eval_period, evaluate_now), True),
+        (EvaluationHook(run, cfg.train.eval_period, evaluate_now, ranks), True),
         (BestHook(run / CHECKPOINTS, model), ranks.first and cfg.train.eval_period > 0),
         (MetricsHook(run, cfg.train.log_period), ranks.first),
         (StopHook(request, ranks, checkpoints) if request else None, request is not None),
@@ -152,6 +154,9 @@ def train(
             raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
         except FloatingPointError as error:
             raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
+                            "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
         except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
             # A loader's worker process puts its traceback before the message.
             raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
@@ -244,6 +249,7 @@ def peak_memory(ranks: Ranks) -> float | None:
     """Return the MiB of the GPU that needed most, or None on a CPU; all processes must ask."""
     if ranks.device.type != "cuda":
         return None
+    comm.synchronize()  # the first process may compute for long; Detectron2's groups for objects wait half an hour
     return max(comm.all_gather(torch.cuda.max_memory_allocated(ranks.device))) / 2**20
 
 

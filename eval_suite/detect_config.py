@@ -15,7 +15,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2_projects.options import complete
-from d2_projects.scaling import Change, scaled
+from d2_projects.scaling import scaled, set_by_hand
 from spark.errors import UserError, nearest
 from spark.overrides import split_overrides
 
@@ -44,10 +44,14 @@ class DetectConfig:
     weights: str = "last"  # to evaluate: "last" or "best" of the run's, or a file
     by_hand: frozenset[str] = frozenset()  # keys that were overridden
 
-    def for_gpus(self, count: int) -> tuple[DetectConfig, list[Change]]:
-        """Return this for so many GPUs, which may be fewer than the recipe is meant for, and what has changed."""
+    def for_gpus(self, count: int) -> tuple[DetectConfig, list[str]]:
+        """Return this for so many GPUs, which may be fewer than the recipe is meant for, and lines on what changed."""
         cfg, changes = scaled(self.cfg, count, self.by_hand)
-        return dataclasses.replace(self, cfg=cfg), changes
+        lines = [f"scaled   {change}" for change in changes]
+        if kept := set_by_hand(self.cfg, count, self.by_hand):
+            lines.append(f"note     the recipe is meant for {self.cfg.train.reference_world_size} GPUs and is not scaled "
+                         f"to {count}, because {', '.join(kept)} was set by hand")
+        return dataclasses.replace(self, cfg=cfg), lines
 
     @property
     def out(self) -> Path:
@@ -136,6 +140,8 @@ def _update(cfg: DictConfig, key: str, text: str) -> list[str]:
     except yaml.YAMLError as error:
         return [f"{key}={text}: {' '.join(str(error).split())}"]
     expected = type(before)
+    if expected is str and text in ("", "''", '""'):
+        value = ""
     # A whole number may stand where a fraction is meant, but True is no number.
     fits = type(value) is expected or (expected is float and type(value) is int)
     if expected in (bool, int, float, str) and not fits:

@@ -3,6 +3,7 @@
 `init=` is one of
 
     an exported encoder   its weights; the recipe must have that network
+    another checkpoint    of any format that `spark convert` reads
     scratch               the random weights from which pre-training starts, drawn from the run's seed
     timm:NAME             the supervised weights that timm offers for NAME
     detectron2            Detectron2's own random weights, for its own ResNets
@@ -30,7 +31,8 @@ from eval_suite.schema import Initialisation
 from spark.errors import UserError
 from spark.files import sha256
 from spark.formats.detectron2 import SHAPES, Shape, from_timm
-from spark.formats.encoder import WEIGHTS, Encoder, load_encoder
+from spark.formats.encoder import WEIGHTS, Encoder
+from spark.formats.reader import encoder_of
 from spark.initialise import TIMM, timm_weights
 
 if TYPE_CHECKING:  # it needs Detectron2
@@ -72,7 +74,7 @@ def start_of(config: DetectConfig) -> Start:
         return Start(None, Initialisation(DETECTRON2))
     if init.startswith(TIMM):
         return Start(_supervised(config, backbone), Initialisation("supervised", init))
-    encoder = load_encoder(init)
+    encoder = encoder_of(Path(init), backbone.name)
     _require_same(config, backbone, encoder.info.model, encoder.info.options)
     _require_normalised(config, encoder.info.mean, encoder.info.std)
     return Start(_named(backbone, encoder.state), _record(encoder, Path(init)))

@@ -19,8 +19,8 @@ from eval_suite.schema import Initialisation
 from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, build_pyramid, dense_part
 from spark.errors import UserError, nearest
 from spark.files import sha256
-from spark.formats.encoder import WEIGHTS, load_encoder
-from spark.formats.reader import optional, read
+from spark.formats.encoder import WEIGHTS
+from spark.formats.reader import encoder_of, optional
 from spark.initialise import TIMM, timm_weights
 from spark.own_network import build_own, is_reference
 
@@ -69,8 +69,7 @@ def start_of(init: str, name: str, options: Mapping[str, Any], data: DataConfig)
         _check_fits(init, supervised, {}, 3, pretrained.mean, pretrained.std, name, options, data)
         return Start(weights, Initialisation("supervised", init))
     path = Path(init)
-    ours = path.is_dir() or not path.is_file() or path.with_suffix(".json").is_file()
-    encoder = load_encoder(path) if ours else read(path, model=None if is_reference(name) else name).encoder
+    encoder = encoder_of(path, name)
     info = encoder.info
     _check_fits(init, info.model, info.options, info.in_chans, info.mean, info.std, name, options, data)
     file = path / WEIGHTS if path.is_dir() else path

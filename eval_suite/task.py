@@ -38,6 +38,7 @@ class Work:
         out: the run's folder.
         seed: of all randomness.
         init: what the backbone begins with: "scratch", a run's folder or a checkpoint; None lets the recipe decide.
+        gpus: of all processes together; 0 on CPUs, or where it is not known yet. Few recipes depend on it.
     """
 
     recipe: str
@@ -45,6 +46,7 @@ class Work:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     init: str | None = None
+    gpus: int = 0
 
     def overrides(self) -> list[str]:
         """Return all that differs from the recipe as `key=value`, as our command lines take it."""

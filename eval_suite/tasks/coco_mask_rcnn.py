@@ -50,7 +50,7 @@ class CocoMaskRcnn(Task):
             from eval_suite.detect_config import load
             from eval_suite.detect_init import backbone_of
 
-            config = load(work.recipe, work.overrides())
+            config, _ = load(work.recipe, work.overrides()).for_gpus(work.gpus)
             settings = {"protocol": config.protocol_text(), "seed": config.cfg.train.seed}
             model, iterations = backbone_of(config.cfg).name, config.cfg.train.max_iter
         return Prepared(model, settings, _paths(config.cfg.data), iterations, unit="step")
@@ -166,12 +166,13 @@ def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | 
     from d2_projects.data import check, locate, registered
     from d2_projects.training import point_at, train
 
-    config, changes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
-    for change in changes:
-        ranks.say(f"scaled   {change}")
+    config, notes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
+    for note in notes:
+        ranks.say(note)
     ranks.together(lambda: refuse_early(config, ranks))
     start = ranks.together(lambda: start_of(config))
     data = ranks.together(lambda: check(locate(config.cfg.data)))
+    ranks.together(lambda: check_categories(config, data))
     protocol = protocol_of(config, data)
     identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": start.record}
     if ranks.on_first(lambda: finished(config, identity)):
@@ -228,6 +229,18 @@ def must_exist(weights: Path) -> None:
         raise UserError(f"weights '{weights}' do not exist: pass out=<a run's folder> or weights=<a file>")
 
 
+def check_categories(config: DetectConfig, data: CocoData) -> None:
+    """Make sure that a number of classes that was set by hand is the data's; else it follows the data.
+
+    Raises:
+        UserError: it is not.
+    """
+    key, categories = "model.roi_heads.num_classes", len(data.train.categories)
+    if key in config.by_hand and config.cfg.model.roi_heads.num_classes != categories:
+        raise UserError(f"{key}={config.cfg.model.roi_heads.num_classes}, but '{data.name}' has {categories} "
+                        "categories; leave it out, and it follows the data")
+
+
 def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
     """Find in milliseconds what training would find only after the data and the model.
 
@@ -274,7 +287,9 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
         changed = [key for key, value in identity.items() if before.get(key) != value]
         if changed:
-            raise UserError(f"'{out}' holds a run with another {' and '.join(changed)}; pass another out=…, "
+            gpus = "" if "protocol" not in changed else (
+                " (the number of GPUs belongs to it, where the recipe was scaled)")
+            raise UserError(f"'{out}' holds a run with another {' and '.join(changed)}{gpus}; pass another out=…, "
                             "or resume=never to replace it")
     elif (out / CHECKPOINTS / LAST).exists() or (out / RESULT).exists():
         raise UserError(f"'{out}' holds a run without {IDENTITY}, so what it trained is not known; "

@@ -158,7 +158,9 @@ def config_values(info: EncoderInfo, weights: Path) -> dict[str, dict]:
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
     """Write the weights as `.pkl` and the matching config values as `.yaml` beside it."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-    content = {"model": arrays, "__author__": "spark-transfer", "matching_heuristics": False}
+    # These find a detector's backbone (backbone.bottom_up.…, or roi_heads.res5 of a C4) by the ends of names; without
+    # them Detectron2 would load nothing, and only warn.
+    content = {"model": arrays, "__author__": "spark-transfer", "matching_heuristics": True}
     text = yaml.safe_dump(config_values(info, destination), sort_keys=False)
     with atomic_path(destination) as temporary, open(temporary, "wb") as file:
         pickle.dump(content, file)

@@ -25,12 +25,14 @@ def difference(
     reference: Callable[[Tensor], Tensor | list[Tensor]],
     images: Tensor,
 ) -> Difference:
-    """Compare what two networks make of the same images; infinite where their outputs' shapes differ."""
+    """Compare what two networks make of the same images; infinite where shapes differ, or numbers are none."""
     with torch.inference_mode():
         outputs, expected = (_listed(network(images)) for network in (converted, reference))
     if [output.shape for output in outputs] != [output.shape for output in expected]:
         return Difference(torch.inf, torch.inf)
     pairs = list(zip(outputs, expected, strict=True))
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        return Difference(torch.inf, torch.inf)
     return Difference(
         max(float((output - wanted).abs().max()) for output, wanted in pairs),
         max(float((output - wanted).norm() / wanted.norm()) for output, wanted in pairs),

@@ -51,6 +51,20 @@ class Source(NamedTuple):
     pretraining: dict[str, Tensor] | None = None  # the state of `spark.model.SparK`, where it is a whole model
 
 
+def encoder_of(path: Path, name: str) -> Encoder:
+    """Return what a network begins with: an exported encoder, or a checkpoint of another known format.
+
+    Args:
+        path: a run's folder, or a file.
+        name: of the network, as timm or a reference to a class names it; files that do not say theirs are read as it.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    exported = path.is_dir() or not path.is_file() or path.with_suffix(".json").is_file()
+    return load_encoder(path) if exported else read(path, model=None if is_reference(name) else name).encoder
+
+
 def read(path: Path, model: str | None = None, method: str | None = None) -> Source:
     """Read a checkpoint of any known format.
 

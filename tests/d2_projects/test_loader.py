@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data.samplers import TrainingSampler
 from omegaconf import DictConfig
 
@@ -36,23 +40,34 @@ def summary(batches: object, count: int) -> list[tuple[str, tuple[int, ...], flo
 def test_a_loader_begins_anywhere(coco: Path, first: int, workers: int, accumulate: int) -> None:
     with registered(check(coco)) as names:
         cfg = train_loader(names)
-        whole = summary(build_train_loader(cfg, seed=5, first_iteration=0), 6)
+        records = instantiate(cfg.dataset)
+        whole = summary(build_train_loader(cfg, records, seed=5, first_iteration=0), 6)
         cfg.num_workers, cfg.total_batch_size = workers, 2 * accumulate
-        later = summary(build_train_loader(cfg, 5, first, accumulate), 6 - first * accumulate)
+        later = summary(build_train_loader(cfg, records, 5, first, accumulate), 6 - first * accumulate)
         assert later == whole[2 * first * accumulate:]
-        assert summary(build_train_loader(cfg, 6, first, accumulate), 2) != later[:4]
+        assert summary(build_train_loader(cfg, records, 6, first, accumulate), 2) != later[:4]
     assert len({size for _, size, *_ in whole}) > 1  # augmentation draws, and not the same for all
 
 
 def test_batches_for_precise_statistics_follow_the_iteration(coco: Path) -> None:
     with registered(check(coco)) as names:
         cfg = train_loader(names)
-        whole = summary(build_train_loader(cfg, 5, 0), 8)
+        records = instantiate(cfg.dataset)
+        whole = summary(build_train_loader(cfg, records, 5, 0), 8)
         iteration = 2
-        following = iter(FollowingBatches(lambda first: build_train_loader(cfg, 5, first), lambda: iteration, 2))
+        built = []
+
+        def build(first: int) -> Iterable[Any]:
+            loader = build_train_loader(cfg, records, 5, first)
+            built.append(weakref.ref(loader))
+            return loader
+
+        following = iter(FollowingBatches(build, lambda: iteration, 2))
         assert summary(following, 2) == whole[6:10]
         iteration = 4
         assert summary(following, 2) == whole[10:14]
+        gc.collect()
+        assert [reference() for reference in built] == [None, None]  # nor are their processes kept
 
 
 def test_batches_do_not_mix_wide_and_high() -> None:

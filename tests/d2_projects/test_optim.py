@@ -39,6 +39,13 @@ def test_factors_grow_towards_the_heads_and_never_exceed_one(depth: int) -> None
     assert factor("roi_heads.box_head.fc1.weight") == 1
 
 
+def test_a_c4s_backbone_is_also_in_its_heads() -> None:
+    c4, fpn = resnet_layer_decay(50, 0.6), resnet_layer_decay(50, 0.6)
+    assert c4("backbone.res3.1.conv2.weight") == fpn("backbone.bottom_up.res3.1.conv2.weight")
+    assert c4("roi_heads.res5.2.conv1.weight") == fpn("backbone.bottom_up.res5.2.conv1.weight") == 0.6
+    assert c4("roi_heads.res5.norm.weight") == 1  # the additional norm is no part of the pre-trained network
+
+
 def test_no_decay_is_one_everywhere() -> None:
     assert resnet_layer_decay(50, 1.0)("backbone.bottom_up.stem.conv1.weight") == 1
 

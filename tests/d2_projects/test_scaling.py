@@ -10,7 +10,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from d2_projects.options import complete
-from d2_projects.scaling import scaled
+from d2_projects.scaling import scaled, set_by_hand
 
 RECIPES = Path(__file__).parents[2] / "d2_projects" / "mask_rcnn"
 
@@ -34,7 +34,8 @@ def test_fewer_gpus_see_as_many_pictures(name: str, gpus: int, batch: int, rate:
     assert after.dataloader.train.total_batch_size == batch
     assert after.optimizer.lr == pytest.approx(rate, rel=1e-5)
     assert after.train.max_iter == round(90_000 * longer)
-    assert after.train.eval_period == after.train.checkpointer.period == round(5000 * longer)
+    assert after.train.eval_period == round(5000 * longer)
+    assert after.train.checkpointer.period == 5000  # a kill costs no more
     assert after.train.precise_bn_iter == round(before.train.precise_bn_iter * longer)
     old, new = instantiate(before.lr_multiplier), instantiate(after.lr_multiplier)
     for where in (0.0, 0.005, 0.1, 0.66, 0.67, 0.88, 0.9):  # the same shape: warm-up and steps at the same shares
@@ -69,6 +70,20 @@ def test_nothing_is_scaled(gpus: int, values: dict[str, Any], by_hand: tuple[str
     after, changes = scaled(cfg, gpus, by_hand)
     assert changes == []
     assert after == cfg
+
+
+def test_what_was_set_by_hand_stays() -> None:
+    cfg = recipe("mask_rcnn_r50_fpn", train__eval_period=700)
+    after, changes = scaled(cfg, 1, ("train.eval_period", "train.checkpointer.period"))
+    assert after.train.eval_period == 700
+    assert after.dataloader.train.total_batch_size == 2
+    assert "train.eval_period" not in {change.key for change in changes}
+
+
+def test_whoever_sets_the_schedule_is_told_that_nothing_was_scaled() -> None:
+    cfg = recipe("mask_rcnn_r50_fpn")
+    assert set_by_hand(cfg, 1, ("train.max_iter", "optimizer.lr", "train.seed")) == ["optimizer.lr", "train.max_iter"]
+    assert set_by_hand(cfg, 8, ("optimizer.lr",)) == []
 
 
 def test_what_follows_another_key_is_not_scaled_twice() -> None:

@@ -86,20 +86,16 @@ def test_the_scaler_is_for_float16_alone(model: Toy) -> None:
         assert trainer.grad_scaler.is_enabled() == wanted
 
 
-@pytest.mark.parametrize(("amp", "message"), [
-    (Amp(enabled=True), "needs a CUDA device"),
-    (Amp(dtype="float8"), "expected auto, bfloat16 or float16"),
-])
-def test_impossible_precisions_are_refused(amp: Amp, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        mixed_precision(amp, CPU)
+def test_mixed_precision_without_a_gpu_is_refused() -> None:
+    assert mixed_precision(Amp(), CPU) is None
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        mixed_precision(Amp(enabled=True), CPU)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_on_a_gpu(dtype: str, model: Toy) -> None:
+def test_mixed_precision_on_a_gpu(model: Toy) -> None:
     device = torch.device("cuda", 0)
-    wanted = mixed_precision(Amp(enabled=True, dtype=dtype), device)
+    wanted = mixed_precision(Amp(enabled=True), device)
     model = model.to(device)
     trainer = Trainer(model, [torch.randn(6, 4, device=device)], torch.optim.SGD(model.parameters(), lr=0.1),
                       Ranks(device), dtype=wanted, clip_grad_norm=1.0)

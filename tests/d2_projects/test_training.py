@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -129,6 +130,31 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert_same(run, trained(cfg, whole[0], run), whole)
 
 
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
+    whole: tuple[Path, Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is there, for it is saved first."""
+    cfg, run = tiny(train__max_iter=ITERATIONS, train__eval_period=2), tmp_path / "run"
+
+    def killed(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(cfg, whole[0], run)
+    assert load_file(run / "checkpoints" / LAST)["iterations"] == 2
+    trained(cfg, whole[0], run)
+    assert losses(run) == [entry for entry in losses(whole[1]) if entry[0] != 2]  # its line would have come after
+    evaluations, expected = (
+        [(entry["step"], entry["bbox/AP"]) for entry in read_metrics(folder) if "bbox/AP" in entry]
+        for folder in (run, whole[1])
+    )
+    assert evaluations == expected
+    ours, theirs = (load_file(folder / "checkpoints" / BEST) for folder in (run, whole[1]))
+    assert (ours["iterations"], ours["bbox/AP"]) == (theirs["iterations"], theirs["bbox/AP"])
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_been(whole: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
     run = tmp_path / "run"
     script = tmp_path / "killed.py"
@@ -185,11 +211,11 @@ def test_a_finished_run_is_only_evaluated(whole: tuple[Path, Path, Outcome], tmp
     assert again.images_per_second is None
     assert again.metrics == pytest.approx(outcome.metrics, nan_ok=True)
     assert outcome.images_per_second is not None
-    assert again.seconds > outcome.seconds  # those of both
+    assert again.seconds > load_file(run / "checkpoints" / LAST)["clock"]["seconds"] > 0  # those of both
 
 
 def test_accumulation_sees_the_same_pictures_in_parts(coco: Path, tmp_path: Path) -> None:
-    cfg = tiny(train__max_iter=1, train__precise_bn_iter=0, train__accumulate=2, train__clip_grad_norm=1e-9,
+    cfg = tiny(train__max_iter=1, train__precise_bn_iter=1, train__accumulate=2, train__clip_grad_norm=1e-9,
                optimizer__weight_decay=0.0)
     outcome = trained(cfg, coco, tmp_path / "run")
     assert [step for step, *_ in losses(tmp_path / "run")] == [1]
@@ -212,6 +238,18 @@ def test_an_evaluation_that_cannot_work_fails_before_training(coco: Path, tmp_pa
         with pytest.raises(UserError, match="evaluating two validation pictures fails with "):
             train(cfg, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_objects_without_masks_are_no_wrong_data_set(coco: Path, tmp_path: Path) -> None:
+    """Detectron2 leaves them out of what it loads, but its metrics count them."""
+    file = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    boxes = [{**entry, "id": 1000 + entry["id"], "bbox": [1, 1, 9, 9], "area": 81} for entry in content["annotations"]]
+    for entry in boxes:
+        del entry["segmentation"]
+    file.write_text(json.dumps({**content, "annotations": [*content["annotations"], *boxes]}))
+    with pointed(tiny(train__max_iter=1), coco) as cfg:
+        assert train(cfg, tmp_path / "run").images_per_second is not None
 
 
 def test_an_infinite_loss_is_one_line_and_logged(coco: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from eval_suite.cli import main
 from eval_suite.schema import load_record
+from eval_suite.task import Work
 from eval_suite.tasks import coco_mask_rcnn
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
@@ -39,6 +40,20 @@ def export(folder: Path, model: str = "resnet18", **changes: tuple[float, ...]) 
     info = EncoderInfo(model, 3, (64, 64), statistics["mean"], statistics["std"], "spark", 7, "abc", "test")
     save_encoder(folder, Encoder(state, info))
     return folder
+
+
+def test_a_number_of_classes_that_is_not_the_datas_is_refused(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_classes=7, but .* has 2 categories; leave it out"):
+        coco_mask_rcnn.run(RECIPE, [*TINY, f"out={tmp_path / 'run'}", f"data.root={coco}",
+                                    "model.roi_heads.num_classes=7"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_gpus_decides_where_it_scales_the_recipe(tmp_path: Path) -> None:
+    recipe = str(Path(RECIPE).with_name("mask_rcnn_r50_fpn.py"))
+    of = {gpus: coco_mask_rcnn.CocoMaskRcnn().prepare(Work(recipe, tmp_path, gpus=gpus)) for gpus in (0, 1, 8)}
+    assert of[0].settings == of[8].settings != of[1].settings
+    assert of[1].length == 8 * of[8].length
 
 
 def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> None:
@@ -152,7 +167,6 @@ def test_an_encoder_that_does_not_fit_is_refused(
     ("weights=best", "weights=… is what eval_only=true evaluates"),
     ("train.accumulate=0", "train.accumulate must be at least 1"),
     ("train.clip_grad_norm=-1", "train.clip_grad_norm must not be negative"),
-    ("train.amp.dtype=float8", "train.amp.dtype=float8: expected auto, bfloat16 or float16"),
     ("seed", "is not an override"),
     ("data.root=/nowhere", "data folder '/nowhere' does not exist"),
     ("init=/nowhere", "does not exist; an exported encoder is"),

@@ -89,6 +89,20 @@ def test_an_encoder_comes_in_the_recipes_naming(tmp_path: Path, recipe: str, mod
     assert start.record.checkpoint_sha256
 
 
+def test_an_empty_text_is_a_text() -> None:
+    """As the message about networks without batch norms asks for."""
+    chosen = config(TIMM_FPN, "model.backbone.bottom_up.norm=")
+    assert chosen.cfg.model.backbone.bottom_up.norm == ""
+
+
+def test_a_checkpoint_of_another_format_is_read(tmp_path: Path) -> None:
+    network = timm.create_model("resnet18", num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    start = start_of(config(DEMO, f"init={tmp_path / 'theirs.pth'}"))
+    assert start.weights is not None
+    assert start.weights["res2.0.conv1.weight"].equal(network.state_dict()["layer1.0.conv1.weight"])
+
+
 @pytest.mark.parametrize(("recipe", "model", "changes", "message"), [
     (DEMO, "resnet34", {}, "is a resnet34, but .* has a resnet18: choose a recipe with that network"),
     (DEMO, "resnet18d", {}, "cannot hold a resnet18d: use .*mask_rcnn_timm_fpn.py with .*bottom_up.name=resnet18d"),
