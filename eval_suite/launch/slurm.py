@@ -201,7 +201,11 @@ class Slurm:
         for level in _levels(graph):
             groups: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
             for node in level:
-                if node.name in names and node.name not in jobs and not finished(graph, node):
+                waits_for_too_little = self._waits_for_too_little(node, queue, new)
+                if waits_for_too_little and not queue[node.name].runs:
+                    _slurm(["scancel", jobs.pop(node.name)])
+                is_new = node.name in names and node.name not in jobs and not finished(graph, node)
+                if is_new or waits_for_too_little:
                     waits_for = self._dependency(graph, node, jobs)
                     if waits_for is not None:
                         groups[waits_for, _sbatch(node.resources)].append(node)
@@ -210,18 +214,22 @@ class Slurm:
                     jobs[node.name] = new[node.name] = job
         return new
 
+    def _waits_for_too_little(self, node: Node, queue: Mapping[str, Queued], new: Mapping[str, str]) -> bool:
+        """Whether a report has a job, which will not see what is being submitted now."""
+        return not node.wants_all and node.name in queue and any(name in new for name in node.upstream)
+
     def _dependency(self, graph: Graph, node: Node, jobs: Mapping[str, str]) -> str | None:
         """Return sbatch's --dependency; None if something will not be there, and the node is left out."""
         unfinished = [name for name in node.upstream if not finished(graph, graph.nodes[name])]
         absent = [name for name in unfinished if name not in jobs]
         attempt = last_attempt(node.folder)
-        if attempt and attempt.alive:
+        if attempt and attempt.alive and node.name not in jobs:
             print(f"left out: {node.name} is being worked on by {attempt.place}", file=sys.stderr)
             return None
         if absent and node.wants_all:
             print(f"left out: {node.name} needs {', '.join(absent)}", file=sys.stderr)
             return None
-        ids = list(dict.fromkeys(jobs[name] for name in unfinished if name in jobs))
+        ids = list(dict.fromkeys(jobs[name] for name in [*unfinished, node.name] if name in jobs))
         return f"{'afterok' if node.wants_all else 'afterany'}:{':'.join(ids)}" if ids else ""
 
     def _submit_array(

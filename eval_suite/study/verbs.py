@@ -20,11 +20,9 @@ from eval_suite.study.config import load_study
 from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
 from eval_suite.study.progress import finished
 from eval_suite.study.status import (
-    BLOCKED,
     LOST,
     QUEUED,
     RUNNING,
-    WAITING,
     Queued,
     State,
     console,
@@ -87,8 +85,8 @@ def _retry(options: argparse.Namespace) -> int:
     if not chosen:
         console().print("nothing has failed")
         return 0
-    below = graph.below(chosen)
-    names = {name for name in below if name in chosen or states[name].name in (BLOCKED, WAITING)}
+    # What builds upon them comes along; a report that is there already must be made again.
+    names = {name for name in graph.below(chosen) if name in chosen or states[name].name not in (RUNNING, QUEUED)}
     return _start(graph, names, _launcher(options, cluster))
 
 
@@ -129,7 +127,8 @@ def _start(graph: Graph, names: Collection[str], launcher: Launcher) -> int:
     if todo and missing:
         raise UserError(f"not there: {', '.join(missing)}; pass data=FOLDER, or put it there")
     if not todo:
-        console().print(f"{graph.out}: all {len(graph)} nodes are finished")
+        which = f"all {len(graph)} nodes are" if len(names) == len(graph) else f"{', '.join(sorted(names))}:"
+        console().print(f"{graph.out}: {which} finished", soft_wrap=True)
         return 0
     return launcher.start(graph, todo)
 

@@ -114,6 +114,25 @@ def test_a_failure_blocks_only_what_builds_upon_it(
     assert "nothing has failed" in capsys.readouterr().out
 
 
+def test_retry_makes_the_report_anew(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    trouble = study.folder / "trouble"
+    trouble.touch()
+    record(1.0).save(study.out / "elsewhere")
+    study.change(models=["a"], report=True,
+                 overrides={"bad": {"when": {"task": "pretrain"}, "settings": {"trouble": str(trouble)}}})
+    assert run(study, "--jobs", "3") == 1
+    graph = study.graph()
+    assert (study.out / "report" / "report.html").is_file()
+    trouble.unlink()
+    assert run(study, "--jobs", "3", verb="retry") == 0
+    assert len(attempts(study.out / "report")) == 2
+    assert finished(graph, graph.nodes["report"])
+    scratch = next(name for name in graph.nodes if name.startswith("count-scratch"))
+    capsys.readouterr()
+    assert run(study, scratch, verb="retry") == 0
+    assert f"{scratch}, report: finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_an_interrupted_study_saves_and_goes_on(
     study: StudyFolder, undisturbed: dict[str, int], number: int, code: int

@@ -20,6 +20,7 @@ from study_folder import StudyFolder
 from synthetic import record
 
 from eval_suite.cli import main
+from eval_suite.launch.slurm import SUBMISSIONS
 from eval_suite.study.attempt import attempts, last_attempt
 from eval_suite.study.progress import read_finished
 
@@ -73,6 +74,11 @@ class SlurmStudy(StudyFolder):
     def jobs(self) -> list[str]:
         """Return the ids of the jobs that have not ended."""
         return self.cluster.run("squeue", "--noheader", "--array", "--format", "%i").split()
+
+    def job_of(self, name: str) -> str:
+        """Return the latest job of a node."""
+        lines = [json.loads(line) for line in (self.out / SUBMISSIONS).read_text().splitlines()]
+        return str(next(line["job"] for line in reversed(lines) if line["node"].startswith(name)))
 
     def until_all_ended(self, seconds: float = 120) -> None:
         """Wait until Slurm knows of no job."""
@@ -149,23 +155,30 @@ def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
 def test_a_failure_blocks_only_what_builds_upon_it(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
     trouble = study.folder / "trouble"
     trouble.touch()
-    study.change(overrides={"bad": {"when": {"task": "pretrain", "model": "a"}, "settings": {"trouble": str(trouble)}}})
+    record(1.0).save(study.out / "elsewhere")
+    bad = {"when": {"task": "pretrain", "model": "a"}, "settings": {"trouble": str(trouble)}}
+    slow = {"when": {"model": "b"}, "settings": {"pause": 4}}
+    study.change(report=True, overrides={"bad": bad, "slow": slow})
     study.submit()
-    study.until_all_ended()
-    assert set(study.values()) == {"pretrain-spark-b-s0", "count-spark-b-s0", "count-scratch-a-s0",
-                                   "count-scratch-b-s0"}
+    report = study.job_of("report")
+    failing = {study.job_of("pretrain-spark-a"), study.job_of("count-spark-a")}
+    wait_until(lambda: not failing.intersection(study.jobs()))
     assert study.verb("status") == 1
     table = capsys.readouterr().out
     assert "told to fail" in table
-    assert "1 blocked" in table
+    assert "1 blocked" in " ".join(table.split())
 
     before = study.attempts()
     trouble.unlink()
     study.submit("retry")
+    assert report not in study.jobs()  # it would not wait for those that were just submitted
     study.until_all_ended()
     assert len(study.values()) == 6
-    again = {name.rpartition("-")[0] for name, count in study.attempts().items() if count != before.get(name)}
-    assert again == {"pretrain-spark-a-s0", "count-spark-a-s0"}
+    again = {name.rpartition("-")[0] for name, count in study.attempts().items() if count != before.get(name, 1)}
+    assert again == {"pretrain-spark-a-s0"}
+    assert len(attempts(study.out / "report")) == 1
+    assert study.verb("status") == 0
+    assert "7 finished" in capsys.readouterr().out
 
 
 def test_two_tasks_on_two_nodes_train_together(study: SlurmStudy) -> None:
