@@ -227,6 +227,8 @@ class _Builder:
         """Add a node, or return the one that comes to the same."""
         task = find_task(task_name)
         what = " ".join(str(value) for value in labels.values())
+        resources = self._resources(task, labels, what)
+        work = dataclasses.replace(work, gpus=resources.gpus)
         try:
             prepared = task.prepare(work)
         except UserError as error:
@@ -248,7 +250,7 @@ class _Builder:
         node = Node(
             name, identity, task_name, dataclasses.replace(work, out=self._out / name), labels,
             tuple(node.name for node in upstream), prepared.length, prepared.unit, tuple(map(str, data)),
-            self._resources(task, labels, what), self._images(prepared, images),
+            resources, self._images(prepared, images),
         )
         self._nodes[name] = self._by_identity[identity] = node
         return node
