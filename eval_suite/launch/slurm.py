@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is c
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
 PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
+REQUEUE_SECONDS = 20  # kept of a warning's time to put the job back, for what has not saved by then
 LAST_WORDS_SECONDS = 30  # that one process of several which failed leaves to the first, to note why
 LOOK_SECONDS = 3  # between two questions to Slurm
 STAND_IN = """#!/bin/sh
@@ -60,12 +62,14 @@ class NodeJob:
         graph: the file of the graph that was submitted, absolute.
         name: of the node.
         place: the folder that relative paths begin in.
+        patience: seconds that the command has to save, after Slurm has warned.
     """
 
     out: str
     graph: str
     name: str
     place: str
+    patience: float
 
     def __call__(self) -> None:
         """Run the node: the first process watches over it, the others follow.
@@ -77,7 +81,7 @@ class NodeJob:
         from submitit.helpers import TorchDistributedEnvironment
 
         os.chdir(self.place)  # not before: it would decide where code is imported from
-        stopping, warned = Stopping(), _Warned()
+        stopping, warned = Stopping(), _Warned(self.patience)
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
         signal.signal(WARNING, lambda number, frame: warned(stopping))
         graph = load_graph(Path(self.out), Path(self.graph))
@@ -104,12 +108,20 @@ class NodeJob:
 
 
 class _Warned:
-    """Remembers that Slurm has warned of the end, as opposed to a mere request to stop, such as scancel's."""
+    """Remembers that Slurm has warned of the end, as opposed to a mere request to stop, such as scancel's.
 
-    def __init__(self) -> None:
-        self.received = False
+    A command that does not save in time, such as in a long evaluation, is ended, and goes on from its last checkpoint:
+    at the time limit, Slurm would end the job for good, and with it all that waits for it.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.received, self._patience = False, patience
 
     def __call__(self, stopping: Stopping) -> None:
+        if not self.received:
+            timer = threading.Timer(self._patience, stopping.at_once.set)
+            timer.daemon = True
+            timer.start()
         self.received = True
         stopping.asked.set()
 
@@ -245,7 +257,9 @@ class Slurm:
             job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
             **self._parameters(nodes[0].resources, code),
         )
-        work = [NodeJob(str(out), str(folder / SUBMITTED), node.name, str(place)) for node in nodes]
+        warning = self._cluster.signal_seconds
+        patience = max(warning - REQUEUE_SECONDS, warning / 2)
+        work = [NodeJob(str(out), str(folder / SUBMITTED), node.name, str(place), patience) for node in nodes]
         try:
             jobs = executor.submit_array(work)
         except submitit.core.utils.FailedJobError as error:

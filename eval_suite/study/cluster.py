@@ -70,16 +70,16 @@ class ClusterConfig:
         if self.scheduler not in SCHEDULERS:
             found.append(f"scheduler='{self.scheduler}' is not one of {', '.join(SCHEDULERS)}."
                          f"{nearest(self.scheduler, SCHEDULERS)}")
-        if self.max_parallel < 1:
-            found.append("max_parallel must be at least 1")
+        at_least_one = ("max_parallel", "signal_seconds")
+        found += [f"{name} must be at least 1" for name in at_least_one if getattr(self, name) < 1]
         for name, content in self.tasks.items():
             try:
                 given = changed(self.resources, content or {}, f"tasks.{name}")
             except UserError as error:
                 found.append(str(error))
                 continue
-            found += [f"tasks.{name}.{problem}" for problem in _unsound(given)]
-        return found + [f"resources.{problem}" for problem in _unsound(self.resources)]
+            found += [f"tasks.{name}.{problem}" for problem in self._unsound(given)]
+        return found + [f"resources.{problem}" for problem in self._unsound(self.resources)]
 
     def given(self, task: str, overrides: Sequence[Mapping[str, Any]], where: str) -> Resources:
         """Return what a node of a task is given, with a study's overrides applied in their order.
@@ -90,9 +90,18 @@ class ClusterConfig:
         resources = changed(self.resources, self.tasks.get(task) or {}, f"tasks.{task}")
         for override in overrides:
             resources = changed(resources, override, f"{where}: resources")
-        if problems := _unsound(resources):
+        if problems := self._unsound(resources):
             raise UserError(f"{where}: resources.{'; resources.'.join(problems)}")
         return resources
+
+    def _unsound(self, resources: Resources) -> list[str]:
+        at_least_one = ("minutes", "nodes", "processes_per_node", "cpus_per_process")
+        found = [f"{name} must be at least 1" for name in at_least_one if getattr(resources, name) < 1]
+        found += [f"{name} must not be negative" for name in ("gpus_per_process", "memory_gb")
+                  if getattr(resources, name) < 0]
+        if self.scheduler == "slurm" and 0 < 60 * resources.minutes <= self.signal_seconds:
+            found.append(f"minutes={resources.minutes} must be longer than signal_seconds={self.signal_seconds}")
+        return found
 
 
 def load_cluster(path: str | None) -> ClusterConfig:
@@ -115,10 +124,3 @@ def changed(resources: Resources, content: Mapping[str, Any], where: str) -> Res
     """
     both = {**dataclasses.asdict(resources), **content} if isinstance(content, Mapping) else content
     return typed(Resources, both, where)
-
-
-def _unsound(resources: Resources) -> list[str]:
-    at_least_one = ("minutes", "nodes", "processes_per_node", "cpus_per_process")
-    found = [f"{name} must be at least 1" for name in at_least_one if getattr(resources, name) < 1]
-    return found + [f"{name} must not be negative" for name in ("gpus_per_process", "memory_gb")
-                    if getattr(resources, name) < 0]

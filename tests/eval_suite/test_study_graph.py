@@ -144,6 +144,7 @@ def test_studies_are_found_by_name() -> None:
     ("resources: {node: 1}", "unknown key 'resources.node'"),
     ("tasks: {pretrain: {node: 1}}", "tasks.pretrain: unknown key 'node'. Did you mean nodes"),
     ("tasks: {pretrain: {nodes: 0}}", "tasks.pretrain.nodes must be at least 1"),
+    ("resources: {minutes: 2}", "resources.minutes=2 must be longer than signal_seconds=120"),
 ])
 def test_mistakes_in_cluster_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "cluster.yaml").write_text(text)

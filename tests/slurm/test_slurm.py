@@ -31,10 +31,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Three nodes."""
+    """Four nodes."""
     folder = tmp_path_factory.mktemp("cluster")
     folder.chmod(0o755)
-    with SlurmCluster(folder / "slurm", nodes=3) as running, pytest.MonkeyPatch.context() as patch:
+    with SlurmCluster(folder / "slurm", nodes=4) as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.environment.items():
             patch.setenv(name, value)
         patch.chdir(ROOT)
@@ -121,19 +121,23 @@ def test_a_study_runs_to_its_end(study: SlurmStudy, capsys: pytest.CaptureFixtur
 
 
 def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
-    """One is preempted, one reaches its time limit, one loses its machine; none loses a step."""
+    """One is preempted, two reach their time limit, one loses its machine; none loses a step.
+
+    Of those out of time, one does not save, so that it is ended before Slurm ends the job.
+    """
     (study.folder / "recipe.yaml").write_text(yaml.safe_dump({"steps": STEPS}))
-    study.change(models=["preempted", "timed_out", "crashed"], initialisations={"scratch": {}})
-    assert study.verb("run", "--jobs", "3") == 0
+    study.change(models=["preempted", "timed_out", "crashed", "deaf"], initialisations={"scratch": {}})
+    assert study.verb("run", "--jobs", "4") == 0
     undisturbed = study.values()
     study.out.rename(study.folder / "undisturbed")
 
     # Slurm looks at time limits twice a minute, so the warning comes 8 to 38 seconds after the start.
     timed_out = {"when": {"model": "timed_out"}, "resources": {"minutes": 1}, "settings": {"pause": 6}}
+    deaf = {"when": {"model": "deaf"}, "resources": {"minutes": 1}, "settings": {"deaf": True}}
     alone = {"resources": {"slurm": {"exclusive": True}}}
-    study.change(overrides={"slow": {"settings": {"pause": 2}}, "timed_out": timed_out, "alone": alone})
+    study.change(overrides={"slow": {"settings": {"pause": 2}}, "timed_out": timed_out, "deaf": deaf, "alone": alone})
     study.submit()
-    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 3)
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 4)
     preempted, crashed = study.host_of("count-scratch-preempted"), study.host_of("count-scratch-crashed")
     study.cluster.kill_node(crashed)
     study.cluster.run("sbatch", "--partition", "high", "--nodelist", preempted, "--exclusive", "--output", "/dev/null",
@@ -147,8 +151,8 @@ def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
         assert steps == list(range(1, STEPS + 1)), folder
         assert len(attempts(folder)) > 1, folder
     first = {name: attempts(study.folder_of(f"count-scratch-{name}"))[0] for name in
-                ("preempted", "timed_out", "crashed")}
-    assert first["preempted"].outcome == first["timed_out"].outcome == "stopped"
+             ("preempted", "timed_out", "crashed", "deaf")}
+    assert first["preempted"].outcome == first["timed_out"].outcome == first["deaf"].outcome == "stopped"
     assert first["crashed"].ended is None
 
 
