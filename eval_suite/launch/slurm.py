@@ -325,6 +325,11 @@ def _stand_ins(folder: Path) -> Iterator[Path]:
         os.environ["PATH"] = before
 
 
+def was_submitted(out: Path) -> bool:
+    """Whether Slurm has ever been given anything of a study."""
+    return (out / SUBMISSIONS).is_file()
+
+
 def _submitted(out: Path) -> dict[str, str]:
     """Return the latest job of each node that was ever submitted."""
     path = out / SUBMISSIONS

@@ -14,6 +14,7 @@ from rich.live import Live
 
 from eval_suite.launch import Launcher
 from eval_suite.launch.local import Local
+from eval_suite.launch.slurm import Slurm, was_submitted
 from eval_suite.study.attempt import FAILED
 from eval_suite.study.cluster import ClusterConfig, load_cluster
 from eval_suite.study.config import load_study
@@ -66,13 +67,16 @@ def _submit(options: argparse.Namespace) -> int:
         raise UserError("submit needs --cluster FILE; to run here, use spark-eval study run")
     cluster = _cluster(options)
     graph = build_graph(load_study(options.study, options.overrides), cluster)
-    return _start(graph, graph.nodes, _launcher(options, cluster))
+    return _start(graph, graph.nodes, _launcher(options, cluster), options.dry_run)
 
 
 def _retry(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
     overrides = [word for word in options.words if "=" in word]
     graph = build_graph(load_study(options.study, overrides), cluster)
+    if options.cluster is None and was_submitted(graph.out):
+        raise UserError(f"{graph.out} was submitted to Slurm: pass its --cluster FILE again, or "
+                        "--cluster one_machine to run here")
     states = states_of(graph, _queue(graph))
     chosen = set()
     for name in [word for word in options.words if "=" not in word] or [FAILED_ONES]:
@@ -87,7 +91,7 @@ def _retry(options: argparse.Namespace) -> int:
         return 0
     # What builds upon them comes along; a report that is there already must be made again.
     names = {name for name in graph.below(chosen) if name in chosen or states[name].name not in (RUNNING, QUEUED)}
-    return _start(graph, names, _launcher(options, cluster))
+    return _start(graph, names, _launcher(options, cluster), options.dry_run)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -106,8 +110,6 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from eval_suite.launch.slurm import Slurm
-
     graph = load_graph(Path(load_study(options.study, options.overrides).out))
     told: list[str] = []
     for launcher in (Slurm(ClusterConfig()), Local(1, [])):
@@ -116,15 +118,18 @@ def _cancel(options: argparse.Namespace) -> int:
     return 0
 
 
-def _start(graph: Graph, names: Collection[str], launcher: Launcher) -> int:
-    """Start what is not finished.
+def _start(graph: Graph, names: Collection[str], launcher: Launcher, dry_run: bool = False) -> int:
+    """Start what is not finished, or show how that would be done.
 
     Raises:
         UserError: data is missing.
     """
     todo = [node.name for node in graph if node.name in names and not finished(graph, node)]
     missing = missing_data(graph)
-    if todo and missing:
+    if dry_run:
+        for path in missing:
+            print(f"missing: '{path}' is not there yet; until it is, names of nodes end in other digits", file=sys.stderr)
+    elif todo and missing:
         raise UserError(f"not there: {', '.join(missing)}; pass data=FOLDER, or put it there")
     if not todo:
         which = f"all {len(graph)} nodes are" if len(names) == len(graph) else f"{', '.join(sorted(names))}:"
@@ -143,9 +148,9 @@ def _cluster(options: argparse.Namespace) -> ClusterConfig:
 
 def _launcher(options: argparse.Namespace, cluster: ClusterConfig) -> Launcher:
     if cluster.scheduler == "local":
+        if options.dry_run:
+            raise UserError("--dry-run prints the scripts for Slurm; pass a --cluster FILE that is for Slurm")
         return _local(options, cluster)
-    from eval_suite.launch.slurm import Slurm
-
     return Slurm(cluster, dry_run=options.dry_run)
 
 
@@ -181,8 +186,6 @@ def _installed_gpus() -> int:
 
 def _queue(graph: Graph) -> Mapping[str, Queued]:
     """Return what Slurm says; where it cannot be asked, the folders alone must tell."""
-    from eval_suite.launch.slurm import Slurm
-
     try:
         return Slurm(ClusterConfig()).queue(graph)
     except UserError as error:

@@ -96,6 +96,37 @@ def test_dry_run_shows_every_script(study: StudyFolder, capsys: pytest.CaptureFi
     assert not study.out.exists()
 
 
+def test_dry_run_does_without_the_data(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = study.folder / "cluster.yaml"
+    cluster.write_text("scheduler: slurm")
+    study.change(overrides={"data": {"settings": {"root": "/nowhere/images"}}})
+    assert main(["study", "submit", str(study.file), "--cluster", str(cluster), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("### job ") == 3
+    assert "missing: '/nowhere/images' is not there yet" in said.err
+
+
+@pytest.mark.parametrize("verb", ["submit", "retry"])
+def test_dry_run_never_runs_anything(study: StudyFolder, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    trouble = study.folder / "trouble"
+    trouble.touch()
+    study.change(models=["a"], overrides={"bad": {"settings": {"trouble": str(trouble)}}})
+    assert main(["study", "run", str(study.file)]) == 1
+    begun = study.attempts()
+    cluster = study.folder / "cluster.yaml"
+    cluster.write_text("scheduler: local")
+    assert main(["study", verb, str(study.file), "--cluster", str(cluster), "--dry-run"]) == 2
+    assert "--dry-run prints the scripts for Slurm" in capsys.readouterr().err
+    assert study.attempts() == begun
+
+
+def test_retry_of_what_was_submitted_asks_where(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    study.out.mkdir()
+    (study.out / "submissions.jsonl").write_text("")
+    assert main(["study", "retry", str(study.file)]) == 2
+    assert "was submitted to Slurm: pass its --cluster FILE" in capsys.readouterr().err
+
+
 def test_a_copy_of_the_code_is_whole_and_taken_once(tmp_path: Path) -> None:
     copy = take_snapshot(tmp_path / "slurm")
     assert copy == snapshot_path(tmp_path / "slurm") == take_snapshot(tmp_path / "slurm")
