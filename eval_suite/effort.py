@@ -85,7 +85,7 @@ def _of_record(record: ResultRecord) -> Effort:
 def _of_pretraining(folder: Path, node: Node | None, mark: Finished | None) -> Effort:
     if node is None or mark is None:
         return Effort("pretrain", "", 0, None)
-    return Effort("pretrain", "", node.resources.gpus, mark.seconds, _images_seen(folder) / max(mark.seconds, 1e-3))
+    return Effort("pretrain", "", mark.gpus, mark.seconds, _images_seen(folder) / max(mark.seconds, 1e-3))
 
 
 def _images_seen(folder: Path) -> int:

@@ -53,7 +53,7 @@ def draw_curves(curves: Sequence[Curve], keys: Sequence[str]) -> bytes | None:
 
 
 def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: str) -> bytes:
-    """Draw a metric, and its gain over scratch, against costs on logarithmic axes; return SVG.
+    """Draw a metric, and its gain over the baseline, against costs on logarithmic axes; return SVG.
 
     Args:
         points: a row for each mean: model, init, protocol, mean, std, gain, gain_low, gain_high, and the costs.
@@ -75,7 +75,7 @@ def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: st
         lower.set_xlabel(title)
         _logarithmic(lower, sorted(there[cost].unique()))
         _finish(upper, metric if column == 0 else "")
-        _finish(lower, "gain over scratch" if column == 0 else "", legend=False)
+        _finish(lower, "gain" if column == 0 else "", legend=False)
     return encode(figure, "svg")
 
 

@@ -1,4 +1,4 @@
-"""How much an initialisation gains over scratch, with a confidence interval over the seeds."""
+"""How much an initialisation gains over another, with a confidence interval over the seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gain:
 
 
 def gain_over(scratch: pd.Series, values: pd.Series, higher_is_better: bool = True) -> Gain:
-    """Compare runs with those from scratch; both are metrics by seed.
+    """Compare runs with those from scratch, or from another baseline; both are metrics by seed.
 
     If both have the same seeds, once each, runs of a seed share the order of images and all that is drawn, and the
     differences within seeds are what varies: the interval is the paired one. Else it is Welch's, which takes neither
@@ -48,7 +48,7 @@ def gain_over(scratch: pd.Series, values: pd.Series, higher_is_better: bool = Tr
     else:
         test, interval = stats.ttest_ind(values, scratch, equal_var=False), WELCH
     low, high = test.confidence_interval(CONFIDENCE)
-    if not (math.isfinite(low) and math.isfinite(high)):  # runs that do not vary at all tell nothing of their spread
+    if not -math.inf < low < high < math.inf:  # differences that do not vary at all tell nothing of their spread
         return Gain(difference)
     return Gain(difference, float(low), float(high), interval)
 

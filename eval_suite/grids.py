@@ -16,7 +16,7 @@ from eval_suite.effort import Effort
 from eval_suite.published import VERIFIED, as_text, published, published_beside
 from eval_suite.run_files import checkpoint_file, files_of
 from eval_suite.schema import ResultRecord
-from eval_suite.table_text import GAIN, MEAN, MISSING, PUBLISHED, gain_text, mean_text
+from eval_suite.table_text import MEAN, MISSING, PUBLISHED, gain_text, gain_title, mean_text
 from eval_suite.tables import SCRATCH
 
 
@@ -80,7 +80,7 @@ def summary_grid(rows: pd.DataFrame, records: Mapping[Path, ResultRecord], where
     """Return the rows of one task, protocol and origin; each links its runs."""
     beside = [published_beside(row) for _, row in rows.iterrows()]
     with_published = any(beside)
-    columns = ["model", "initialisation", MEAN, GAIN, "n", "metric", *([PUBLISHED] if with_published else []), "runs"]
+    columns = ["model", "initialisation", MEAN, gain_title(rows), "n", "metric", *([PUBLISHED] if with_published else []), "runs"]
     cells = []
     for (_, row), numbers in zip(rows.iterrows(), beside, strict=True):
         links = [(f"seed {records[folder].seed}", f"#{where.anchor(folder)}") for folder in row["folders"]]

@@ -6,10 +6,10 @@ import pandas as pd
 
 from eval_suite.gains import CONFIDENCE
 from eval_suite.published import as_text, published_beside
-from eval_suite.tables import SCRATCH, caution_of
+from eval_suite.tables import BASELINES, SCRATCH, caution_of
 
 MISSING = "–"
-MEAN, GAIN, PUBLISHED = "mean ± std", "gain over scratch", "published"
+MEAN, PUBLISHED = "mean ± std", "published"
 # What LaTeX writes in another way; all else is escaped by pandas.
 LATEX_SIGNS = {"±": r"$\pm$", MISSING: "--", "−": "$-$", "×": r"$\times$"}
 
@@ -20,7 +20,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     text = pd.DataFrame({
         "task": table["task"], "model": table["model"], "init": table["init"],
         "metric": table["metric"] + " [" + table["unit"] + "]",
-        MEAN: table.apply(mean_text, axis=1), "n": table["n"], GAIN: table.apply(gain_text, axis=1),
+        MEAN: table.apply(mean_text, axis=1), "n": table["n"], gain_title(table): table.apply(gain_text, axis=1),
         PUBLISHED: published, "protocol": table["protocol"], "origin": table["origin"],
     })
     return text if published.any() else text.drop(columns=PUBLISHED)
@@ -34,9 +34,15 @@ def mean_text(row: pd.Series) -> str:
     return f"{row['mean']:.2f}{spread}"
 
 
+def gain_title(table: pd.DataFrame) -> str:
+    """Return what to call the gains of a summary: over scratch, unless there is a table over something else."""
+    over = [kind for kind in BASELINES if (table["baseline"] == kind).any()] or [SCRATCH]
+    return f"gain over {' or '.join(over)}"
+
+
 def gain_text(row: pd.Series) -> str:
     """Return "+0.80 [+0.61, +0.99] paired": the gain and its interval, if there is one."""
-    if row["kind"] == SCRATCH or not row["n"]:
+    if row["kind"] in (SCRATCH, row["baseline"]) or not row["n"]:
         return ""
     if pd.isna(row["gain"]):
         return f"{MISSING} (no scratch run)"

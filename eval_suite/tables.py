@@ -1,7 +1,8 @@
 """Records to tables: a row for every (task, model, initialisation, protocol), never a mixture of them.
 
 Runs with different protocols, origins, pre-trainings or main metrics never share a row, and a gain is only computed
-over scratch runs of the same task, model, protocol and origin. What a protocol lacks is a row, too, without numbers.
+over runs of the same task, model, protocol and origin: those from scratch; where there are none, supervised ones, and
+that is said. What a protocol lacks is a row, too, without numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from eval_suite.published import measured_as_published
 from eval_suite.schema import FILE_NAME, ResultRecord, load_record
 from spark.errors import UserError
 
-SCRATCH = "scratch"
+SCRATCH, SUPERVISED = "scratch", "supervised"
+BASELINES = (SCRATCH, SUPERVISED)  # what gains are over: the first that there is
 SECTION = ["task", "version", "protocol", "origin", "metric", "unit", "higher_is_better", "published_as"]
 GROUP = [*SECTION, "model"]
 INIT = ["kind", "pretrained_epochs", "pretraining"]
@@ -67,33 +69,34 @@ def flatten(records: Mapping[Path, ResultRecord]) -> pd.DataFrame:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, std (of a sample, absent for one run), n and gain over scratch for each row.
+    """Return mean, std (of a sample, absent for one run), n and gain over the baseline for each row.
 
     Args:
         runs: as `flatten` returns them.
 
     Returns:
         One row for each of ROW, and one without numbers (n is 0) for what a protocol lacks. `gain` and the ends of
-        its interval are absent where no scratch run shares the protocol. `folders` lists the runs.
+        its interval are absent where no run of the `baseline` shares the protocol. `folders` lists the runs.
     """
     rows = [row for key, group in runs.groupby(GROUP, sort=False, dropna=False)
             for row in _rows(dict(zip(GROUP, key, strict=True)), group)]
     table = pd.DataFrame([*rows, *_missing(rows)])
     table.insert(len(GROUP), "init", _init_labels(table))
-    table["_scratch_first"] = table["kind"] != SCRATCH
-    order = ["task", "protocol", "origin", "model", "_scratch_first", "pretrained_epochs", "init"]
-    return table.sort_values(order, ignore_index=True).drop(columns="_scratch_first")
+    table["_place"] = table["kind"].map(lambda kind: (*BASELINES, kind).index(kind))
+    order = ["task", "protocol", "origin", "model", "_place", "pretrained_epochs", "init"]
+    return table.sort_values(order, ignore_index=True).drop(columns="_place")
 
 
 def _rows(key: dict[str, object], group: pd.DataFrame) -> Iterator[dict[str, object]]:
     """Yield a row for each initialisation of a model under a protocol."""
-    scratch = group[group["kind"] == SCRATCH].set_index("seed")["value"]
+    baseline = next((kind for kind in BASELINES if kind in set(group["kind"])), "")
+    start = group[group["kind"] == baseline].set_index("seed")["value"]
     for init, own in group.groupby(INIT, sort=False, dropna=False):
         values = own.set_index("seed")["value"]
         row = {**key, **dict(zip(INIT, init, strict=True))}
-        gain = Gain() if row["kind"] == SCRATCH else gain_over(scratch, values, bool(key["higher_is_better"]))
+        gain = Gain() if row["kind"] == baseline else gain_over(start, values, bool(key["higher_is_better"]))
         yield {**row, "mean": values.mean(), "std": values.std(), "n": len(values), **dataclasses.asdict(gain),
-               "folders": list(own["folder"])}
+               "baseline": baseline, "folders": list(own["folder"])}
 
 
 def _missing(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
@@ -106,8 +109,8 @@ def _missing(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
         models = {row["model"]: row for row in section}
         there = {(row["model"], _sort_of_init(row)) for row in section}
         for model, example in models.items():
-            empty = {**{name: example[name] for name in GROUP}, "n": 0, "folders": []}
-            if not any(kind == SCRATCH for kind, _ in inits):
+            empty = {**{name: example[name] for name in GROUP}, "n": 0, "baseline": "", "folders": []}
+            if not any(kind in BASELINES for kind, _ in inits):
                 yield {**empty, "kind": SCRATCH, "pretraining": ""}
             for sort, row in inits.items():
                 if (model, sort) not in there:

@@ -22,13 +22,14 @@ FINISHED_FILE = "finished.json"
 
 @dataclass(frozen=True)
 class Finished:
-    """What `finished.json` tells: for which identity, since when (seconds since 1970), after how much work."""
+    """What `finished.json` tells: for which identity, since when (seconds since 1970), after how much work, on what."""
 
     identity: str
     at: float
     seconds: float
     shown: Mapping[str, str]
     command: str
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def _is_whole(node: Node) -> bool:
 
 def mark_finished(node: Node, shown: Mapping[str, str]) -> None:
     """Note that a node is finished."""
-    seconds = sum(attempt.seconds for attempt in attempts(node.folder) if attempt.ended is not None)
-    running = [attempt for attempt in attempts(node.folder) if attempt.ended is None]
-    seconds += time.time() - running[-1].started if running else 0
-    mark = Finished(node.identity, time.time(), round(seconds, 1), dict(shown), " ".join(node.command()))
+    *before, this = attempts(node.folder)
+    # One that was cut off lasted until it last touched its file; this one still goes on.
+    seconds = sum(attempt.seconds for attempt in before) + time.time() - this.started
+    mark = Finished(node.identity, time.time(), round(seconds, 1), dict(shown), " ".join(node.command()),
+                    node.resources.gpus)
     write_json(node.folder / FINISHED_FILE, dataclasses.asdict(mark))
 
 

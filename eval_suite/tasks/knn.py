@@ -6,6 +6,7 @@ on a small data set it takes seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from eval_suite.augment import val_transform
 from eval_suite.backbone_cost import backbone_cost
 from eval_suite.evaluation import in_processes, measured, prepared
+from eval_suite.evaluation_config import SCRATCH
 from eval_suite.finetune_data import UNLABELLED, LabelledImages, plain_loader
 from eval_suite.frozen import LAST, FrozenEncoder, some_images
 from eval_suite.initialise import build_encoder, start_of
@@ -23,7 +25,7 @@ from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import KnnConfig
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import Metric, ResultRecord, load_record
-from eval_suite.task import Cost, Prepared, Task, Work
+from eval_suite.task import Cost, Prepared, Task, Work, without
 from spark.config import load_recipe, save_resolved, to_yaml
 from spark.data import UnreadableFiles
 from spark.distributed import Ranks
@@ -43,9 +45,11 @@ class Knn(Task):
     purpose = "weighted k-nearest neighbours on frozen features, nothing trained; top-1 accuracy"
 
     def prepare(self, work: Work) -> Prepared:
-        """Read the recipe; the protocol, the model and the seed (of random weights) decide."""
+        """Read the recipe; the protocol and the model decide, and of random weights the seed."""
         config = _read(work)
-        return prepared(config, config.model.name, length=1)
+        known = prepared(config, config.model.name, length=1)
+        fixed = config.init != SCRATCH
+        return dataclasses.replace(known, settings=without(known.settings, ("seed",))) if fixed else known
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval knn RECIPE key=value …`."""

@@ -78,7 +78,7 @@ def write_study(root: Path) -> Path:
             pretrain = f"pretrain-{model}-s{seed}"
             spark = write_pretraining(root / pretrain, ("red", "green", "blue")[seed])
             nodes[pretrain] = _node(root, pretrain, {"task": "pretrain", "model": model, "seed": seed})
-            finished = Finished(pretrain, 0.0, 7200.0 * 4**size + 60 * seed, {}, "")
+            finished = Finished(pretrain, 0.0, 7200.0 * 4**size + 60 * seed, {}, "", nodes[pretrain].resources.gpus)
             write_json(root / pretrain / FINISHED_FILE, dataclasses.asdict(finished))
             value = 40 + 5 * size + seed / 2
             if model != MODELS[-1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -193,6 +193,16 @@ def test_studies_know_these_tasks(name: str, settings: list[str], tmp_path: Path
     cost = task.cost(work, 100)
     assert cost
     assert cost.flops > 0
+
+
+def test_the_seed_decides_about_neighbours_of_random_features_alone(settings: list[str], tmp_path: Path) -> None:
+    values = dict(setting.split("=", 1) for setting in settings if not setting.startswith("out"))
+
+    def of(init: str, seed: int) -> Any:
+        return find_task("knn").prepare(Work(write(tmp_path), tmp_path / "run", values, seed, init)).settings
+
+    assert of("scratch", 1) != of("scratch", 2)
+    assert of(str(tmp_path), 1) == of(str(tmp_path), 2)
 
 
 def write(folder: Path) -> str:

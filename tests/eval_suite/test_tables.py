@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from synthetic import SCRATCH, SPARK, record
 
-from eval_suite.schema import Metric, ResultRecord
+from eval_suite.schema import Initialisation, Metric, ResultRecord
 from eval_suite.table_text import readable, to_csv, to_latex, to_markdown
 from eval_suite.tables import collect, flatten
 from eval_suite.tables import summarise as summarise_flat
 from spark.errors import UserError
+
+SUPERVISED = Initialisation("supervised", "timm:resnet18.a1_in1k")
 
 
 def summarise(records: list[ResultRecord]) -> pd.DataFrame:
@@ -33,6 +35,16 @@ def test_mean_std_and_gain_over_scratch() -> None:
     assert spark["init"] == "spark, 30 epochs"
     assert spark["interval"] == "paired"
     assert spark["gain_low"] < 9 < spark["gain_high"]
+
+
+def test_without_scratch_the_gain_is_over_supervised_and_says_so() -> None:
+    table = summarise([record(50, SUPERVISED), record(60, SPARK)])
+    supervised, spark = table.to_dict("records")
+    assert (supervised["init"], spark["gain"], spark["baseline"]) == ("supervised", 10, "supervised")
+    assert "gain over supervised" in readable(table)
+    assert readable(table)["gain over supervised"].tolist() == ["", "+10.00"]
+    with_scratch = summarise([record(50, SUPERVISED), record(60, SPARK), record(40)])
+    assert readable(with_scratch)["gain over scratch"].tolist() == ["", "+10.00", "+20.00"]
 
 
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"origin": "measured"}, {"model": "resnet34"}])
