@@ -8,6 +8,7 @@ what was saved.
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
 import os
@@ -28,12 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite.launch.snapshot import snapshot_path, source_root, take_snapshot
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, last_attempt
+from eval_suite.study.attempt import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Attempt,
+    AttemptRecord,
+    last_attempt,
+    this_machine,
+)
 from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.graph import Graph, Node, load_graph
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.runner import Stopping, run_node, run_rank
-from eval_suite.study.status import Queued
+from eval_suite.study.status import ENDED, Job
 from spark.errors import UserError
 from spark.signals import EXIT_CODE
 
@@ -44,6 +53,7 @@ WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
 PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
 REQUEUE_SECONDS = 20  # kept of a warning's time to put the job back, for what has not saved by then
+LOG = "{job}_0_log.out"  # submitit's name for the log of a job's first process
 LAST_WORDS_SECONDS = 30  # that one process of several which failed leaves to the first, to note why
 LOOK_SECONDS = 3  # between two questions to Slurm
 STAND_IN = """#!/bin/sh
@@ -91,7 +101,7 @@ class NodeJob:
         if job.global_rank:
             outcome, reason = _follow(node, stopping)
         else:
-            result = run_node(graph, node, [{}], stopping, job.job_id)
+            result = run_node(graph, node, [{}], stopping, job.job_id, _is_over)
             outcome, reason = result.outcome, result.reason
         if outcome == FAILED and job.global_rank:
             time.sleep(LAST_WORDS_SECONDS)
@@ -177,14 +187,14 @@ class Slurm:
             graph.save()
             folder = graph.out.absolute() / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{attempt.number}"
             graph.save(folder / SUBMITTED)
-            jobs = self._submit(graph, names, self.queue(graph), folder)
+            jobs = self._submit(graph, names, self._queue(graph), folder)
         for name, job in jobs.items():
             print(f"job {job:10} {name}")
         print(f"{len(jobs)} jobs submitted; follow them with spark-eval study status")
         return 0
 
-    def queue(self, graph: Graph) -> Mapping[str, Queued]:
-        """Return what Slurm says of the nodes that are pending or running there.
+    def jobs(self, graph: Graph) -> dict[str, Job]:
+        """Return the latest job of each node that was ever submitted, and what Slurm says of it.
 
         Raises:
             UserError: Slurm does not answer.
@@ -192,23 +202,34 @@ class Slurm:
         submitted = _submitted(graph.out)
         if not submitted:
             return {}
-        known = _squeue(["--user", getpass.getuser()])
-        return {name: Queued(job, *known[job]) for name, job in submitted.items() if job in known}
+        known = _squeue(["--user", getpass.getuser(), "--states", "all"])
+        done = {node.name for node in graph if read_finished(node)}
+        known |= _ended([job.id for name, job in submitted.items() if job.id not in known and name not in done])
+        unknown = "", ""
+        return {
+            name: dataclasses.replace(job, state=state, reason=reason)
+            for name, job in submitted.items() for state, reason in [known.get(job.id, unknown)]
+        }
 
     def cancel(self, graph: Graph) -> list[str]:
         """Take back what waits, and end what runs: also of nodes that the study had, and no longer has."""
-        jobs = {name: queued.job for name, queued in self.queue(graph).items()}
-        if jobs:
-            _slurm(["scancel", *jobs.values()])
-        return list(jobs)
+        queue = self._queue(graph)
+        if queue:
+            _slurm(["scancel", *(job.id for job in queue.values())])
+            _note(graph.out, {name: dataclasses.replace(job, called_off=True) for name, job in queue.items()})
+        return list(queue)
+
+    def _queue(self, graph: Graph) -> dict[str, Job]:
+        """Return the jobs that wait or run."""
+        return {name: job for name, job in self.jobs(graph).items() if not job.ended}
 
     def _submit(
-        self, graph: Graph, names: Collection[str], queue: Mapping[str, Queued], folder: Path
+        self, graph: Graph, names: Collection[str], queue: Mapping[str, Job], folder: Path
     ) -> dict[str, str]:
         """Submit, level by level, as arrays of nodes that ask for the same and wait for the same; return the jobs."""
         code = snapshot_path(graph.out.absolute() / FOLDER) if self._dry_run else (
             take_snapshot(graph.out.absolute() / FOLDER))
-        jobs = {name: queued.job for name, queued in queue.items()}
+        jobs = {name: job.id for name, job in queue.items()}
         new: dict[str, str] = {}
         for level in _levels(graph):
             groups: dict[tuple[Any, ...], list[Node]] = defaultdict(list)
@@ -226,7 +247,7 @@ class Slurm:
                     jobs[node.name] = new[node.name] = job
         return new
 
-    def _waits_for_too_little(self, node: Node, queue: Mapping[str, Queued], new: Mapping[str, str]) -> bool:
+    def _waits_for_too_little(self, node: Node, queue: Mapping[str, Job], new: Mapping[str, str]) -> bool:
         """Whether a report has a job, which will not see what is being submitted now."""
         return not node.wants_all and node.name in queue and any(name in new for name in node.upstream)
 
@@ -235,7 +256,7 @@ class Slurm:
         unfinished = [name for name in node.upstream if not finished(graph, graph.nodes[name])]
         absent = [name for name in unfinished if name not in jobs]
         attempt = last_attempt(node.folder)
-        if attempt and attempt.alive and node.name not in jobs:
+        if attempt and node.name not in jobs and not _is_over(attempt):
             print(f"left out: {node.name} is being worked on by {attempt.place}", file=sys.stderr)
             return None
         if absent and node.wants_all:
@@ -266,7 +287,9 @@ class Slurm:
             raise UserError(f"sbatch refused {nodes[0].name}: {str(error).strip().splitlines()[-1]}") from None
         ids = [job.job_id for job in jobs]
         if not self._dry_run:
-            _note(graph.out, {node.name: job for node, job in zip(nodes, ids, strict=True)})
+            now = time.time()
+            _note(graph.out, {node.name: Job(id, now, folder / LOG.format(job=id))
+                              for node, id in zip(nodes, ids, strict=True)})
         return ids
 
     def _parameters(self, resources: Resources, code: Path) -> dict[str, Any]:
@@ -330,19 +353,32 @@ def was_submitted(out: Path) -> bool:
     return (out / SUBMISSIONS).is_file()
 
 
-def _submitted(out: Path) -> dict[str, str]:
+def _submitted(out: Path) -> dict[str, Job]:
     """Return the latest job of each node that was ever submitted."""
     path = out / SUBMISSIONS
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["node"]: line["job"] for line in lines}
+    return {line["node"]: Job(line["job"], line["at"], Path(line.get("log", "")), line.get("called_off", False))
+            for line in lines}
 
 
-def _note(out: Path, jobs: Mapping[str, str]) -> None:
+def _note(out: Path, jobs: Mapping[str, Job]) -> None:
     with open(out / SUBMISSIONS, "a", encoding="utf-8") as file:
         for node, job in jobs.items():
-            file.write(json.dumps({"node": node, "job": job, "at": time.time()}) + "\n")
+            line = {"node": node, "job": job.id, "at": job.submitted, "log": str(job.log), "called_off": job.called_off}
+            file.write(json.dumps(line) + "\n")
+
+
+def _is_over(attempt: AttemptRecord) -> bool:
+    """Whether nobody works any more; that a job was killed elsewhere Slurm knows at once, its file after minutes."""
+    if not attempt.alive or not attempt.job or attempt.machine == this_machine():
+        return not attempt.alive
+    try:
+        known = _squeue(["--jobs", attempt.job])
+    except UserError:
+        return False
+    return attempt.job not in known or known[attempt.job][0] == "PENDING"
 
 
 def _squeue(arguments: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -353,6 +389,19 @@ def _squeue(arguments: Sequence[str]) -> dict[str, tuple[str, str]]:
         job, state, reason = line.split("|", 2)
         jobs[job] = state, reason if reason != "None" else ""
     return jobs
+
+
+def _ended(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the last state of jobs that ended a while ago, of those that Slurm keeps accounts of."""
+    if not jobs:
+        return {}
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,State"]
+    try:
+        lines = _slurm([*command, "--jobs", ",".join(jobs)]).splitlines()
+    except UserError:  # there are no accounts
+        return {}
+    states = {job: state.partition(" ")[0] for job, _, state in (line.partition("|") for line in lines)}
+    return {job: (state, "") for job, state in states.items() if state in ENDED}
 
 
 def _slurm(command: Sequence[str]) -> str:

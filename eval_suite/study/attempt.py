@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,20 +87,24 @@ class Attempt:
         folder: that nobody else may work in.
         job: the scheduler's id of this job. An attempt of the same job that has not ended was cut off.
         begin: how far the run is.
+        is_over: whether nobody works on an earlier attempt any more, for whoever knows better than its file.
 
     Raises:
         HeldError: by `__enter__`, if somebody else works there.
     """
 
-    def __init__(self, folder: Path, job: str = "", begin: float = 0.0) -> None:
-        self._folder, self._job, self._begin = folder / ATTEMPTS, job, begin
+    def __init__(
+        self, folder: Path, job: str = "", begin: float = 0.0,
+        is_over: Callable[[AttemptRecord], bool] = lambda attempt: not attempt.alive,
+    ) -> None:
+        self._folder, self._job, self._begin, self._is_over = folder / ATTEMPTS, job, begin, is_over
         self._stop = threading.Event()
         self._writing = threading.Lock()
 
     def __enter__(self) -> Attempt:
         self._folder.mkdir(parents=True, exist_ok=True)
         last = last_attempt(self._folder.parent)
-        if last and last.alive and not (self._job and last.job == self._job):
+        if last and not (self._job and last.job == self._job) and not self._is_over(last):
             raise HeldError(f"'{self._folder.parent}' is being worked on by {last.place}")
         self._record = AttemptRecord(
             (last.number if last else 0) + 1, this_machine(), (os.getpid(), _started(os.getpid())), time.time(),

@@ -11,13 +11,13 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, AttemptRecord
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import done_before, finished, mark_finished
 from spark.errors import UserError
@@ -49,6 +49,7 @@ class Result:
 
 def run_node(
     graph: Graph, node: Node, environments: Sequence[Mapping[str, str]], stopping: Stopping, job: str = "",
+    is_over: Callable[[AttemptRecord], bool] = lambda attempt: not attempt.alive,
 ) -> Result:
     """Run a node that is ready, or go on with it.
 
@@ -58,11 +59,12 @@ def run_node(
         environments: variables beside this process's own, for each process to start: one for each rank.
         stopping: may be asked from another thread, or by a signal.
         job: the scheduler's id of this job, if there is one.
+        is_over: as for Attempt.
 
     Raises:
         HeldError: somebody else works on it.
     """
-    with Attempt(node.folder, job, done_before(node)) as attempt:
+    with Attempt(node.folder, job, done_before(node), is_over) as attempt:
         if finished(graph, node):
             return Result(FINISHED)
         with open(node.folder / LOG, "a", encoding="utf-8") as log:

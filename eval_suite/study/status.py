@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, last_attempt
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, AttemptRecord, last_attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import progress, read_finished
 from eval_suite.study.runner import LOG, tail
@@ -21,6 +22,9 @@ STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue",
 ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, WAITING, STOPPED, FAILED, LOST, BLOCKED)
 LOG_LINES = 5
 WIDTH = 160  # of tables that are not shown on a terminal
+ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+})  # of Slurm's states, those from which a job does not come back
 
 
 def console(stderr: bool = False) -> Console:
@@ -31,50 +35,86 @@ def console(stderr: bool = False) -> Console:
 
 @dataclass(frozen=True)
 class State:
-    """What a node is doing, and more about it in words."""
+    """What a node is doing, and more about it in words.
+
+    Attributes:
+        name: of the state.
+        detail: more about it.
+        log: which tells more than the node's own.
+    """
 
     name: str
     detail: str = ""
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
-class Queued:
-    """What a scheduler says of a job that has not ended."""
+class Job:
+    """The latest job of a node, and what the scheduler says of it.
 
-    job: str
-    state: str
+    Attributes:
+        id: the scheduler's.
+        submitted: when, in seconds since 1970.
+        log: of the job itself: what happens before the node's own log begins.
+        called_off: whether it was cancelled by `study cancel`.
+        state, reason: as the scheduler says; "" if it has forgotten the job, which ended a while ago then.
+    """
+
+    id: str
+    submitted: float
+    log: Path
+    called_off: bool = False
+    state: str = ""
     reason: str = ""
 
     @property
     def runs(self) -> bool:
         """Whether it has machines now."""
-        return self.state in ("RUNNING", "COMPLETING")
+        return self.state in ("RUNNING", "COMPLETING", "SUSPENDED")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not come back."""
+        return not self.state or self.state in ENDED
+
+    def began(self, attempt: AttemptRecord | None) -> bool:
+        """Whether an attempt is of this job, or newer."""
+        return attempt is not None and (attempt.job == self.id or attempt.started > self.submitted)
 
     def __str__(self) -> str:
-        return f"job {self.job} {self.state.lower()}" + (f" ({self.reason})" if self.reason else "")
+        return f"job {self.id} {self.state.lower() or 'ended'}" + (f" ({self.reason})" if self.reason else "")
 
 
-def states_of(graph: Graph, queue: Mapping[str, Queued]) -> dict[str, State]:
-    """Return the state of each node, as its folder and the scheduler's queue tell."""
+def states_of(graph: Graph, jobs: Mapping[str, Job]) -> dict[str, State]:
+    """Return the state of each node, as its folder and the scheduler tell."""
     states: dict[str, State] = {}
     for node in graph:
-        states[node.name] = _state(node, queue.get(node.name), states)
+        states[node.name] = _state(node, jobs.get(node.name), states)
     return states
 
 
-def _state(node: Node, queued: Queued | None, above: Mapping[str, State]) -> State:
+def _state(node: Node, job: Job | None, above: Mapping[str, State]) -> State:
     if mark := read_finished(node):
         return State(FINISHED, ", ".join(f"{key} {value}" for key, value in mark.shown.items()))
     attempt = last_attempt(node.folder)
     # A job that the scheduler no longer knows, or has put back into the queue, does not run, whatever its file says.
-    if attempt and attempt.alive and (not attempt.job or (queued and queued.runs)):
+    if attempt and attempt.alive and (not attempt.job or (job and job.runs)):
         return State(RUNNING, attempt.place)
-    if queued:
-        return State(QUEUED, str(queued))
+    if job and not job.ended:
+        return State(QUEUED, str(job))
+    return _at_rest(node, job, attempt, above)
+
+
+def _at_rest(node: Node, job: Job | None, attempt: AttemptRecord | None, above: Mapping[str, State]) -> State:
+    """Return the state of a node that is not finished, and that nothing works on or is about to."""
+    if job and not job.began(attempt):
+        state = _not_begun(node, above)
+        return state if state.name == BLOCKED or job.called_off else State(LOST, f"{job}, and never began", job.log)
+    of_job = f"; {job}" if job and attempt and attempt.job == job.id else ""
     if attempt and attempt.ended is None:
-        return State(LOST, f"attempt {attempt.number} ({attempt.place}) ended without a word")
+        return State(LOST, f"attempt {attempt.number} ({attempt.place}) ended without a word{of_job}")
     if attempt and attempt.outcome in (FAILED, STOPPED):
-        return State(attempt.outcome, attempt.reason)
+        return State(attempt.outcome, f"{attempt.reason}{of_job if attempt.outcome == STOPPED else ''}")
     return _not_begun(node, above)
 
 
@@ -134,7 +174,7 @@ def _last_words(graph: Graph, states: Mapping[str, State]) -> list[Text]:
     words = []
     for name, state in states.items():
         if state.name in (FAILED, LOST):
-            node = graph.nodes[name]
-            lines = "".join(f"\n    {line}" for line in tail(node.folder / LOG, LOG_LINES))
-            words.append(Text(f"{name} {state.name}: {state.detail}\n  {node.folder / LOG}:{lines}", "red"))
+            log = state.log or graph.nodes[name].folder / LOG
+            lines = "".join(f"\n    {line}" for line in tail(log, LOG_LINES))
+            words.append(Text(f"{name} {state.name}: {state.detail}\n  {log}:{lines}", "red"))
     return words

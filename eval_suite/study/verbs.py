@@ -20,16 +20,7 @@ from eval_suite.study.cluster import ClusterConfig, load_cluster
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
 from eval_suite.study.progress import finished
-from eval_suite.study.status import (
-    LOST,
-    QUEUED,
-    RUNNING,
-    Queued,
-    State,
-    console,
-    states_of,
-    status_table,
-)
+from eval_suite.study.status import LOST, QUEUED, RUNNING, Job, State, console, states_of, status_table
 from eval_suite.study_cli import FAILED_ONES
 from spark.errors import UserError, nearest
 
@@ -77,7 +68,7 @@ def _retry(options: argparse.Namespace) -> int:
     if options.cluster is None and was_submitted(graph.out):
         raise UserError(f"{graph.out} was submitted to Slurm: pass its --cluster FILE again, or "
                         "--cluster one_machine to run here")
-    states = states_of(graph, _queue(graph))
+    states = states_of(graph, _jobs(graph))
     chosen = set()
     for name in [word for word in options.words if "=" not in word] or [FAILED_ONES]:
         if name == FAILED_ONES:
@@ -97,14 +88,14 @@ def _retry(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     graph = load_graph(Path(load_study(options.study, options.overrides).out))
     screen = console()
-    states = states_of(graph, _queue(graph))
+    states = states_of(graph, _jobs(graph))
     if not options.watch:
         screen.print(status_table(graph, states))
         return _exit_code(states)
     with Live(status_table(graph, states), console=screen) as live:
         while any(state.name in (RUNNING, QUEUED) for state in states.values()):
             time.sleep(REFRESH_SECONDS)
-            states = states_of(graph, _queue(graph))
+            states = states_of(graph, _jobs(graph))
             live.update(status_table(graph, states))
     return _exit_code(states)
 
@@ -128,7 +119,7 @@ def _start(graph: Graph, names: Collection[str], launcher: Launcher, dry_run: bo
     missing = missing_data(graph)
     if dry_run:
         for path in missing:
-            print(f"missing: '{path}' is not there yet; until it is, names of nodes end in other digits", file=sys.stderr)
+            print(f"missing: '{path}' is not there yet; nodes get other names when it is", file=sys.stderr)
     elif todo and missing:
         raise UserError(f"not there: {', '.join(missing)}; pass data=FOLDER, or put it there")
     if not todo:
@@ -184,10 +175,10 @@ def _installed_gpus() -> int:
     return len(listed.stdout.splitlines())
 
 
-def _queue(graph: Graph) -> Mapping[str, Queued]:
+def _jobs(graph: Graph) -> Mapping[str, Job]:
     """Return what Slurm says; where it cannot be asked, the folders alone must tell."""
     try:
-        return Slurm(ClusterConfig()).queue(graph)
+        return Slurm(ClusterConfig()).jobs(graph)
     except UserError as error:
         print(f"note: {error}", file=sys.stderr)
         return {}

@@ -67,6 +67,15 @@ def test_a_job_that_begins_again_knows_that_it_was_cut_off(tmp_path: Path) -> No
         assert attempt.number == 2
 
 
+def test_a_scheduler_may_know_better_than_a_file(tmp_path: Path) -> None:
+    """A job that was killed elsewhere has touched its file just now."""
+    leave(tmp_path, "elsewhere/pid:[1]", (1, 1), job="12_3")
+    with pytest.raises(HeldError), Attempt(tmp_path, "13", is_over=lambda attempt: attempt.job != "12_3"):
+        pass
+    with Attempt(tmp_path, "13", is_over=lambda attempt: attempt.job == "12_3") as attempt:
+        assert attempt.number == 2
+
+
 def test_children_keep_the_folder(tmp_path: Path) -> None:
     """Their watcher may have been killed."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

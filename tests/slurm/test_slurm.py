@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,7 +245,35 @@ def test_an_edited_study_leaves_the_jobs_of_before_whole(
     study.until_all_ended(30)
 
 
-def _processes_with(argument: str) -> list[str]:
+def test_what_dies_without_a_word_is_noticed(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it begins, for a mistake in the cluster file, or killed; `retry` need not wait until files are stale."""
+    slow = {"settings": {"pause": 0.5, "steps": 1000}}
+    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"slow": slow})
+    good = study.cluster_file.read_text()
+    study.cluster_file.write_text(good.replace("setup:", "setup:\n- echo no such module; exit 3\n"))
+    study.submit()
+    study.until_all_ended()
+    assert study.verb("status") == 1
+    table = " ".join(capsys.readouterr().out.split())
+    assert "failed (NonZeroExitCode), and never began" in table
+    assert "_0_log.out: no such module" in table
+
+    study.cluster_file.write_text(good)
+    study.submit("retry")
+    wait_until(lambda: list(study.out.glob("*/metrics.jsonl")))
+    host = study.host_of("count")
+    for process in _processes_with(str(study.out)):
+        os.kill(process, signal.SIGKILL)
+    study.until_all_ended()
+    assert study.verb("status") == 1
+    assert "ended without a word; job" in " ".join(capsys.readouterr().out.split())
+    study.change(overrides={"slow": slow, "elsewhere": {"resources": {"slurm": {"exclude": host}}}})
+    study.submit("retry")
+    wait_until(lambda: study.host_of("count") != host)
+    assert study.verb("cancel") == 0
+
+
+def _processes_with(argument: str) -> list[int]:
     """Return the processes, of all nodes, whose command line mentions something."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -253,5 +282,5 @@ def _processes_with(argument: str) -> list[str]:
         except OSError:
             continue
         if argument in command and int(process.name) != os.getpid():
-            found.append(command)
+            found.append(int(process.name))
     return found

@@ -1,0 +1,61 @@
+"""What is said of Slurm's jobs, with stand-ins for its programs; tests/slurm has the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from study_folder import StudyFolder
+
+from eval_suite.cli import main
+
+
+@pytest.fixture
+def submitted(study: StudyFolder) -> StudyFolder:
+    """A study of one node, whose job is number 12."""
+    study.change(models=["a"], initialisations={"scratch": {}})
+    graph = study.graph()
+    graph.save()
+    (name,) = graph.nodes
+    line = {"node": name, "job": "12", "at": time.time(), "log": str(study.out / "12_0_log.out"), "called_off": False}
+    (study.out / "submissions.jsonl").write_text(json.dumps(line) + "\n")
+    return study
+
+
+def stand_ins(folder: Path, patch: pytest.MonkeyPatch, programs: Mapping[str, str]) -> None:
+    """Put programs that are shell scripts before all others."""
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize(("programs", "said"), [
+    ({"squeue": "echo '12|PENDING|Priority'"}, "queued │ │ │ │ │ job 12 pending (Priority)"),
+    ({"squeue": "echo '12|TIMEOUT|TimeLimit'"}, "job 12 timeout (TimeLimit), and never began"),
+    ({"squeue": "", "sacct": "echo '12|OUT_OF_MEMORY'"}, "job 12 out_of_memory, and never began"),
+    ({"squeue": "", "sacct": "echo disabled >&2; exit 1"}, "job 12 ended, and never began"),
+])
+def test_jobs_that_never_began(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    programs: Mapping[str, str], said: str,
+) -> None:
+    """Slurm forgets a job minutes after its end; its accounts, if it keeps any, do not."""
+    stand_ins(tmp_path, monkeypatch, programs)
+    assert main(["study", "status", str(submitted.file)]) == int("never" in said)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_was_called_off_waits(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is nothing that went wrong."""
+    stand_ins(tmp_path, monkeypatch, {"squeue": "echo '12|PENDING|Priority'", "scancel": ""})
+    assert main(["study", "cancel", str(submitted.file)]) == 0
+    stand_ins(tmp_path, monkeypatch, {"squeue": "echo '12|CANCELLED|None'"})
+    assert main(["study", "status", str(submitted.file)]) == 0
+    assert "1 waiting" in " ".join(capsys.readouterr().out.split())
