@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -55,15 +55,26 @@ class Local:
         return 0 if all(states[name].name == FINISHED for name in names) else 1
 
     def cancel(self, graph: Graph) -> list[str]:
-        """Ask the processes on this machine that watch over nodes to stop them in an orderly way."""
-        told, watchers = [], set()
+        """Ask the processes on this machine that watch over nodes to stop them in an orderly way.
+
+        Where such a process was killed, those that it watched over are asked themselves.
+
+        Raises:
+            UserError: a process is somebody else's.
+        """
+        told, watchers, orphans = [], set(), []
         for name, node in graph.nodes.items():
             attempt = last_attempt(node.folder)
             if attempt and attempt.alive and attempt.machine == this_machine() and not attempt.job:
                 told.append(name)
-                watchers.add(attempt.process[0])
+                if attempt.watched:
+                    watchers.add(attempt.process[0])
+                else:
+                    orphans += attempt.workers
         for pid in watchers:
-            os.kill(pid, signal.SIGTERM)
+            _ask(os.kill, pid)
+        for pid in orphans:
+            _ask(os.killpg, pid)
         return told
 
     def _check_fits(self, node: Node) -> None:
@@ -156,6 +167,16 @@ class _Run:
             self.states[node.name] = State(FAILED, attempt.reason) if failed and attempt else State(WAITING)
         elif self.stopping.asked.is_set():
             self.states[node.name] = State(STOPPED, "left to the process that works on it")
+
+
+def _ask(kill: Callable[[int, int], None], pid: int) -> None:
+    """Ask a process, or a group of them, to stop; it may have ended just now."""
+    try:
+        kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        raise UserError(f"process {pid} is another user's, who must cancel it") from None
 
 
 def _environments(node: Node, gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:

@@ -69,6 +69,16 @@ class AttemptRecord:
         return time.time() - self.touched < STALE_SECONDS
 
     @property
+    def watched(self) -> bool:
+        """Whether, on this machine, the process that watches over the work lives."""
+        return _process_lives(*self.process)
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes, on this machine, that do the work and live; each leads a group."""
+        return [pid for pid, started in self.children if _process_lives(pid, started)]
+
+    @property
     def seconds(self) -> float:
         """How long it has lasted."""
         return (self.ended or self.touched) - self.started

@@ -103,10 +103,15 @@ def _status(options: argparse.Namespace) -> int:
 def _cancel(options: argparse.Namespace) -> int:
     graph = load_graph(Path(load_study(options.study, options.overrides).out))
     told: list[str] = []
+    failed = False
     for launcher in (Slurm(ClusterConfig()), Local(1, [])):
-        told += launcher.cancel(graph)
+        try:
+            told += launcher.cancel(graph)
+        except UserError as error:  # the other one is still to be told
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
     console().print(f"cancelled: {', '.join(told)}" if told else "nothing to cancel")
-    return 0
+    return int(failed)
 
 
 def _start(graph: Graph, names: Collection[str], launcher: Launcher, dry_run: bool = False) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from study_folder import StudyFolder
 
 from eval_suite.cli import main
+from eval_suite.study.attempt import Attempt
 
 
 @pytest.fixture
@@ -48,6 +51,24 @@ def test_jobs_that_never_began(
     stand_ins(tmp_path, monkeypatch, programs)
     assert main(["study", "status", str(submitted.file)]) == int("never" in said)
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_cancel_where_slurm_does_not_answer(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What runs on this machine is stopped all the same."""
+    stand_ins(tmp_path, monkeypatch, {"squeue": "echo cannot connect >&2; exit 1"})
+    (node,) = submitted.graph()
+    with Attempt(node.folder) as attempt, subprocess.Popen(["sleep", "60"], start_new_session=True) as work:
+        attempt.children([work.pid])
+        path = node.folder / "attempts" / "0001.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "process": [os.getpid(), 1]}))  # a stranger has that number now
+        assert main(["study", "cancel", str(submitted.file)]) == 1
+        assert work.wait(20) == -signal.SIGTERM
+    said = capsys.readouterr()
+    assert "error: squeue failed: cannot connect" in said.err
+    assert f"cancelled: {node.name}" in said.out
 
 
 def test_what_was_called_off_waits(

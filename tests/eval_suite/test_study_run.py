@@ -17,7 +17,7 @@ from study_folder import StudyFolder
 from synthetic import record
 
 from eval_suite.cli import main
-from eval_suite.study.attempt import attempts
+from eval_suite.study.attempt import attempts, last_attempt
 from eval_suite.study.progress import finished
 
 
@@ -188,6 +188,23 @@ def test_cancel_from_elsewhere(study: StudyFolder, capsys: pytest.CaptureFixture
     process.send_signal(signal.SIGTERM)  # asked twice: a step takes too long to wait for its end
     assert process.wait(20) == 75
     run(study, verb="cancel")
+    assert "nothing to cancel" in capsys.readouterr().out
+
+
+def test_cancel_after_the_run_was_killed(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is left to ask but the work itself, which lives on."""
+    study.change(models=["a"], initialisations={"scratch": {}},
+                 overrides={"slow": {"settings": {"pause": 0.2, "steps": 1000}}})
+    process = start(study)
+    until(lambda: list(study.out.glob("*-a-*/metrics.jsonl")))
+    process.kill()
+    process.wait()
+    (folder,) = study.out.glob("*-a-*")
+    assert run(study, verb="cancel") == 0
+    until(lambda: not last_attempt(folder).alive)
+    assert ASKED in (folder / "output.log").read_text()
+    capsys.readouterr()
+    assert run(study, verb="cancel") == 0
     assert "nothing to cancel" in capsys.readouterr().out
 
 
