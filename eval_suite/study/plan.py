@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Group
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -15,6 +16,7 @@ from eval_suite.study.attempt import FINISHED
 from eval_suite.study.cluster import ClusterConfig
 from eval_suite.study.graph import Graph, Node, missing_data
 from eval_suite.study.progress import finished, read_finished
+from eval_suite.study.status import console
 from eval_suite.task import Cost
 
 UNKNOWN = "–"
@@ -42,8 +44,8 @@ def estimate(graph: Graph, cluster: ClusterConfig) -> dict[str, Estimate]:
     """
     measured = {_kind(node): node for node in graph if read_finished(node)}
     found = {}
-    for node in graph:
-        cost = node.cost()
+    for node in track(list(graph), "counting costs", transient=True, console=console(stderr=True)):
+        cost = node.cost()  # builds the network, which may take seconds
         like = node if read_finished(node) else measured.get(_kind(node))
         mark = read_finished(like) if like else None
         if like and mark and (like is node or (like.length and node.length)):
