@@ -227,8 +227,8 @@ class Slurm:
         self, graph: Graph, names: Collection[str], queue: Mapping[str, Job], folder: Path
     ) -> dict[str, str]:
         """Submit, level by level, as arrays of nodes that ask for the same and wait for the same; return the jobs."""
-        code = snapshot_path(graph.out.absolute() / FOLDER) if self._dry_run else (
-            take_snapshot(graph.out.absolute() / FOLDER))
+        copy = snapshot_path if self._dry_run else take_snapshot
+        code = copy(graph.out.absolute() / FOLDER, graph.data())
         jobs = {name: job.id for name, job in queue.items()}
         new: dict[str, str] = {}
         for level in _levels(graph):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import eval_suite
@@ -19,21 +20,27 @@ def source_root() -> Path:
     return Path(eval_suite.__file__).resolve().parent.parent
 
 
-def snapshot_path(folder: Path) -> Path:
+def snapshot_path(folder: Path, data: Iterable[Path] = ()) -> Path:
     """Return where `take_snapshot` puts a copy of the code as it is now."""
     root = source_root()
-    return folder / f"code-{_digest(root, _files(root))}"
+    linked = _inside(root, data)
+    return folder / f"code-{_digest(root, _files(root, linked), linked)}"
 
 
-def take_snapshot(folder: Path) -> Path:
+def take_snapshot(folder: Path, data: Iterable[Path] = ()) -> Path:
     """Copy the code into `folder`, by the hash of its content, unless it is there; return that folder.
 
     Of a checkout, all files are copied that git knows or would add; what it ignores at the top (data, runs) is linked,
     so that relative paths mean the same in the copy. Of an installed package, the packages alone are copied.
+
+    Args:
+        folder: to copy into.
+        data: paths that are no code: if they lie in the checkout, they are linked, whether git ignores them or not.
     """
     root = source_root()
-    files = _files(root)
-    destination = snapshot_path(folder)
+    linked = _inside(root, data)
+    files = _files(root, linked)
+    destination = folder / f"code-{_digest(root, files, linked)}"
     if destination.is_dir():
         return destination
     making = folder / f".{destination.name}.{os.getpid()}"
@@ -42,7 +49,7 @@ def take_snapshot(folder: Path) -> Path:
         shutil.copy2(root / file, making / file)
     (making / VERSION_FILE).write_text(code_version(), encoding="utf-8")
     if _is_checkout(root):
-        _link_others(root, making)
+        _link_others(root, making, linked)
     try:
         making.rename(destination)
     except OSError:  # somebody else was faster
@@ -50,26 +57,38 @@ def take_snapshot(folder: Path) -> Path:
     return destination
 
 
-def _files(root: Path) -> list[str]:
+def _inside(root: Path, paths: Iterable[Path]) -> list[str]:
+    """Return the paths that lie in the checkout, relative to it."""
+    absolute = (Path(os.path.abspath(path)) for path in paths)
+    return sorted({str(path.relative_to(root)) for path in absolute if path != root and path.is_relative_to(root)})
+
+
+def _files(root: Path, but: Sequence[str]) -> list[str]:
     if not _is_checkout(root):
         return sorted(str(path.relative_to(root)) for package in PACKAGES
                       for path in (root / package).rglob("*") if path.is_file() and path.suffix != ".pyc")
     listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                             capture_output=True, text=True, check=True).stdout
-    return sorted(name for name in listed.split("\0") if name and (root / name).is_file())
+    left_out = {*but}, tuple(f"{name}/" for name in but)
+    names = (name for name in listed.split("\0") if name not in left_out[0] and not name.startswith(left_out[1]))
+    return sorted(name for name in names if name and (root / name).is_file())
 
 
-def _digest(root: Path, files: list[str]) -> str:
-    digest = hashlib.sha256()
+def _digest(root: Path, files: Iterable[str], linked: Iterable[str]) -> str:
+    digest = hashlib.sha256("\0".join(linked).encode())
     for file in files:
         digest.update(file.encode() + b"\0" + (root / file).read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
-def _link_others(root: Path, copy: Path) -> None:
+def _link_others(root: Path, copy: Path, linked: Iterable[str]) -> None:
     for entry in root.iterdir():
         if not entry.name.startswith(".") and not (copy / entry.name).exists():
             (copy / entry.name).symlink_to(entry)
+    for name in linked:
+        if not (copy / name).exists() and (root / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).symlink_to(root / name)
 
 
 def _is_checkout(root: Path) -> bool:

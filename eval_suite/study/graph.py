@@ -111,6 +111,12 @@ class Graph:
                 found.add(node.name)
         return found
 
+    def data(self) -> list[Path]:
+        """Return the paths that hold no code: the study's folder, what its nodes read, and what it makes for them."""
+        made = [str(node.work.settings[MAKES]) for node in self if MAKES in node.work.settings]
+        inits = [node.work.init for node in self if node.work.init not in (None, SCRATCH)]
+        return [self.out, *map(Path, {*made, *map(str, inits), *(path for node in self for path in node.data)})]
+
     def save(self, path: Path | None = None) -> Path:
         """Write the graph for `load_graph`, so that jobs and `status` need neither study file nor data.
 

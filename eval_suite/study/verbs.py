@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.live import Live
@@ -57,14 +58,14 @@ def _submit(options: argparse.Namespace) -> int:
     if options.cluster is None:
         raise UserError("submit needs --cluster FILE; to run here, use spark-eval study run")
     cluster = _cluster(options)
-    graph = build_graph(load_study(options.study, options.overrides), cluster)
+    graph = _graph(options, options.overrides, cluster)
     return _start(graph, graph.nodes, _launcher(options, cluster), options.dry_run)
 
 
 def _retry(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
     overrides = [word for word in options.words if "=" in word]
-    graph = build_graph(load_study(options.study, overrides), cluster)
+    graph = _graph(options, overrides, cluster)
     if options.cluster is None and was_submitted(graph.out):
         raise UserError(f"{graph.out} was submitted to Slurm: pass its --cluster FILE again, or "
                         "--cluster one_machine to run here")
@@ -112,6 +113,14 @@ def _cancel(options: argparse.Namespace) -> int:
             failed = True
     console().print(f"cancelled: {', '.join(told)}" if told else "nothing to cancel")
     return int(failed)
+
+
+def _graph(options: argparse.Namespace, overrides: Sequence[str], cluster: ClusterConfig) -> Graph:
+    """Return the graph; jobs of Slurm run in a copy of the code, into which data that is yet to be made must not go."""
+    study = load_study(options.study, overrides)
+    if cluster.scheduler == "slurm" and study.prepare and study.data:
+        study = dataclasses.replace(study, data=os.path.abspath(study.data))
+    return build_graph(study, cluster)
 
 
 def _start(graph: Graph, names: Collection[str], launcher: Launcher, dry_run: bool = False) -> int:

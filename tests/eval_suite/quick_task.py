@@ -30,6 +30,9 @@ def work(arguments: list[str]) -> int:
             return 0
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: (stop.append(number), print(ASKED, flush=True)))
+    if not Path(given.get("root", ".")).is_dir():
+        print(f"error: there are no images in {given['root']}")
+        return 3
     if Path(given.get(TROUBLE, "nowhere")).exists():
         print("counting\nerror: told to fail")
         return 3

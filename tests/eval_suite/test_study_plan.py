@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -152,6 +154,9 @@ def test_study_files_are_sound(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     graph = build_graph(load_study(file.stem), load_cluster("slurm_8gpu"))
     assert str(graph.out) == f"runs/{file.stem}"
     assert any(node.upstream and node.wants_all for node in graph)
+    study = load_study(file.stem)
+    absolute = dataclasses.replace(study, data=os.path.abspath(study.data))
+    assert list(build_graph(absolute, load_cluster("slurm_8gpu")).nodes) == list(graph.nodes)  # as submit has it
 
 
 @pytest.mark.parametrize("name", task_names())

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -271,6 +274,36 @@ def test_what_dies_without_a_word_is_noticed(study: SlurmStudy, capsys: pytest.C
     study.submit("retry")
     wait_until(lambda: study.host_of("count") != host)
     assert study.verb("cancel") == 0
+
+
+def test_a_study_inside_the_checkout(study: SlurmStudy) -> None:
+    """Jobs run in a copy of the code, but what they read, make and write is where it was, ignored by git or not."""
+    checkout = study.folder / "checkout"
+    for name in subprocess.check_output(["git", "-C", ROOT, "ls-files"], text=True).splitlines():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, checkout / name)
+    subprocess.run(["git", "init", "--quiet", checkout], check=True)
+    (checkout / "photos").mkdir()
+    (checkout / "photos" / "1.png").touch()
+    study.change(
+        models=["a"], out="experiments/trial", data="made/here", prepare="cp -r photos {data}",
+        overrides={"made": {"when": {"task": "pretrain"}, "settings": {"root": "{data}"}},
+                   "there": {"when": {"task": "count"}, "settings": {"root": "photos"}}},
+    )
+    (checkout / "made").mkdir()
+    command = "import sys; from eval_suite.cli import main; sys.exit(main())"
+    subprocess.run(
+        [sys.executable, "-c", command, "study", "submit", study.file, "--cluster", study.cluster_file],
+        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True,
+    )
+    study.until_all_ended()
+    out = checkout / "experiments" / "trial"
+    assert len(list(out.glob("*/value.json"))) == 3
+    assert (checkout / "made" / "here" / "1.png").is_file()
+    (code,) = (out / "slurm").glob("code-*")
+    assert (code / "eval_suite").is_dir()
+    assert (code / "photos").is_symlink()
+    assert not any((code / name).exists() and not (code / name).is_symlink() for name in ("experiments", "made"))
 
 
 def _processes_with(argument: str) -> list[int]:
