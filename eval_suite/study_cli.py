@@ -16,13 +16,13 @@ def add_verbs(study: argparse.ArgumentParser) -> None:
         ("submit", "submit what is not finished to Slurm"),
         ("status", "show the state of every node"),
         ("cancel", "stop what runs, and take back what waits"),
-        ("retry", "start failed nodes again, and what they blocked"),
+        ("retry", "start failed and stopped nodes again, and what builds upon them"),
     ):
         verb = verbs.add_parser(name, help=purpose, description=purpose)
         verb.add_argument("study", metavar="STUDY", help="a file, or the name of one in configs/studies")
         if name == "retry":
             verb.add_argument("words", metavar="NODE | key=value", nargs="*",
-                              help=f"nodes by name ({FAILED_ONES}, the default: all that failed), and settings")
+                              help=f"nodes by name ({FAILED_ONES}, the default: all that failed or stopped), and settings")
         else:
             verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos seeds=[0,1]")
         if name in ("plan", "run", "submit", "retry"):

@@ -51,7 +51,7 @@ FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is changed in the study afterwards
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
-PATIENCE_SECONDS = 300  # that a process waits for Slurm to end it, after it was asked to stop
+PATIENCE_SECONDS = 300  # that a job which was asked to stop, but not warned, waits for Slurm to end it
 REQUEUE_SECONDS = 20  # kept of a warning's time to put the job back, for what has not saved by then
 LOG = "{job}_0_log.out"  # submitit's name for the log of a job's first process
 LAST_WORDS_SECONDS = 30  # that one process of several which failed leaves to the first, to note why
@@ -106,7 +106,7 @@ class NodeJob:
         if outcome == FAILED and job.global_rank:
             time.sleep(LAST_WORDS_SECONDS)
         if outcome == STOPPED:
-            _leave(job.job_id, requeue=warned.received and not job.global_rank)
+            _leave(job.job_id, warned, first=not job.global_rank)
         if outcome != FINISHED:
             raise RuntimeError(f"{node.name} {outcome}: {reason}")
 
@@ -145,17 +145,35 @@ def _follow(node: Node, stopping: Stopping) -> tuple[str, str]:
     return (STOPPED if stopped else FINISHED if code == 0 else FAILED), f"exit code {code}"
 
 
-def _leave(job: str, requeue: bool) -> None:
-    """Put the job back into the queue if asked to; then wait for Slurm to end this process.
+def _leave(job: str, warned: _Warned, first: bool) -> None:
+    """Wait for Slurm to end this process; the first of a job puts it back into the queue, if Slurm has warned.
 
     To end by oneself would be to have failed: all processes of a job would be killed, and its record say so, while the
-    first may still be at work, or a preemption under way. After scancel there is nothing to wait for.
+    first may still be at work, or a preemption under way, which some clusters announce by SIGTERM alone. What still
+    runs long after that was not preempted: it is put back, too. After scancel there is nothing to wait for.
     """
-    if requeue:
-        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     patience = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < patience and (requeue or _squeue(["--jobs", job]).get(job, ("",))[0] == "RUNNING"):
+    asked = False
+    while asked or _runs(job):
+        if first and not asked and (warned.received or time.monotonic() > patience):
+            asked = _requeue(job)
         time.sleep(LOOK_SECONDS)
+
+
+def _runs(job: str) -> bool:
+    try:
+        return _squeue(["--jobs", job]).get(job, ("",))[0] == "RUNNING"
+    except UserError:  # the controller may be restarting: who does not know must not leave
+        return True
+
+
+def _requeue(job: str) -> bool:
+    try:
+        _slurm(["scontrol", "requeue", job])
+    except UserError as error:
+        print(f"not put back yet: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 class Slurm:

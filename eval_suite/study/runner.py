@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, AttemptRecord
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, AttemptRecord, attempts
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import done_before, finished, mark_finished
 from spark.errors import UserError
@@ -25,6 +25,7 @@ from spark.signals import EXIT_CODE
 
 LOG = "output.log"
 POLL_SECONDS = 0.1
+GOES = 3  # that a job may have without getting any further
 TAIL_BYTES = 8192
 
 
@@ -71,8 +72,18 @@ def run_node(
             result = _run(node, environments, stopping, attempt, log)
         if result.outcome == FINISHED:
             result = _collect(node)
+        elif result.outcome == STOPPED and job and _gets_nowhere(node):
+            result = Result(FAILED, f"stopped {GOES} times in a row without getting any further; it needs longer goes")
         attempt.end(result.outcome, result.reason)
         return result
+
+
+def _gets_nowhere(node: Node) -> bool:
+    """Whether a job that is put back over and over, now being stopped again, is where it was several goes ago."""
+    *before, now = attempts(node.folder)[-GOES:]
+    stopped = [attempt for attempt in before if attempt.outcome == STOPPED]
+    begins = {attempt.begin for attempt in [*before, now]}
+    return len(stopped) == GOES - 1 and begins == {done_before(node)}
 
 
 def run_rank(node: Node, environment: Mapping[str, str], stopping: Stopping) -> int:

@@ -16,7 +16,7 @@ from rich.live import Live
 from eval_suite.launch import Launcher
 from eval_suite.launch.local import Local
 from eval_suite.launch.slurm import Slurm, was_submitted
-from eval_suite.study.attempt import FAILED
+from eval_suite.study.attempt import FAILED, STOPPED
 from eval_suite.study.cluster import ClusterConfig, load_cluster
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
@@ -73,13 +73,13 @@ def _retry(options: argparse.Namespace) -> int:
     chosen = set()
     for name in [word for word in options.words if "=" not in word] or [FAILED_ONES]:
         if name == FAILED_ONES:
-            chosen |= {node for node, state in states.items() if state.name in (FAILED, LOST)}
+            chosen |= {node for node, state in states.items() if state.name in (FAILED, LOST, STOPPED)}
         elif name in graph.nodes:
             chosen.add(name)
         else:
             raise UserError(f"'{name}' is no node of this study.{nearest(name, [*graph.nodes, FAILED_ONES])}")
     if not chosen:
-        console().print("nothing has failed")
+        console().print("nothing has failed or stopped")
         return 0
     # What builds upon them comes along; a report that is there already must be made again.
     names = {name for name in graph.below(chosen) if name in chosen or states[name].name not in (RUNNING, QUEUED)}

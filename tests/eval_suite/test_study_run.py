@@ -19,6 +19,7 @@ from synthetic import record
 from eval_suite.cli import main
 from eval_suite.study.attempt import attempts, last_attempt
 from eval_suite.study.progress import finished
+from eval_suite.study.runner import Result, Stopping, run_node
 
 
 def run(study: StudyFolder, *arguments: str, verb: str = "run") -> int:
@@ -111,7 +112,7 @@ def test_a_failure_blocks_only_what_builds_upon_it(
     assert {name.rpartition("-")[0] for name in again} == {"pretrain-spark-a-s0", "count-spark-a-s0"}
     assert run(study, verb="status") == 0
     assert run(study, verb="retry") == 0
-    assert "nothing has failed" in capsys.readouterr().out
+    assert "nothing has failed or stopped" in capsys.readouterr().out
 
 
 def test_retry_makes_the_report_anew(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +153,34 @@ def test_an_interrupted_study_saves_and_goes_on(
     assert study.values() == undisturbed
     steps = [json.loads(line)["step"] for line in (stopped[0].folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]  # none was lost, none repeated
+
+
+def test_retry_goes_on_with_what_was_stopped(study: StudyFolder) -> None:
+    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"slow": {"settings": {"pause": 1}}})
+    process = start(study)
+    until(lambda: list(study.out.glob("count*/metrics.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert run(study, verb="retry") == 0
+    assert len(study.values()) == 1
+
+
+def test_a_job_that_gets_nowhere_fails(study: StudyFolder) -> None:
+    """Else a time limit that is too short for the first checkpoint would use up a cluster for ever."""
+    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"slow": {"settings": {"pause": 3}}})
+    graph = study.graph()
+    (node,) = graph
+
+    def go() -> Result:
+        stopping = Stopping()
+        stopping.ask()
+        stopping.ask()
+        return run_node(graph, node, [{}], stopping, job="12")
+
+    assert [go().outcome for _ in range(2)] == ["stopped", "stopped"]
+    (node.folder / "metrics.jsonl").write_text('{"epoch": 1, "step": 1}\n')
+    assert [go().outcome for _ in range(2)] == ["stopped", "stopped"]
+    assert go() == Result("failed", "stopped 3 times in a row without getting any further; it needs longer goes")
 
 
 def test_two_runs_at_once_share_the_work(study: StudyFolder, undisturbed: dict[str, int]) -> None:

@@ -67,6 +67,18 @@ class SlurmStudy(StudyFolder):
             "resources": {"minutes": 30, "cpus_per_process": 1, "gpus_per_process": 0},
         }))
 
+    def slurm_is_away_at_first(self) -> None:
+        """Let each job find that Slurm does not answer when it asks for the first time."""
+        programs = self.folder / "programs"
+        programs.mkdir()
+        for name in ("squeue", "scontrol"):
+            first = 'mkdir "$0.$SLURM_JOB_ID" 2>/dev/null && { echo away >&2; exit 1; }'
+            (programs / name).write_text(f'#!/bin/sh\n{first}\nexec {shutil.which(name)} "$@"\n')
+            (programs / name).chmod(0o755)
+        content = yaml.safe_load(self.cluster_file.read_text())
+        content["setup"].append(f"export PATH={programs}:$PATH")
+        self.cluster_file.write_text(yaml.safe_dump(content))
+
     def verb(self, verb: str, *arguments: str) -> int:
         """Run a verb of `spark-eval study`."""
         return main(["study", verb, str(self.file), *arguments])
@@ -140,6 +152,7 @@ def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
     deaf = {"when": {"model": "deaf"}, "resources": {"minutes": 1}, "settings": {"deaf": True}}
     alone = {"resources": {"slurm": {"exclusive": True}}}
     study.change(overrides={"slow": {"settings": {"pause": 2}}, "timed_out": timed_out, "deaf": deaf, "alone": alone})
+    study.slurm_is_away_at_first()
     study.submit()
     wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 4)
     preempted, crashed = study.host_of("count-scratch-preempted"), study.host_of("count-scratch-crashed")
@@ -154,6 +167,7 @@ def test_disturbed_jobs_resume(study: SlurmStudy) -> None:
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, STEPS + 1)), folder
         assert len(attempts(folder)) > 1, folder
+    assert list((study.folder / "programs").glob("scontrol.*"))
     first = {name: attempts(study.folder_of(f"count-scratch-{name}"))[0] for name in
              ("preempted", "timed_out", "crashed", "deaf")}
     assert first["preempted"].outcome == first["timed_out"].outcome == first["deaf"].outcome == "stopped"
