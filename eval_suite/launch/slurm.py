@@ -99,7 +99,7 @@ class NodeJob:
         if node.resources.processes > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if job.global_rank:
-            outcome, reason = _follow(node, stopping)
+            outcome, reason = _follow(graph, node, stopping)
         else:
             result = run_node(graph, node, [{}], stopping, job.job_id, _is_over)
             outcome, reason = result.outcome, result.reason
@@ -136,9 +136,9 @@ class _Warned:
         stopping.asked.set()
 
 
-def _follow(node: Node, stopping: Stopping) -> tuple[str, str]:
+def _follow(graph: Graph, node: Node, stopping: Stopping) -> tuple[str, str]:
     """Be one of the other processes of a node."""
-    if read_finished(node):
+    if finished(graph, node):  # as the first one asks, or it would wait for us
         return FINISHED, ""
     code = run_rank(node, {}, stopping)
     stopped = code == EXIT_CODE or (code and stopping.asked.is_set())

@@ -227,6 +227,20 @@ def test_two_tasks_on_two_nodes_train_together(study: SlurmStudy) -> None:
     assert (folder / "finished.json").is_file()
 
 
+def test_all_processes_begin_again_if_the_result_is_gone(study: SlurmStudy) -> None:
+    study.content["tasks"]["count"]["task"] += "Distributed"
+    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"two": {"resources": {"nodes": 2}}})
+    study.submit()
+    study.until_all_ended()
+    folder = study.folder_of("count")
+    for name in ("value.json", "rank1.json"):
+        (folder / name).unlink()
+    study.submit()
+    study.until_all_ended()
+    assert (folder / "value.json").is_file()
+    assert (folder / "rank1.json").is_file()
+
+
 def test_cancel_leaves_nothing_running(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
     study.change(overrides={"slow": {"settings": {"pause": 1, "steps": 1000}}})
     study.submit()
