@@ -27,7 +27,7 @@ from eval_suite.study.config import (
     filled,
     matches,
 )
-from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identity
+from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identity, data_paths
 from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work, find_task
 from spark.errors import UserError
@@ -114,8 +114,9 @@ class Graph:
     def data(self) -> list[Path]:
         """Return the paths that hold no code: the study's folder, what its nodes read, and what it makes for them."""
         made = [str(node.work.settings[MAKES]) for node in self if MAKES in node.work.settings]
-        inits = [node.work.init for node in self if node.work.init not in (None, SCRATCH)]
-        return [self.out, *map(Path, {*made, *map(str, inits), *(path for node in self for path in node.data)})]
+        inits = [str(node.work.init) for node in self if node.work.init not in (None, SCRATCH)]
+        read = {Path(path) for node in self for path in node.data}
+        return [self.out, *map(Path, [*made, *inits]), *(path for name in read for path in data_paths(name))]
 
     def save(self, path: Path | None = None) -> Path:
         """Write the graph for `load_graph`, so that jobs and `status` need neither study file nor data.
@@ -302,7 +303,7 @@ def missing_data(graph: Graph) -> list[str]:
     checkpoints = [str(node.work.init) for node in graph
                    if node.work.init not in (None, SCRATCH) and not _is_ours(node, graph)
                    and checkpoint_identity(str(node.work.init)) == ABSENT]
-    return list(dict.fromkeys([path for path in paths if not Path(path).exists()] + checkpoints))
+    return list(dict.fromkeys([path for path in paths if not data_paths(Path(path))] + checkpoints))
 
 
 def _is_ours(node: Node, graph: Graph) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spark.errors import UserError
 from spark.files import sha256
+from spark.images.shards import expand_braces
 
 ABSENT = "absent"
 
@@ -15,8 +17,9 @@ ABSENT = "absent"
 class DataIdentities:
     """The content of data as far as names tell; each path is looked at once.
 
-    A folder is known by the names of the files in it, a file by its content. (To read a million images only to say
-    what a run would do is out of the question; results record the identity of their data, too.)
+    A folder is known by the names of the files in it, a file by its content, shards ('train-{000..127}.tar') by their
+    names and sizes. (To read a million images only to say what a run would do is out of the question; results record
+    the identity of their data, too.)
     """
 
     def __init__(self) -> None:
@@ -34,11 +37,24 @@ class DataIdentities:
         if path not in self._known:
             if path.is_dir():
                 names = sorted(_files(path))
-                digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-                self._known[path] = digest, len(names)
+                self._known[path] = _digest(names), len(names)
+            elif path.is_file():
+                self._known[path] = sha256(path)[:12], None
             else:
-                self._known[path] = (sha256(path)[:12] if path.is_file() else ABSENT), None
+                shards = data_paths(path)
+                names = [f"{shard.name}:{shard.stat().st_size}" for shard in shards]
+                self._known[path] = _digest(names) if shards else ABSENT, None
         return self._known[path]
+
+
+def data_paths(path: Path) -> list[Path]:
+    """Return the path, or the shards that it names with braces; [] if that, or one of those, is not there."""
+    if path.exists():
+        return [path]
+    try:
+        return expand_braces(str(path)) if path.suffix == ".tar" else []
+    except UserError:
+        return []
 
 
 def checkpoint_identity(checkpoint: str) -> str:
@@ -50,6 +66,10 @@ def checkpoint_identity(checkpoint: str) -> str:
     if path.is_file():
         return sha256(path)[:12]
     return checkpoint if ":" in checkpoint else ABSENT  # such as timm:resnet50.a1_in1k
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 def _files(folder: Path) -> Iterator[str]:

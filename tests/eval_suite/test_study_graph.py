@@ -72,6 +72,22 @@ def test_data_count_by_content_and_not_by_place(study: StudyFolder) -> None:
     assert put("one", "x", "y") == put("two", "x", "y") != put("three", "x")
 
 
+def test_shards_are_named_by_a_pattern(study: StudyFolder) -> None:
+    """Known by names and sizes; how many images they hold only the study can say."""
+    for number in range(3):
+        (study.folder / f"train-{number:03d}.tar").write_bytes(b"x" * number)
+    pattern = str(study.folder / "train-{000..002}.tar")
+    study.change(overrides={"data": {"settings": {"root": pattern}}})
+    graph = study.graph()
+    assert missing_data(graph) == []
+    assert {study.folder / f"train-{number:03d}.tar" for number in range(3)} < set(graph.data())
+    before = names(study)
+    (study.folder / "train-002.tar").write_bytes(b"longer")
+    assert not before & names(study)
+    (study.folder / "train-001.tar").unlink()
+    assert missing_data(study.graph()) == [pattern]
+
+
 def test_an_override_concerns_what_it_names(study: StudyFolder) -> None:
     study.change(overrides={"long": {"when": {"model": "b", "task": "count"}, "settings": {"steps": 9}}})
     lengths = {node.name.rpartition("-")[0]: node.length for node in study.graph()}
