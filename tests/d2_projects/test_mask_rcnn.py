@@ -46,11 +46,3 @@ def test_r50_recipe_is_the_published_setting() -> None:
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decays[id(names["backbone.bottom_up.stem.conv1.weight"])] == 1e-4
     assert decays[id(names["backbone.bottom_up.stem.conv1.norm.weight"])] == 0
-
-
-@pytest.mark.parametrize(("iteration", "factor"), [
-    (0, 0.01), (500, 0.505), (1000, 1), (59_990, 1), (60_010, 0.25), (79_990, 0.25), (80_010, 0.0625),
-])
-def test_r50_schedule(iteration: int, factor: float) -> None:
-    schedule = instantiate(recipe("mask_rcnn_r50_fpn").lr_multiplier)
-    assert schedule(iteration / 90_000) == pytest.approx(factor, rel=1e-3)
