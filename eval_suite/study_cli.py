@@ -22,7 +22,7 @@ def add_verbs(study: argparse.ArgumentParser) -> None:
         verb.add_argument("study", metavar="STUDY", help="a file, or the name of one in configs/studies")
         if name == "retry":
             verb.add_argument("words", metavar="NODE | key=value", nargs="*",
-                              help=f"nodes by name ({FAILED_ONES}, the default: all that failed or stopped), and settings")
+                              help=f"nodes by name ({FAILED_ONES}, default: all that failed or stopped), and settings")
         else:
             verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos seeds=[0,1]")
         if name in ("plan", "run", "submit", "retry"):
