@@ -49,8 +49,9 @@ class DetectConfig:
         cfg, changes = scaled(self.cfg, count, self.by_hand)
         lines = [f"scaled   {change}" for change in changes]
         if kept := set_by_hand(self.cfg, count, self.by_hand):
-            lines.append(f"note     the recipe is meant for {self.cfg.train.reference_world_size} GPUs and is not scaled "
-                         f"to {count}, because {', '.join(kept)} was set by hand")
+            meant = self.cfg.train.reference_world_size
+            lines.append(f"note     the recipe is meant for {meant} GPUs, and not scaled to {count}, because "
+                         f"{', '.join(kept)} was set by hand")
         return dataclasses.replace(self, cfg=cfg), lines
 
     @property

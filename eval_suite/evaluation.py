@@ -56,7 +56,7 @@ def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
     settings = {**config.protocol(), "model_name": model, "seed": config.seed}
     if is_reference(model):
         settings["source"] = source_of(model).rpartition("(")[2]  # its content, wherever it lies
-    return Prepared(model, settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
+    return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
 
 
 def measured(config: EvaluationConfig, ranks: Ranks, *, wall_seconds: float, **content: Any) -> ResultRecord:

@@ -80,7 +80,8 @@ def summary_grid(rows: pd.DataFrame, records: Mapping[Path, ResultRecord], where
     """Return the rows of one task, protocol and origin; each links its runs."""
     beside = [published_beside(row) for _, row in rows.iterrows()]
     with_published = any(beside)
-    columns = ["model", "initialisation", MEAN, gain_title(rows), "n", "metric", *([PUBLISHED] if with_published else []), "runs"]
+    columns = ["model", "initialisation", MEAN, gain_title(rows), "n", "metric",
+               *([PUBLISHED] if with_published else []), "runs"]
     cells = []
     for (_, row), numbers in zip(rows.iterrows(), beside, strict=True):
         links = [(f"seed {records[folder].seed}", f"#{where.anchor(folder)}") for folder in row["folders"]]

@@ -27,6 +27,8 @@ from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import load_record
 from spark.errors import UserError, nearest
 
+FORWARD_AND_BACKWARD = 3  # FLOPs of a training step over those of its forward pass, as they are usually reckoned
+
 
 @dataclass(frozen=True)
 class Work:
@@ -60,14 +62,12 @@ class Prepared:
     """A recipe that has been read, and found sound.
 
     Attributes:
-        model: its name, for tables.
         settings: all that decides about the result, but for the data's content and the initial weights; JSON-like.
         data: folders and files that the run reads; the first holds the training images.
         length: of the run, in `unit`s.
         unit: the key of `metrics.jsonl` that counts up to `length`.
     """
 
-    model: str
     settings: Mapping[str, Any]
     data: tuple[Path, ...]
     length: float

@@ -12,6 +12,7 @@ from spark.files import sha256
 from spark.images.shards import expand_braces
 
 ABSENT = "absent"
+MANY = (".tar", ".arrow")  # files of many images
 
 
 class DataIdentities:
@@ -30,14 +31,15 @@ class DataIdentities:
         return self._look(path)[0]
 
     def images(self, path: Path) -> int | None:
-        """Return the number of files of a folder; None if it is none, or not there."""
+        """Return the number of files of a folder; None if it is none, not there, or of files that hold many."""
         return self._look(path)[1]
 
     def _look(self, path: Path) -> tuple[str, int | None]:
         if path not in self._known:
             if path.is_dir():
                 names = sorted(_files(path))
-                self._known[path] = _digest(names), len(names)
+                holds_many = any(name.endswith(MANY) for name in names)
+                self._known[path] = _digest(names), None if holds_many else len(names)
             elif path.is_file():
                 self._known[path] = sha256(path)[:12], None
             else:

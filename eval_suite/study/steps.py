@@ -19,7 +19,7 @@ class MakeData(Task):
     def prepare(self, work: Work) -> Prepared:
         """Return the command as all that decides; where it writes does not."""
         made = str(work.settings[MAKES])
-        return Prepared("", {"command": work.recipe.replace(made, "{data}")}, (), 0)
+        return Prepared({"command": work.recipe.replace(made, "{data}")}, (), 0)
 
     def command(self, work: Work) -> list[str]:
         """Return the command's words."""
@@ -38,7 +38,7 @@ class Report(Task):
 
     def prepare(self, work: Work) -> Prepared:
         """Depend on nothing but what is reported on."""
-        return Prepared("", {}, (), 0)
+        return Prepared({}, (), 0)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval report`."""

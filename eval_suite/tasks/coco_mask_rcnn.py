@@ -52,8 +52,9 @@ class CocoMaskRcnn(Task):
 
             config, _ = load(work.recipe, work.overrides()).for_gpus(work.gpus)
             settings = {"protocol": config.protocol_text(), "seed": config.cfg.train.seed}
-            model, iterations = backbone_of(config.cfg).name, config.cfg.train.max_iter
-        return Prepared(model, settings, _paths(config.cfg.data), iterations, unit="step")
+            backbone_of(config.cfg)  # refuses a recipe that no weights can be brought into
+            iterations = config.cfg.train.max_iter
+        return Prepared(settings, _paths(config.cfg.data), iterations, unit="step")
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval detect RECIPE key=value …`."""

@@ -20,7 +20,7 @@ from eval_suite.finetuning import Finetuning
 from eval_suite.initialise import build_classifier, start_of
 from eval_suite.labelled import LabelledSource, identity_of, limited, open_splits
 from eval_suite.schema import Initialisation, Metric, ResultRecord
-from eval_suite.task import Cost, Prepared, Task, Work
+from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
 from spark.config import load_recipe
 from spark.distributed import Ranks
@@ -31,7 +31,6 @@ from spark.signals import StopRequest
 TASK, FEW_SHOT = "imagenet_finetune", "few_shot"
 VERSIONS = {TASK: 2, FEW_SHOT: 1}
 SUBSET = "labelled_images.txt"  # of a run whose labels are limited: which they are
-FORWARD_AND_BACKWARD = 3  # of the FLOPs of a forward pass
 BYTES_PER_PARAMETER = 4 * 4  # of a checkpoint: weights, their average and two moments in float32
 
 

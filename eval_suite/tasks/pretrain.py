@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from eval_suite.task import Cost, Prepared, Task, Work, without
+from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work, without
 from spark.config import load_recipe
 from spark.formats.encoder import INFO, WEIGHTS
 from spark.model_card import ModelCard, describe
@@ -17,7 +17,6 @@ from spark.pretrain import FREE_TO_CHANGE_HERE
 from spark.pretrain_config import PretrainConfig
 from spark.run_folder import FREE_TO_CHANGE
 
-FORWARD_AND_BACKWARD = 3  # of the FLOPs of a forward pass
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32
 
@@ -34,7 +33,7 @@ class Pretrain(Task):
         settings = without(dataclasses.asdict(config), FREE_TO_CHANGE.union(FREE_TO_CHANGE_HERE))
         if is_reference(config.model.name):
             settings["source"] = source_of(config.model.name).rpartition("(")[2]  # its content, wherever it lies
-        return Prepared(config.model.name, settings, (Path(config.data.root),), config.train.epochs)
+        return Prepared(settings, (Path(config.data.root),), config.train.epochs)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark pretrain RECIPE key=value …`."""

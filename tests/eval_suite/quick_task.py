@@ -77,7 +77,7 @@ class Quick(Task):
         settings = {**yaml.safe_load(Path(work.recipe).read_text()), **work.settings, "seed": work.seed}
         root = [Path(settings.pop("root"))] if "root" in settings else []
         deciding = {key: value for key, value in settings.items() if key not in FREE}
-        return Prepared(str(settings.get("model", "m")), deciding, tuple(root), int(settings["steps"]))
+        return Prepared(deciding, tuple(root), int(settings["steps"]))
 
     def command(self, work: Work) -> list[str]:
         """Return this file as a program, with all settings."""

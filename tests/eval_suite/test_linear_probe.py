@@ -187,7 +187,7 @@ def test_studies_know_these_tasks(name: str, settings: list[str], tmp_path: Path
     values = dict(setting.split("=", 1) for setting in settings if not setting.startswith("out"))
     work = Work(write(tmp_path), tmp_path / "run", {**values, "data.input_size": 32, "data.workers": 0}, seed=3)
     prepared = task.prepare(work)
-    assert prepared.model == MODEL
+    assert prepared.settings["model_name"] == MODEL
     assert prepared.settings["seed"] == 3
     assert task.command(work)[:2] == ["spark-eval", "probe" if name == "linear_probe" else "knn"]
     cost = task.cost(work, 100)

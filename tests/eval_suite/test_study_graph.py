@@ -167,3 +167,15 @@ def test_mistakes_in_cluster_files(tmp_path: Path, text: str, message: str) -> N
     with pytest.raises(UserError) as error:
         load_cluster(str(tmp_path / "cluster.yaml"))
     assert message in str(error.value)
+
+
+def test_images_are_counted_where_files_are_images(study: StudyFolder) -> None:
+    for folder, ending in (("shards", "tar"), ("photos", "jpg")):
+        (study.folder / folder).mkdir()
+        for number in range(3):
+            (study.folder / folder / f"{number}.{ending}").touch()
+    found = []
+    for folder in ("shards", "photos"):
+        study.change(images=100, overrides={"data": {"settings": {"root": str(study.folder / folder)}}})
+        found.append({node.images for node in study.graph()})
+    assert found == [{100}, {3}]
