@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from eval_suite.run_files import below
 from eval_suite.schema import ResultRecord
 from eval_suite.study.graph import Node
 from eval_suite.study.progress import Finished
@@ -68,8 +69,7 @@ def efforts(records: Mapping[Path, ResultRecord], folders: Sequence[Path]) -> di
 
 def pretrainings(folders: Sequence[Path]) -> list[Path]:
     """Return the folders of pre-trainings: those that export an encoder."""
-    return sorted({path.parent for folder in folders for path in folder.rglob(INFO)
-                   if (path.parent / WEIGHTS).is_file()})
+    return [path.parent for path in below(folders, INFO) if (path.parent / WEIGHTS).is_file()]
 
 
 def effort_by_checkpoint(found: Mapping[Path, Effort]) -> dict[str, Effort]:

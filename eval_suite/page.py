@@ -17,6 +17,7 @@ from eval_suite.figures import Curve, draw_curves
 from eval_suite.grids import Addresses, Grid
 from eval_suite.nested import ABSENT, differing
 from eval_suite.pictures import Picture, by_number, from_file, from_svg
+from eval_suite.run_files import below
 from eval_suite.scaling import scaling_plots
 from eval_suite.schema import ResultRecord
 from eval_suite.study_view import unfinished
@@ -53,7 +54,7 @@ def render_page(collected: Collected, table: pd.DataFrame, folders: Sequence[Pat
     environment = Environment(loader=PackageLoader("eval_suite"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
-        caution=caution_of(table), unreadable=collected.unreadable, code_version=code_version(),
+        caution=caution_of(table), left_out=collected.left_out, code_version=code_version(),
         sections=list(_sections(table, records, where)), interval_note=interval_note(table),
         scaling=[(from_svg(plot.drawing, plot.title), plot.note)
                  for plot in scaling_plots(table, records, effort_by_checkpoint(found))],
@@ -89,7 +90,7 @@ def _protocol_note(own: ResultRecord, all_of_task: Sequence[ResultRecord]) -> st
 def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
     """Yield a figure for each task and protocol, one for pre-trainings and one for what is not finished."""
     groups: dict[str, list[Curve]] = defaultdict(list)
-    for path in _files(METRICS, folders):
+    for path in below(folders, METRICS):
         folder = path.parent
         record = records.get(folder)
         if record:
@@ -116,7 +117,7 @@ def _is_pretraining(folder: Path) -> bool:
 
 def _reconstructions(folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
     """Yield the last picture of each pre-training; the folder of all is a link away."""
-    for folder in (path for path in _files(RECONSTRUCTIONS, folders) if path.is_dir()):
+    for folder in (path for path in below(folders, RECONSTRUCTIONS) if path.is_dir()):
         images = sorted(folder.glob("[!.]*.png"), key=by_number)
         caption = f"{where.name(folder.parent)}, {images[-1].stem.replace('_', ' ')}" if images else ""
         if images and (picture := from_file(images[-1], caption, where.of(folder))):
@@ -125,7 +126,7 @@ def _reconstructions(folders: Sequence[Path], where: Addresses) -> Iterator[Pict
 
 def _detections(folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
     """Yield the sheet of each detector; the whole gallery is a link away."""
-    for path in _files(DETECTIONS, folders):
+    for path in below(folders, DETECTIONS):
         gallery = path.with_name(GALLERY)
         link = gallery if gallery.is_file() else path
         if picture := from_file(path, where.name(path.parent), where.of(link)):
@@ -133,13 +134,9 @@ def _detections(folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
 
 
 def _all_of(name: str, folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
-    for path in _files(name, folders):
+    for path in below(folders, name):
         if picture := from_file(path, where.name(path.parent), where.of(path)):
             yield picture
-
-
-def _files(name: str, folders: Sequence[Path]) -> list[Path]:
-    return sorted({path for folder in folders for path in folder.rglob(name)})
 
 
 def _totals(found: Mapping[Path, Effort]) -> str:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval_suite.schema import FILE_NAME as RESULT
 from eval_suite.schema import ResultRecord
+from eval_suite.study_view import superseded
 from spark.metrics import FILE_NAME as METRICS
 from spark.run_folder import CHECKPOINTS, CONFIG
 
 LINKED = {"log": METRICS, "text log": "log.txt", "config": CONFIG, "record": RESULT, "checkpoints": CHECKPOINTS}
+
+
+def below(folders: Sequence[Path], name: str) -> list[Path]:
+    """Return all files of a name below some folders, but for those of runs that their study has left behind."""
+    left = set(superseded(folders))
+    found = {path for folder in folders for path in folder.rglob(name)}
+    return sorted(path for path in found if not left.intersection(path.parents))
 
 
 def files_of(folder: Path) -> dict[str, Path]:

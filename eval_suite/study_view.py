@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval_suite.study.attempt import ATTEMPTS
 from eval_suite.study.graph import GRAPH, REPORT, Node, load_graph
 from eval_suite.study.progress import Finished, read_finished
 
@@ -25,6 +26,13 @@ def finished_nodes(folders: Sequence[Path]) -> dict[Path, tuple[Node, Finished]]
     """Return the nodes that are finished by their folders, and when and how they ended."""
     marks = ((node, read_finished(node)) for node in study_nodes(folders))
     return {node.folder: (node, mark) for node, mark in marks if mark is not None}
+
+
+def superseded(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders of nodes that their studies, since a setting was changed, have no more."""
+    graphs = sorted({file for folder in folders for file in folder.rglob(GRAPH)})
+    return [folder for file in graphs for folder in sorted(file.parent.iterdir())
+            if (folder / ATTEMPTS).is_dir() and folder.name not in load_graph(file.parent).nodes]
 
 
 def unfinished(folders: Sequence[Path]) -> list[dict[str, Any]]:

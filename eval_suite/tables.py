@@ -16,7 +16,9 @@ import pandas as pd
 
 from eval_suite.gains import Gain, gain_over
 from eval_suite.published import measured_as_published
+from eval_suite.run_files import below
 from eval_suite.schema import FILE_NAME, ResultRecord, load_record
+from eval_suite.study_view import superseded
 from spark.errors import UserError
 
 SCRATCH, SUPERVISED = "scratch", "supervised"
@@ -33,11 +35,11 @@ class Collected:
 
     Attributes:
         records: by the folder of their run, in the order of their paths.
-        unreadable: why others could not be read.
+        left_out: why others are not among them.
     """
 
     records: Mapping[Path, ResultRecord]
-    unreadable: Sequence[str]
+    left_out: Sequence[str]
 
 
 def collect(folders: Sequence[Path]) -> Collected:
@@ -49,17 +51,21 @@ def collect(folders: Sequence[Path]) -> Collected:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"folder '{folder}' does not exist; pass the folder that holds your runs")
-    records, unreadable = {}, []
-    for path in sorted({path for folder in folders for path in folder.rglob(FILE_NAME)}):
+    records, left_out = {}, []
+    for path in below(folders, FILE_NAME):
         try:
             records[path.parent] = load_record(path)
         except UserError as error:
-            unreadable.append(str(error))
+            left_out.append(str(error))
     if not records:
         where = ", ".join(f"'{folder}'" for folder in folders)
-        reason = f"; unreadable: {'; '.join(unreadable)}" if unreadable else "; run spark-eval finetune first"
+        reason = f"; unreadable: {'; '.join(left_out)}" if left_out else "; run spark-eval finetune first"
         raise UserError(f"no {FILE_NAME} under {where}{reason}")
-    return Collected(records, unreadable)
+    old = [folder for folder in superseded(folders) if (folder / FILE_NAME).is_file()]
+    if old:
+        left_out.append(f"runs of earlier settings of a study, {len(old)} in all, such as '{old[0]}' "
+                        "(to see one, report on its folder)")
+    return Collected(records, left_out)
 
 
 def flatten(records: Mapping[Path, ResultRecord]) -> pd.DataFrame:

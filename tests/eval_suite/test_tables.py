@@ -12,9 +12,12 @@ import pytest
 from synthetic import SCRATCH, SPARK, record
 
 from eval_suite.schema import Initialisation, Metric, ResultRecord
+from eval_suite.study.cluster import Resources
+from eval_suite.study.graph import Graph, Node
 from eval_suite.table_text import readable, to_csv, to_latex, to_markdown
 from eval_suite.tables import collect, flatten
 from eval_suite.tables import summarise as summarise_flat
+from eval_suite.task import Work
 from spark.errors import UserError
 
 SUPERVISED = Initialisation("supervised", "timm:resnet18.a1_in1k")
@@ -122,7 +125,21 @@ def test_collect_keeps_what_is_sound_and_says_what_is_not(tmp_path: Path) -> Non
     (tmp_path / "edited/result.json").write_text(json.dumps(content))
     collected = collect([tmp_path, tmp_path / "a"])  # what is named twice is read once
     assert list(collected.records) == [tmp_path / "a"]
-    assert len(collected.unreadable) == 2
+    assert len(collected.left_out) == 2
+
+
+def test_runs_that_a_study_has_left_behind_are_counted_and_left_out(tmp_path: Path) -> None:
+    node = Node("new", "new", "imagenet_finetune", Work("recipe.yaml", tmp_path / "new"), {}, resources=Resources())
+    Graph(tmp_path, {"new": node}).save()
+    for name, value in (("new", 50), ("old", 60), ("by hand", 70)):
+        record(value).save(tmp_path / name)
+    for name in ("new", "old", "slurm"):
+        (tmp_path / name / "attempts").mkdir(parents=True)
+    collected = collect([tmp_path])
+    assert {folder.name for folder in collected.records} == {"new", "by hand"}
+    (note,) = collected.left_out
+    assert note.startswith("runs of earlier settings of a study, 1 in all")
+    assert list(collect([tmp_path / "old"]).records) == [tmp_path / "old"]
 
 
 def test_nothing_to_collect(tmp_path: Path) -> None:
