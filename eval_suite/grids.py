@@ -18,6 +18,7 @@ from eval_suite.run_files import checkpoint_file, files_of
 from eval_suite.schema import ResultRecord
 from eval_suite.table_text import MEAN, MISSING, PUBLISHED, gain_text, gain_title, mean_text
 from eval_suite.tables import SCRATCH
+from spark.own_network import shown_name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def summary_grid(rows: pd.DataFrame, records: Mapping[Path, ResultRecord], where
         links = [(f"seed {records[folder].seed}", f"#{where.anchor(folder)}") for folder in row["folders"]]
         published_cell = Cell(as_text(numbers), float(numbers[0].value) if numbers else None, kind="published")
         cells.append([
-            Cell(row["model"]), Cell(row["init"], kind="" if row["n"] else "missing"),
+            Cell(shown_name(row["model"])), Cell(row["init"], kind="" if row["n"] else "missing"),
             Cell(mean_text(row), _number(row["mean"]), kind="value"),
             Cell(gain_text(row), _number(row["gain"]), kind="gain"),
             Cell(str(row["n"]), row["n"]), Cell(f"{row['metric']} [{row['unit']}]"),
@@ -104,7 +105,7 @@ def runs_grid(records: Mapping[Path, ResultRecord], where: Addresses) -> Grid:
         Cell(links=[(where.name(folder), where.of(folder))], key=where.name(folder)),
         Cell(_metric(record, record.main_metric), record.metrics[record.main_metric].value, more=_others(record),
              kind="value"),
-        Cell(record.model), Cell(record.init.kind), Cell(str(record.seed), record.seed),
+        Cell(shown_name(record.model)), Cell(record.init.kind), Cell(str(record.seed), record.seed),
         Cell(links=[(name, where.of(path)) for name, path in files_of(folder).items()], kind="files"),
         _checkpoint(folder, record, where), Cell(record.code_version), Cell(record.task),
         Cell(f"{record.epochs:g}", record.epochs),

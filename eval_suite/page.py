@@ -26,6 +26,7 @@ from eval_suite.tables import Collected, caution_of
 from spark.curve import FILE_NAME as CURVE
 from spark.metrics import FILE_NAME as METRICS
 from spark.metrics import read_metrics
+from spark.own_network import shown_name
 from spark.provenance import code_version
 from spark.run_folder import CONFIG
 
@@ -94,7 +95,7 @@ def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where
         folder = path.parent
         record = records.get(folder)
         if record:
-            title, group = f"{record.task}, protocol {record.protocol_id}", f"{record.model}, {record.init.kind}"
+            title, group = f"{record.task}, protocol {record.protocol_id}", f"{shown_name(record.model)}, {record.init.kind}"
         else:
             title = "pre-training" if _is_pretraining(folder) else "unfinished"
             group = _named_by_config(folder) or where.name(folder)
@@ -108,7 +109,7 @@ def _named_by_config(folder: Path) -> str:
     """Return "resnet50, 300 epochs", which repetitions share; "" if the configuration does not tell."""
     config = OmegaConf.load(folder / CONFIG) if (folder / CONFIG).is_file() else OmegaConf.create()
     model, epochs = OmegaConf.select(config, "model.name"), OmegaConf.select(config, "train.epochs")
-    return f"{model}, {epochs} epochs" if model and epochs else ""
+    return f"{shown_name(model)}, {epochs} epochs" if model and epochs else ""
 
 
 def _is_pretraining(folder: Path) -> bool:

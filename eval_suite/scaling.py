@@ -13,6 +13,7 @@ from eval_suite.backbone_cost import USUAL_SIZE, backbone_cost
 from eval_suite.effort import Effort
 from eval_suite.figures import draw_scaling
 from eval_suite.schema import ResultRecord
+from spark.own_network import shown_name
 
 AXES = {
     "parameters": "parameters (millions)",
@@ -45,7 +46,7 @@ def scaling_plots(
         hours = rows.apply(lambda row: _pretraining_hours(row, records, effort_of), axis=1)
         if rows["model"].nunique() < 2 and hours.nunique() < 2:
             continue
-        points = rows.assign(hours=hours, **_sizes(rows, records))
+        points = rows.assign(hours=hours, model=rows["model"].map(shown_name), **_sizes(rows, records))
         axes = {cost: title for cost, title in AXES.items() if (points[cost] > 0).any()}
         if axes:
             task, _, origin, metric, unit = key

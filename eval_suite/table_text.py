@@ -7,6 +7,7 @@ import pandas as pd
 from eval_suite.gains import CONFIDENCE
 from eval_suite.published import as_text, published_beside
 from eval_suite.tables import BASELINES, SCRATCH, caution_of
+from spark.own_network import shown_name
 
 MISSING = "–"
 MEAN, PUBLISHED = "mean ± std", "published"
@@ -18,7 +19,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """Return a summary as text for people, with what is missing marked; published numbers are a column of their own."""
     published = table.apply(lambda row: as_text(published_beside(row)), axis=1)
     text = pd.DataFrame({
-        "task": table["task"], "model": table["model"], "init": table["init"],
+        "task": table["task"], "model": table["model"].map(shown_name), "init": table["init"],
         "metric": table["metric"] + " [" + table["unit"] + "]",
         MEAN: table.apply(mean_text, axis=1), "n": table["n"], gain_title(table): table.apply(gain_text, axis=1),
         PUBLISHED: published, "protocol": table["protocol"], "origin": table["origin"],

@@ -32,6 +32,7 @@ from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work, find_task
 from spark.errors import UserError
 from spark.files import write_json
+from spark.own_network import shown_name
 from spark.provenance import content_hash
 
 GRAPH = "graph.json"
@@ -315,8 +316,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def _model(labels: Mapping[str, Any]) -> str | None:
-    """Of a network of one's own, `path/to/file.py:ClassName`, the class is enough to read."""
-    return labels["model"].rpartition(":")[2] if "model" in labels else None
+    return shown_name(labels["model"]) if "model" in labels else None
 
 
 def _budget(labels: Mapping[str, Any]) -> str | None:

@@ -106,6 +106,12 @@ def test_markdown_and_csv() -> None:
     assert readable(measured)["mean ± std"].tolist() == ["50.00"]
 
 
+def test_a_network_of_ones_own_is_called_by_its_class() -> None:
+    table = summarise([record(50, model="some/where/nets.py:Mine"), record(60, SPARK, model="some/where/nets.py:Mine")])
+    assert readable(table)["model"].tolist() == ["Mine", "Mine"]
+    assert "some/where/nets.py:Mine" in to_csv(table)
+
+
 def test_latex_has_a_table_for_each_protocol_and_origin() -> None:
     latex = to_latex(summarise([record(50), record(52, seed=1), record(55, origin="measured"), record(60, epochs=9)]))
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
