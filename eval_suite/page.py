@@ -95,7 +95,8 @@ def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where
         folder = path.parent
         record = records.get(folder)
         if record:
-            title, group = f"{record.task}, protocol {record.protocol_id}", f"{shown_name(record.model)}, {record.init.kind}"
+            title = f"{record.task}, protocol {record.protocol_id}"
+            group = f"{shown_name(record.model)}, {record.init.kind}"
         else:
             title = "pre-training" if _is_pretraining(folder) else "unfinished"
             group = _named_by_config(folder) or where.name(folder)
