@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
+NO_SPREAD = 1e-9  # standard deviations that are but rounding
 PAIRED, WELCH, NO_INTERVAL = "paired", "Welch", ""
 
 
@@ -43,14 +44,14 @@ def gain_over(scratch: pd.Series, values: pd.Series, higher_is_better: bool = Tr
     difference = float(values.mean() - scratch.mean())
     if min(len(scratch), len(values)) < 2:
         return Gain(difference)
-    if _same_seeds(scratch, values):
-        test, interval = stats.ttest_rel(values, scratch.reindex(values.index)), PAIRED
-    else:
-        test, interval = stats.ttest_ind(values, scratch, equal_var=False), WELCH
-    low, high = test.confidence_interval(CONFIDENCE)
-    if not -math.inf < low < high < math.inf:  # differences that do not vary at all tell nothing of their spread
+    paired = _same_seeds(scratch, values)
+    apart = [values - scratch.reindex(values.index)] if paired else [values, scratch]
+    if all(side.std() <= NO_SPREAD for side in apart):  # what does not vary at all tells nothing of its spread
         return Gain(difference)
-    return Gain(difference, float(low), float(high), interval)
+    test = stats.ttest_rel(values, scratch.reindex(values.index)) if paired else (
+        stats.ttest_ind(values, scratch, equal_var=False))
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Gain(difference, float(low), float(high), PAIRED if paired else WELCH)
 
 
 def _same_seeds(a: pd.Series, b: pd.Series) -> bool:

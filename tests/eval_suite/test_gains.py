@@ -51,7 +51,6 @@ def test_a_fall_is_a_gain_where_lower_is_better() -> None:
     assert gain.gain_low < 10 < gain.gain_high
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_runs_that_do_not_vary_at_all_break_nothing() -> None:
     same = pd.Series({0: 50.0, 1: 50.0})
     for values in (same + 3, pd.Series({5: 53.0, 6: 53.0})):
