@@ -29,7 +29,7 @@ DETECT, PRETRAIN = "coco_mask_rcnn", "pretrain"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.
 PLACEHOLDERS = {"data.root": "unset"}
 # What is a column of tables and no part of the protocol, though it decides about the numbers.
-COLUMNS = frozenset({"model.name", "seed", "train.seed", "init"})
+COLUMNS = frozenset({"model.name", "source", "seed", "train.seed", "init"})
 # What a detector's record says of its recipe, in other words.
 SUMMED_UP = frozenset({"recipe", "recipe_hash", "iterations", "batch"})
 PLACES = frozenset({"out", "train.output_dir"})  # where runs lie, which tells them apart already

@@ -12,6 +12,7 @@ from eval_suite.evaluation_config import EvaluationConfig, not_one_of, those_tha
 from spark.errors import UserError
 from spark.guard import ACTIONS as ON_DIVERGENCE
 from spark.optim import OPTIMIZERS
+from spark.own_network import is_reference
 
 LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
 NOT_PROTOCOL = ("device_batch", "checkpoint_minutes")  # batch norms alone see the first, nothing the second
@@ -147,6 +148,8 @@ class FinetuneConfig(EvaluationConfig):
             "optimizer.weight_decay and optimizer.clip must not be negative":
                 min(self.optimizer.weight_decay, self.optimizer.clip) < 0,
             "optimizer.layer_decay must be in (0, 1]": not 0 < self.optimizer.layer_decay <= 1,
+            f"optimizer.layer_decay must be 1: nothing says which layers your own {self.model.name} has":
+                is_reference(self.model.name) and self.optimizer.layer_decay != 1,
             "train.epochs must be at least 1": train.epochs < 1,
             "train.warmup_epochs must be at least 0 and below train.epochs":
                 not 0 <= train.warmup_epochs < max(train.epochs, 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -32,6 +33,9 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         except UserError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+            return 141  # what shells say of SIGPIPE
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

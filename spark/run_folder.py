@@ -98,9 +98,12 @@ def among(name: str, names: Collection[str]) -> bool:
 
 
 def _check_same(folder: Path, config: Any, free_to_change: Collection[str]) -> None:
+    known, found = OmegaConf.structured(type(config)), OmegaConf.load(folder / CONFIG)
+    if set(known) - set(found) and set(found) - set(known):
+        raise UserError(f"'{folder}' holds a run of another kind (its {CONFIG} has {', '.join(map(str, found))}); "
+                        "pass another out=…")
     # What a run of an older version did not know, it did as the default says now.
-    defaults = flat(OmegaConf.to_container(OmegaConf.structured(type(config))))
-    before = defaults | flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    before = flat(OmegaConf.to_container(known)) | flat(OmegaConf.to_container(found))
     now = flat(dataclasses.asdict(config))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"

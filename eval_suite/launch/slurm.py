@@ -73,6 +73,7 @@ class NodeJob:
         name: of the node.
         place: the folder that relative paths begin in.
         patience: seconds that the command has to save, after Slurm has warned.
+        limit: of the job's time, in seconds.
     """
 
     out: str
@@ -80,6 +81,7 @@ class NodeJob:
     name: str
     place: str
     patience: float
+    limit: float
 
     def __call__(self) -> None:
         """Run the node: the first process watches over it, the others follow.
@@ -91,7 +93,7 @@ class NodeJob:
         from submitit.helpers import TorchDistributedEnvironment
 
         os.chdir(self.place)  # not before: it would decide where code is imported from
-        stopping, warned = Stopping(), _Warned(self.patience)
+        stopping, warned = Stopping(), _Warned(self.patience, time.monotonic() + self.limit - REQUEUE_SECONDS)
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
         signal.signal(WARNING, lambda number, frame: warned(stopping))
         graph = load_graph(Path(self.out), Path(self.graph))
@@ -124,12 +126,14 @@ class _Warned:
     at the time limit, Slurm would end the job for good, and with it all that waits for it.
     """
 
-    def __init__(self, patience: float) -> None:
-        self.received, self._patience = False, patience
+    def __init__(self, patience: float, latest: float) -> None:
+        self.received, self._patience, self._latest = False, patience, latest
 
     def __call__(self, stopping: Stopping) -> None:
         if not self.received:
-            timer = threading.Timer(self._patience, stopping.at_once.set)
+            # Slurm looks at the time twice a minute, so that warnings may be late.
+            left = min(self._patience, self._latest - time.monotonic())
+            timer = threading.Timer(max(left, 0.0), stopping.at_once.set)
             timer.daemon = True
             timer.start()
         self.received = True
@@ -298,7 +302,8 @@ class Slurm:
         )
         warning = self._cluster.signal_seconds
         patience = max(warning - REQUEUE_SECONDS, warning / 2)
-        work = [NodeJob(str(out), str(folder / SUBMITTED), node.name, str(place), patience) for node in nodes]
+        work = [NodeJob(str(out), str(folder / SUBMITTED), node.name, str(place), patience, 60 * node.resources.minutes)
+                for node in nodes]
         try:
             jobs = executor.submit_array(work)
         except submitit.core.utils.FailedJobError as error:

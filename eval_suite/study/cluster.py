@@ -112,8 +112,13 @@ def load_cluster(path: str | None) -> ClusterConfig:
     """
     if path is None:
         return ClusterConfig(scheduler="local")
-    file = Path("configs/clusters") / f"{path}.yaml"
-    return load_recipe(ClusterConfig, file if file.is_file() else path)
+    known = sorted(file.stem for file in Path("configs/clusters").glob("*.yaml"))
+    if path in known:
+        path = f"configs/clusters/{path}.yaml"
+    elif not Path(path).is_file():
+        raise UserError(f"there is no cluster file '{path}', nor one of that name in configs/clusters."
+                        f"{nearest(Path(path).stem, known)}")
+    return load_recipe(ClusterConfig, path)
 
 
 def changed(resources: Resources, content: Mapping[str, Any], where: str) -> Resources:

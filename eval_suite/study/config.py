@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spark.config import load_recipe
 from spark.errors import UserError, nearest
+from spark.overrides import split_overrides
 
 Schema = TypeVar("Schema")
 AXES = ("model", "init", "budget", "task", "seed")
@@ -167,6 +168,10 @@ def load_study(study: str, overrides: Sequence[str] = ()) -> StudyConfig:
         path = Path("configs/studies") / f"{study}.yaml"
     elif not path.suffix:
         raise UserError(f"there is no study '{study}' in configs/studies.{nearest(study, known)}")
+    for key, _ in split_overrides(overrides):
+        if "." in key:
+            raise UserError(f"{key}=…: what a study's parts say is changed in its file ({path}); the command line "
+                            "takes whole keys, such as seeds=[0,1] or data=FOLDER")
     return load_recipe(StudyConfig, path, overrides)
 
 

@@ -61,7 +61,10 @@ def encoder_of(path: Path, name: str) -> Encoder:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    exported = path.is_dir() or not path.is_file() or path.with_suffix(".json").is_file()
+    if not path.exists():
+        raise UserError(f"init '{path}' does not exist: give scratch, timm:NAME, a run's folder, or a checkpoint."
+                        f"{nearest(str(path), ['scratch'])}")
+    exported = path.is_dir() or path.with_suffix(".json").is_file()
     return load_encoder(path) if exported else read(path, model=None if is_reference(name) else name).encoder
 
 

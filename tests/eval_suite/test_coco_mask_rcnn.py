@@ -169,7 +169,7 @@ def test_an_encoder_that_does_not_fit_is_refused(
     ("train.clip_grad_norm=-1", "train.clip_grad_norm must not be negative"),
     ("seed", "is not an override"),
     ("data.root=/nowhere", "data folder '/nowhere' does not exist"),
-    ("init=/nowhere", "does not exist; an exported encoder is"),
+    ("init=/nowhere", "does not exist: give scratch, timm:NAME"),
 ])
 def test_bad_overrides_are_one_line_and_write_nothing(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:

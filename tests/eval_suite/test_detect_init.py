@@ -129,7 +129,8 @@ def test_options_that_differ_are_told(tmp_path: Path) -> None:
     (TIMM_FPN, "detectron2", "has timm's resnet50d; pass init=scratch"),
     (DEMO, "timm:resnet1888", "unknown model. Did you mean"),
     (DEMO, "timm:resnet34", "is a resnet34, but"),
-    (DEMO, "nowhere", "does not exist; an exported encoder is"),
+    (DEMO, "scratchh", "Did you mean scratch"),
+    (DEMO, "nowhere", "does not exist: give scratch, timm:NAME"),
 ])
 def test_an_init_that_is_none_is_refused(recipe: str, init: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

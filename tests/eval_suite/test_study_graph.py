@@ -150,6 +150,17 @@ def test_mistakes_are_named_with_the_nearest_right_word(
     assert message in str(error.value)
 
 
+def test_clusters_are_found_by_name() -> None:
+    assert load_cluster("slurm").scheduler == "slurm"
+    with pytest.raises(UserError, match=r"no cluster file 'slrum', nor .* Did you mean slurm"):
+        load_cluster("slrum")
+
+
+def test_parts_of_a_study_are_changed_in_its_file() -> None:
+    with pytest.raises(UserError, match=r"tasks\.detect\.recipe=…: .* is changed in its file"):
+        load_study("demo", ["tasks.detect.recipe=other.py"])
+
+
 def test_studies_are_found_by_name() -> None:
     with pytest.raises(UserError, match=r"no study 'dmo' in configs/studies. Did you mean demo"):
         load_study("dmo")

@@ -229,7 +229,9 @@ def test_two_tasks_on_two_nodes_train_together(study: SlurmStudy) -> None:
 
 def test_all_processes_begin_again_if_the_result_is_gone(study: SlurmStudy) -> None:
     study.content["tasks"]["count"]["task"] += "Distributed"
-    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"two": {"resources": {"nodes": 2}}})
+    # The second process has to be there before the first is done, which here does not wait for it.
+    two = {"resources": {"nodes": 2}, "settings": {"pause": 5}}
+    study.change(models=["a"], initialisations={"scratch": {}}, overrides={"two": two})
     study.submit()
     study.until_all_ended()
     folder = study.folder_of("count")

@@ -130,6 +130,15 @@ def test_more_than_one_per_cent_stops_the_run(tmp_path: Path) -> None:
         counter.note(torch.tensor([1, 2, 3]))
 
 
+def test_two_of_few_images_never_stop_a_run_and_repaired_ones_are_forgotten(tmp_path: Path) -> None:
+    report = tmp_path / "unreadable_files.txt"
+    counter = UnreadableFiles(missing(tmp_path, 20), report)
+    with pytest.warns(UserWarning, match="is skipped"):
+        counter.note(torch.tensor([3, 19]))
+    assert counter.summary().startswith("2 of 20")
+    assert UnreadableFiles(missing(tmp_path, 19), report).summary().startswith("1 of 19")
+
+
 def test_unreadable_images_are_named_in_a_report_that_outlives_a_resume(tmp_path: Path) -> None:
     pool, report = missing(tmp_path), tmp_path / "run" / "unreadable_files.txt"
     (tmp_path / "7.png").write_text("no picture")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spark.config import with_values
+from spark.errors import UserError
 from spark.pretrain_config import PretrainConfig
-from spark.run_folder import protocol_hash, recipe_hash
+from spark.run_folder import CHECKPOINTS, check_run_folder, protocol_hash, recipe_hash
 
 CONFIG = with_values(PretrainConfig(), {"out": "runs/a", "data.root": "photos"})
+
+
+def test_a_run_of_another_kind_is_not_compared_setting_by_setting(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / "config.yaml").write_text("{out: x, seed: 0, labels: {fraction: null}}")
+    with pytest.raises(UserError, match=r"another kind \(its config.yaml has out, seed, labels\)") as told:
+        check_run_folder(tmp_path, CONFIG, fresh=False, yields=())
+    assert "was" not in str(told.value)
 
 
 @pytest.mark.parametrize(("change", "same_run", "same_recipe"), [

@@ -1,0 +1,19 @@
+"""What a command line does about what goes wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_who_has_seen_enough_causes_no_traceback() -> None:
+    program = ("from spark.errors import exits_cleanly\n"
+               "@exits_cleanly\ndef main():\n    for number in range(100000): print(number)\n"
+               "raise SystemExit(main())")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
