@@ -235,7 +235,7 @@ def test_all_processes_begin_again_if_the_result_is_gone(study: SlurmStudy) -> N
     study.submit()
     study.until_all_ended()
     folder = study.folder_of("count")
-    for name in ("value.json", "rank1.json"):
+    for name in ("value.json", "count.json", "rank1.json"):
         (folder / name).unlink()
     study.submit()
     study.until_all_ended()
