@@ -51,7 +51,7 @@ class Finetuning(Learner):
         self._guard = FiniteGuard(self._model, self._device)
         self._mix = PairMixer(config.augment, data.classes, config.seed) if config.mixes else None
         self._loss = build_loss(config)
-        self._unreadable = UnreadableFiles(data.val.images)
+        self._unreadable = UnreadableFiles(data.val.images, spared=0)
 
     def step(self, images: Tensor, labels: Tensor, number: int, rate: float) -> Tensor:
         """Do one update; see `Learner.step`."""

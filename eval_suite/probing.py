@@ -86,7 +86,7 @@ class Probing(Learner):
     ) -> None:
         self._config, self._classes, self._ranks, self._encoder = config, data.classes, ranks, encoder
         self._splits = {HELD_OUT: held_out, VAL: data.val}
-        self._unreadable = {name: UnreadableFiles(split.images) for name, split in self._splits.items()}
+        self._unreadable = {name: UnreadableFiles(split.images, spared=0) for name, split in self._splits.items()}
         self.heads = [Head(features, lr) for features in encoder.widths for lr in config.train.base_lrs]
         self._model = Heads(self.heads, statistics, data.classes).to(ranks.device)
         self._parallel = ranks.parallel(self._model)

@@ -21,7 +21,7 @@ from spark.files import write_text
 from spark.images.decode import UnreadableImageError, decode
 from spark.images.source import open_source
 
-UNREADABLE_LIMIT, ALWAYS_SPARED = 0.01, 2  # share of a data set's images, and how many never stop a run
+UNREADABLE_LIMIT, SPARED = 0.01, 2  # share of a data set's images; how many never stop a training
 SUBSTITUTES = 16  # images that are tried in place of an unreadable one
 
 
@@ -167,10 +167,11 @@ class UnreadableFiles:
         report: a text file with a line for each, name and reason. It is written when there is something to tell,
             so that it is there however the run ends; what it tells from before a resume is kept, but of files that
             are gone.
+        spared: how many never stop the run; an evaluation's number should not depend on what happens to be readable.
     """
 
-    def __init__(self, pool: NamedImages, report: Path | None = None) -> None:
-        self._pool, self._report = pool, report
+    def __init__(self, pool: NamedImages, report: Path | None = None, spared: int = SPARED) -> None:
+        self._pool, self._report, self._spared = pool, report, spared
         self.found: set[int] = set()
         told = report.read_text(encoding="utf-8").splitlines() if report and report.is_file() else []
         names = {pool.name(index) for index in range(len(pool))} if told else set()
@@ -180,7 +181,7 @@ class UnreadableFiles:
         """Take the `unreadable` entries of a batch; warn of new ones.
 
         Raises:
-            UserError: more than one per cent of all images, and more than two, cannot be read.
+            UserError: more than one per cent of all images, and more than are spared, cannot be read.
         """
         for index in sorted(set(indices.tolist()) - {-1} - self.found):
             self.found.add(index)
@@ -188,7 +189,7 @@ class UnreadableFiles:
             name, reason = self._pool.name(index), self._reason(index)
             self._tell(f"{name}\t{reason}")
             warnings.warn(f"unreadable image {name} is skipped ({count} so far): {reason}", stacklevel=2)
-            if count > max(UNREADABLE_LIMIT * total, ALWAYS_SPARED):
+            if count > max(UNREADABLE_LIMIT * total, self._spared):
                 raise UserError(
                     f"{count} of {total} images cannot be read (more than {UNREADABLE_LIMIT:.0%}), "
                     f"'{name}' for one ({reason}); repair or remove them"

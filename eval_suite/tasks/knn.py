@@ -122,7 +122,7 @@ def _features(
         PostponedError: it was asked to stop.
     """
     plain = LabelledImages(images, val_transform(config.data), config.data.input_size, substitute=False)
-    unreadable = UnreadableFiles(images)
+    unreadable = UnreadableFiles(images, spared=0)
     features, classes = [], []
     for pixels, labels, missing in plain_loader(plain, config.batch, config.data.workers, ranks):
         if request.received:
