@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -23,6 +24,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 
+def _unread(stream: TextIO) -> bool:
+    """Whether whoever read the output has seen enough, and closed it."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command line's entry point: UserError becomes one line on stderr and exit code 2."""
 
@@ -33,7 +43,9 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         except UserError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
-        except BrokenPipeError:  # whoever read the output has seen enough
+        except BrokenPipeError:
+            if not _unread(sys.stdout):  # it was another pipe, such as one to a loader's process
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
             return 141  # what shells say of SIGPIPE
         except KeyboardInterrupt:

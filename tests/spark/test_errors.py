@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from spark.errors import exits_cleanly
+
 
 def test_who_has_seen_enough_causes_no_traceback() -> None:
     program = ("from spark.errors import exits_cleanly\n"
@@ -17,3 +21,12 @@ def test_who_has_seen_enough_causes_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_another_broken_pipe_is_not_hushed_up() -> None:
+    @exits_cleanly
+    def main() -> None:
+        raise BrokenPipeError("to a process that has died")
+
+    with pytest.raises(BrokenPipeError, match="has died"):
+        main()
