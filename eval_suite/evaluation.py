@@ -15,7 +15,7 @@ from eval_suite.task import Prepared
 from spark.checkpoint import LAST
 from spark.distributed import Ranks, joined
 from spark.metrics import FILE_NAME as METRICS
-from spark.own_network import is_reference, source_of
+from spark.own_network import is_reference, source_hash
 from spark.provenance import code_version, environment, hardware
 from spark.run_folder import CHECKPOINTS
 from spark.signals import EXIT_CODE, PostponedError, StopRequest
@@ -55,7 +55,7 @@ def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
     """Return what a study must know of a run: the protocol, the model and the seed decide about its result."""
     settings = {**config.protocol(), "model_name": model, "seed": config.seed}
     if is_reference(model):
-        settings["source"] = source_of(model).rpartition("(")[2]  # its content, wherever it lies
+        settings["source"] = source_hash(model)
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from spark.errors import UserError, nearest
+from spark.files import sha256
 from spark.pyramid import Pyramid, require_pyramid
 
 
@@ -64,8 +65,17 @@ def build_own(
 
 def source_of(reference: str) -> str:
     """Return the file that a reference names, and the hash of its content, for an export to tell."""
-    file = Path(inspect.getfile(_load(reference))).resolve()
-    return f"{file} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})"
+    file = _source_file(reference)
+    return f"{file} (sha256 {sha256(file)})"
+
+
+def source_hash(reference: str) -> str:
+    """Return the hash of the content of the file that a reference names, wherever it lies."""
+    return sha256(_source_file(reference))
+
+
+def _source_file(reference: str) -> Path:
+    return Path(inspect.getfile(_load(reference))).resolve()
 
 
 def _load(reference: str) -> Any:

@@ -12,7 +12,7 @@ from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work, wi
 from spark.config import load_recipe
 from spark.formats.encoder import INFO, WEIGHTS
 from spark.model_card import ModelCard, describe
-from spark.own_network import is_reference, source_of
+from spark.own_network import is_reference, source_hash
 from spark.pretrain import FREE_TO_CHANGE_HERE
 from spark.pretrain_config import PretrainConfig
 from spark.run_folder import FREE_TO_CHANGE
@@ -32,7 +32,7 @@ class Pretrain(Task):
         config = _read(work)
         settings = without(dataclasses.asdict(config), FREE_TO_CHANGE.union(FREE_TO_CHANGE_HERE))
         if is_reference(config.model.name):
-            settings["source"] = source_of(config.model.name).rpartition("(")[2]  # its content, wherever it lies
+            settings["source"] = source_hash(config.model.name)
         return Prepared(settings, (Path(config.data.root),), config.train.epochs)
 
     def command(self, work: Work) -> list[str]:

@@ -57,6 +57,13 @@ def test_every_setting_is_named_and_those_of_the_protocol_are_marked(
     assert "optimizer.base_lr" in printed
 
 
+def test_the_code_of_a_network_is_no_other_protocol(tmp_path: Path) -> None:
+    """The model is a column of tables; its code belongs to it."""
+    entries = found(str(RECIPES / "finetune/cifar10_few.yaml"), write_run(tmp_path / "a", model__name="resnet18"))
+    assert not entries["source"].protocol
+    assert not entries["model.name"].protocol
+
+
 def test_a_run_of_a_recipe_has_its_settings_wherever_it_ran(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", SPARK, data__workers=2)
     assert found(run, RESNET50) == {}
