@@ -17,9 +17,9 @@ AXES = ("task", "model", "init", "budget", "seed")
 
 def study_nodes(folders: Sequence[Path]) -> Iterator[Node]:
     """Yield the nodes of all studies under some folders, with the folders where they lie now."""
-    for file in sorted({file for folder in folders for file in folder.rglob(GRAPH)}):
-        for node in load_graph(file.parent):
-            yield dataclasses.replace(node, work=dataclasses.replace(node.work, out=file.parent / node.name))
+    for study in _studies(folders):
+        for node in load_graph(study):
+            yield dataclasses.replace(node, work=dataclasses.replace(node.work, out=study / node.name))
 
 
 def finished_nodes(folders: Sequence[Path]) -> dict[Path, tuple[Node, Finished]]:
@@ -30,9 +30,13 @@ def finished_nodes(folders: Sequence[Path]) -> dict[Path, tuple[Node, Finished]]
 
 def superseded(folders: Sequence[Path]) -> list[Path]:
     """Return the folders of nodes that their studies, since a setting was changed, have no more."""
-    graphs = sorted({file for folder in folders for file in folder.rglob(GRAPH)})
-    return [folder for file in graphs for folder in sorted(file.parent.iterdir())
-            if (folder / ATTEMPTS).is_dir() and folder.name not in load_graph(file.parent).nodes]
+    nodes = {study: load_graph(study).nodes for study in _studies(folders)}
+    return [folder for study in nodes for folder in sorted(study.iterdir())
+            if (folder / ATTEMPTS).is_dir() and folder.name not in nodes[study]]
+
+
+def _studies(folders: Sequence[Path]) -> list[Path]:
+    return sorted({file.parent for folder in folders for file in folder.rglob(GRAPH)})
 
 
 def unfinished(folders: Sequence[Path]) -> list[dict[str, Any]]:
