@@ -13,171 +13,37 @@ import getpass
 import json
 import os
 import shlex
-import signal
 import stat
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eval_suite.launch.slurm_job import REQUEUE_SECONDS, NodeJob
+from eval_suite.launch.slurm_queries import ask_slurm, ended_lately, is_over, squeue
 from eval_suite.launch.snapshot import snapshot_path, source_root, take_snapshot
-from eval_suite.study.attempt import (
-    FAILED,
-    FINISHED,
-    STOPPED,
-    Attempt,
-    AttemptRecord,
-    last_attempt,
-    this_machine,
-)
+from eval_suite.study.attempt import Attempt, last_attempt
 from eval_suite.study.cluster import ClusterConfig, Resources
-from eval_suite.study.graph import Graph, Node, load_graph
+from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import finished, read_finished
-from eval_suite.study.runner import Stopping, run_node, run_rank
-from eval_suite.study.status import ENDED, Job
+from eval_suite.study.status import Job
 from spark.errors import UserError
-from spark.signals import EXIT_CODE
 
 SUBMISSIONS = "submissions.jsonl"
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is changed in the study afterwards
-WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
-PATIENCE_SECONDS = 300  # that a job which was asked to stop, but not warned, waits for Slurm to end it
-REQUEUE_SECONDS = 20  # kept of a warning's time to put the job back, for what has not saved by then
 LOG = "{job}_0_log.out"  # submitit's name for the log of a job's first process
-LAST_WORDS_SECONDS = 30  # that one process of several which failed leaves to the first, to note why
-LOOK_SECONDS = 3  # between two questions to Slurm
 STAND_IN = """#!/bin/sh
 number=$(ls {folder}/*.sh 2>/dev/null | wc -l)
 cp "$1" "{folder}/$(printf %04d "$number").sh"
 echo "Submitted batch job $((number + 1))"
 """
-
-
-@dataclass
-class NodeJob:
-    """What a job runs in each of its processes: one node of a study whose graph was saved.
-
-    Attributes:
-        out: the study's folder, absolute.
-        graph: the file of the graph that was submitted, absolute.
-        name: of the node.
-        place: the folder that relative paths begin in.
-        patience: seconds that the command has to save, after Slurm has warned.
-        limit: of the job's time, in seconds.
-    """
-
-    out: str
-    graph: str
-    name: str
-    place: str
-    patience: float
-    limit: float
-
-    def __call__(self) -> None:
-        """Run the node: the first process watches over it, the others follow.
-
-        Raises:
-            RuntimeError: it failed, so that jobs that build upon it do not start.
-        """
-        import submitit
-        from submitit.helpers import TorchDistributedEnvironment
-
-        os.chdir(self.place)  # not before: it would decide where code is imported from
-        stopping, warned = Stopping(), _Warned(self.patience, time.monotonic() + self.limit - REQUEUE_SECONDS)
-        signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
-        signal.signal(WARNING, lambda number, frame: warned(stopping))
-        graph = load_graph(Path(self.out), Path(self.graph))
-        node, job = graph.nodes[self.name], submitit.JobEnvironment()
-        if node.resources.processes > 1:
-            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        if job.global_rank:
-            outcome, reason = _follow(graph, node, stopping)
-        else:
-            result = run_node(graph, node, [{}], stopping, job.job_id, _is_over)
-            outcome, reason = result.outcome, result.reason
-        if outcome == FAILED and job.global_rank:
-            time.sleep(LAST_WORDS_SECONDS)
-        if outcome == STOPPED:
-            _leave(job.job_id, warned, first=not job.global_rank)
-        if outcome != FINISHED:
-            raise RuntimeError(f"{node.name} {outcome}: {reason}")
-
-    def checkpoint(self) -> Any:
-        """Return what to run when the job begins again, should Slurm warn before `__call__` listens to it."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-class _Warned:
-    """Remembers that Slurm has warned of the end, as opposed to a mere request to stop, such as scancel's.
-
-    A command that does not save in time, such as in a long evaluation, is ended, and goes on from its last checkpoint:
-    at the time limit, Slurm would end the job for good, and with it all that waits for it.
-    """
-
-    def __init__(self, patience: float, latest: float) -> None:
-        self.received, self._patience, self._latest = False, patience, latest
-
-    def __call__(self, stopping: Stopping) -> None:
-        if not self.received:
-            # Slurm looks at the time twice a minute, so that warnings may be late.
-            left = min(self._patience, self._latest - time.monotonic())
-            timer = threading.Timer(max(left, 0.0), stopping.at_once.set)
-            timer.daemon = True
-            timer.start()
-        self.received = True
-        stopping.asked.set()
-
-
-def _follow(graph: Graph, node: Node, stopping: Stopping) -> tuple[str, str]:
-    """Be one of the other processes of a node."""
-    if finished(graph, node):  # as the first one asks, or it would wait for us
-        return FINISHED, ""
-    code = run_rank(node, {}, stopping)
-    stopped = code == EXIT_CODE or (code and stopping.asked.is_set())
-    return (STOPPED if stopped else FINISHED if code == 0 else FAILED), f"exit code {code}"
-
-
-def _leave(job: str, warned: _Warned, first: bool) -> None:
-    """Wait for Slurm to end this process; the first of a job puts it back into the queue, if Slurm has warned.
-
-    To end by oneself would be to have failed: all processes of a job would be killed, and its record say so, while the
-    first may still be at work, or a preemption under way, which some clusters announce by SIGTERM alone. What still
-    runs long after that was not preempted: it is put back, too. After scancel there is nothing to wait for.
-    """
-    patience = time.monotonic() + PATIENCE_SECONDS
-    asked = False
-    while asked or _runs(job):
-        if first and not asked and (warned.received or time.monotonic() > patience):
-            asked = _requeue(job)
-        time.sleep(LOOK_SECONDS)
-
-
-def _runs(job: str) -> bool:
-    try:
-        return _squeue(["--jobs", job]).get(job, ("",))[0] == "RUNNING"
-    except UserError:  # the controller may be restarting: who does not know must not leave
-        return True
-
-
-def _requeue(job: str) -> bool:
-    try:
-        _slurm(["scontrol", "requeue", job])
-    except UserError as error:
-        print(f"not put back yet: {error}", file=sys.stderr, flush=True)
-        return False
-    return True
 
 
 class Slurm:
@@ -224,9 +90,9 @@ class Slurm:
         submitted = _submitted(graph.out)
         if not submitted:
             return {}
-        known = _squeue(["--user", getpass.getuser(), "--states", "all"])
+        known = squeue(["--user", getpass.getuser(), "--states", "all"])
         done = {node.name for node in graph if read_finished(node)}
-        known |= _ended([job.id for name, job in submitted.items() if job.id not in known and name not in done])
+        known |= ended_lately([job.id for name, job in submitted.items() if job.id not in known and name not in done])
         unknown = "", ""
         return {
             name: dataclasses.replace(job, state=state, reason=reason)
@@ -237,7 +103,7 @@ class Slurm:
         """Take back what waits, and end what runs: also of nodes that the study had, and no longer has."""
         queue = self._queue(graph)
         if queue:
-            _slurm(["scancel", *(job.id for job in queue.values())])
+            ask_slurm(["scancel", *(job.id for job in queue.values())])
             _note(graph.out, {name: dataclasses.replace(job, called_off=True) for name, job in queue.items()})
         return list(queue)
 
@@ -258,7 +124,7 @@ class Slurm:
             for node in level:
                 waits_for_too_little = self._waits_for_too_little(node, queue, new)
                 if waits_for_too_little and not queue[node.name].runs:
-                    _slurm(["scancel", jobs.pop(node.name)])
+                    ask_slurm(["scancel", jobs.pop(node.name)])
                 is_new = node.name in names and node.name not in jobs and not finished(graph, node)
                 if is_new or waits_for_too_little:
                     waits_for = self._dependency(graph, node, jobs)
@@ -278,7 +144,7 @@ class Slurm:
         unfinished = [name for name in node.upstream if not finished(graph, graph.nodes[name])]
         absent = [name for name in unfinished if name not in jobs]
         attempt = last_attempt(node.folder)
-        if attempt and node.name not in jobs and not _is_over(attempt):
+        if attempt and node.name not in jobs and not is_over(attempt):
             print(f"left out: {node.name} is being worked on by {attempt.place}", file=sys.stderr)
             return None
         if absent and node.wants_all:
@@ -391,54 +257,3 @@ def _note(out: Path, jobs: Mapping[str, Job]) -> None:
         for node, job in jobs.items():
             line = {"node": node, "job": job.id, "at": job.submitted, "log": str(job.log), "called_off": job.called_off}
             file.write(json.dumps(line) + "\n")
-
-
-def _is_over(attempt: AttemptRecord) -> bool:
-    """Whether nobody works any more; that a job was killed elsewhere Slurm knows at once, its file after minutes."""
-    if not attempt.alive or not attempt.job or attempt.machine == this_machine():
-        return not attempt.alive
-    try:
-        known = _squeue(["--jobs", attempt.job])
-    except UserError:
-        return False
-    return attempt.job not in known or known[attempt.job][0] == "PENDING"
-
-
-def _squeue(arguments: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return state and reason of jobs that have not ended, by id (of an element of an array: 12_3)."""
-    printed = _slurm(["squeue", "--noheader", "--array", "--format", "%i|%T|%r", *arguments])
-    jobs = {}
-    for line in printed.splitlines():
-        job, state, reason = line.split("|", 2)
-        jobs[job] = state, reason if reason != "None" else ""
-    return jobs
-
-
-def _ended(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the last state of jobs that ended a while ago, of those that Slurm keeps accounts of."""
-    if not jobs:
-        return {}
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,State"]
-    try:
-        lines = _slurm([*command, "--jobs", ",".join(jobs)]).splitlines()
-    except UserError:  # there are no accounts
-        return {}
-    states = {job: state.partition(" ")[0] for job, _, state in (line.partition("|") for line in lines)}
-    return {job: (state, "") for job, state in states.items() if state in ENDED}
-
-
-def _slurm(command: Sequence[str]) -> str:
-    """Return what a program of Slurm prints.
-
-    Raises:
-        UserError: it is not there, or does not work.
-    """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except FileNotFoundError:
-        raise UserError(f"{command[0]} is not there: this machine cannot talk to Slurm") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} does not answer") from None
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise UserError(f"{command[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-    return done.stdout
