@@ -15,7 +15,8 @@ from eval_suite.task import Prepared
 from spark.checkpoint import LAST
 from spark.distributed import Ranks, joined
 from spark.metrics import FILE_NAME as METRICS
-from spark.own_network import is_reference, source_hash
+from spark.model_name import is_reference
+from spark.own_network import source_hash
 from spark.provenance import code_version, environment, hardware
 from spark.run_folder import CHECKPOINTS
 from spark.signals import EXIT_CODE, PostponedError, StopRequest

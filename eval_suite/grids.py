@@ -18,7 +18,7 @@ from eval_suite.run_files import checkpoint_file, files_of
 from eval_suite.schema import ResultRecord
 from eval_suite.table_text import MEAN, MISSING, PUBLISHED, gain_text, gain_title, mean_text
 from eval_suite.tables import SCRATCH
-from spark.own_network import shown_name
+from spark.model_name import shown_name
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from spark.files import sha256
 from spark.formats.encoder import WEIGHTS
 from spark.formats.reader import encoder_of, optional
 from spark.initialise import TIMM, timm_weights
-from spark.own_network import build_own, is_reference
+from spark.model_name import is_reference
+from spark.own_network import build_own
 
 NAMED = 3  # tensors in a message
 

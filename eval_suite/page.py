@@ -26,7 +26,7 @@ from eval_suite.tables import Collected, caution_of
 from spark.curve import FILE_NAME as CURVE
 from spark.metrics import FILE_NAME as METRICS
 from spark.metrics import read_metrics
-from spark.own_network import shown_name
+from spark.model_name import shown_name
 from spark.provenance import code_version
 from spark.run_folder import CONFIG
 

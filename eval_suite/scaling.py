@@ -13,7 +13,7 @@ from eval_suite.backbone_cost import USUAL_SIZE, backbone_cost
 from eval_suite.effort import Effort
 from eval_suite.figures import draw_scaling
 from eval_suite.schema import ResultRecord
-from spark.own_network import shown_name
+from spark.model_name import shown_name
 
 AXES = {
     "parameters": "parameters (millions)",

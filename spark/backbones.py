@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError, nearest
-from spark.own_network import build_own, is_reference
+from spark.model_name import is_reference
+from spark.own_network import build_own
 from spark.pyramid import Pyramid
 
 SCALES = 4

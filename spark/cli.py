@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from spark import __version__
-from spark.device import DEVICES
+from spark.choices import DEVICES, FORMATS
 from spark.errors import UserError, exits_cleanly
-from spark.formats.convert import TARGETS
 
 
 @exits_cleanly
@@ -38,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "destination", type=Path, metavar="DST", help="a folder (timm), .pkl (detectron2), else .pth or .safetensors"
     )
-    convert.add_argument("--to", choices=TARGETS, required=True)
+    convert.add_argument("--to", choices=FORMATS, required=True)
     convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
     convert.add_argument("--model", help="timm name, where the checkpoint does not tell")
     convert.add_argument("--method", help="how the weights were trained, e.g. supervised, where nothing tells")
@@ -107,7 +106,6 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 
 def _pretrain(options: argparse.Namespace) -> int:
     from spark.config import load_recipe, written_with
-    from spark.pretrain import pretrain
     from spark.pretrain_config import PretrainConfig
     from spark.signals import EXIT_CODE, PostponedError
 
@@ -119,6 +117,8 @@ def _pretrain(options: argparse.Namespace) -> int:
         if report := dry_run(config, written):
             print(report)
         return 0
+    from spark.pretrain import pretrain  # not sooner: a mistake in a recipe is told before torch is imported
+
     try:
         pretrain(config, written)
     except PostponedError as stopped:

@@ -8,9 +8,6 @@ import torch
 
 from spark.errors import UserError
 
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16")
-
 
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" prefers a GPU.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from spark.errors import UserError
 
-ACTIONS = ("stop", "rollback")
 REPEATED = 5  # bad steps one after the other: this is no accident any more
 LR_FACTOR = 0.5  # of the learning rate after a rollback
 ROLLBACKS = 5  # in a run; who needs more has another problem than the learning rate

@@ -8,9 +8,8 @@ import timm.optim
 import torch
 from torch import nn
 
+from spark.choices import OPTIMIZERS
 from spark.errors import UserError, nearest
-
-OPTIMIZERS = ("lamb", "adamw")
 
 
 def decayed(name: str, parameter: nn.Parameter) -> bool:

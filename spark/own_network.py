@@ -18,16 +18,6 @@ from spark.files import sha256
 from spark.pyramid import Pyramid, require_pyramid
 
 
-def is_reference(name: str) -> bool:
-    """Whether a model's name says where its class is; no timm name has a colon."""
-    return ":" in name
-
-
-def shown_name(name: str) -> str:
-    """Return what to call a model where people read: of one's own network, `path/to/file.py:ClassName`, the class."""
-    return name.rpartition(":")[2]
-
-
 def build_own(
     reference: str, in_chans: int | None = None, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
 ) -> Pyramid:

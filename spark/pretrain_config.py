@@ -7,10 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from spark.device import DEVICES, PRECISIONS
+from spark.choices import DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
 from spark.errors import UserError, nearest
-from spark.guard import ACTIONS as ON_DIVERGENCE
-from spark.optim import OPTIMIZERS
 
 AUTO = "auto"
 

@@ -38,8 +38,9 @@ from spark.initialise import initialise
 from spark.loss_bands import find_band
 from spark.metrics import MetricsLog
 from spark.model import build_spark
+from spark.model_name import is_reference
 from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
-from spark.own_network import is_reference, source_of
+from spark.own_network import source_of
 from spark.pretrain_config import PretrainConfig
 from spark.progress import TrainingProgress
 from spark.provenance import code_version

@@ -32,7 +32,7 @@ from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work, find_task
 from spark.errors import UserError
 from spark.files import write_json
-from spark.own_network import shown_name
+from spark.model_name import shown_name
 from spark.provenance import content_hash
 
 GRAPH = "graph.json"

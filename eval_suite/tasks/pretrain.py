@@ -12,7 +12,8 @@ from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work, wi
 from spark.config import load_recipe
 from spark.formats.encoder import INFO, WEIGHTS
 from spark.model_card import ModelCard, describe
-from spark.own_network import is_reference, source_hash
+from spark.model_name import is_reference
+from spark.own_network import source_hash
 from spark.pretrain import FREE_TO_CHANGE_HERE
 from spark.pretrain_config import PretrainConfig
 from spark.run_folder import FREE_TO_CHANGE

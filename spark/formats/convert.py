@@ -16,9 +16,8 @@ from spark.formats.naming import Conversion
 from spark.formats.proofs import Difference, randomise_statistics
 from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
-from spark.own_network import is_reference
+from spark.model_name import is_reference
 
-TARGETS = ("timm", *FORMATS)
 TOLERANCE = 1e-4  # of the outputs of both models, relative
 
 
@@ -63,7 +62,7 @@ def convert(
 
 
 def to_format(found: Source, to: str) -> Conversion:
-    """Return the whole conversion, from the source's names to those of a format of TARGETS."""
+    """Return the whole conversion, from the source's names to those of `spark.choices.FORMATS`."""
     if to == "timm":
         return found.conversion
     if to == "detectron2":

@@ -6,14 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from spark.errors import UserError
 from spark.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS, INFO = "encoder.safetensors", "encoder.json"
 
@@ -46,6 +47,8 @@ class Encoder:
 
 def save_encoder(folder: Path, encoder: Encoder) -> Path:
     """Write both files atomically and return the path of the weights."""
+    from safetensors.torch import save_file  # imports torch, which takes seconds, and some want the names alone
+
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
         try:
@@ -62,6 +65,8 @@ def load_encoder(path: Path | str) -> Encoder:
     Raises:
         UserError: a file is missing, truncated or not an export.
     """
+    from safetensors.torch import load_file
+
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
     info = weights.with_suffix(".json")

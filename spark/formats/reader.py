@@ -20,7 +20,7 @@ from spark.formats.arrays import load_arrays
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
 from spark.formats.naming import CLASSIFIER, Conversion, rename
 from spark.formats.registry import FORMATS
-from spark.own_network import is_reference
+from spark.model_name import is_reference
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

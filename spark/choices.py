@@ -1,0 +1,12 @@
+"""What a setting may say, where it is one of a few words.
+
+Apart from the code that acts on them, so that commands answer before torch is imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bfloat16")
+OPTIMIZERS = ("lamb", "adamw")
+ON_DIVERGENCE = ("stop", "rollback")
+FORMATS = ("timm", "torchvision", "detectron2", "mmpretrain", "official-convnext", "original-spark")
