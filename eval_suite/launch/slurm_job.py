@@ -72,6 +72,7 @@ class NodeJob:
             time.sleep(LAST_WORDS_SECONDS)
         if outcome == STOPPED:
             _leave(job.job_id, warned, first=not job.global_rank)
+        signal.signal(WARNING, signal.SIG_IGN)  # Python's end gives up handlers: a warning would kill what is finished
         if outcome != FINISHED:
             raise RuntimeError(f"{node.name} {outcome}: {reason}")
 

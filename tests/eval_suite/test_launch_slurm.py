@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,3 +81,29 @@ def test_what_was_called_off_waits(
     stand_ins(tmp_path, monkeypatch, {"squeue": "echo '12|CANCELLED|None'"})
     assert main(["study", "status", str(submitted.file)]) == 0
     assert "1 waiting" in " ".join(capsys.readouterr().out.split())
+
+
+TOO_LATE = """
+import os, signal
+from pathlib import Path
+from eval_suite.launch.slurm_job import NodeJob
+
+class Warning:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+warning = Warning()  # is forgotten when Python has given up its handlers of signals
+out = Path({out!r})
+NodeJob(str(out), str(out / "graph.json"), {name!r}, {place!r}, 30, 60)()
+"""
+
+
+def test_a_warning_to_what_has_just_finished(submitted: StudyFolder) -> None:
+    """A job that it ended would have failed, and with it all that waits for its result."""
+    (node,) = submitted.graph()
+    program = TOO_LATE.format(out=str(submitted.out.absolute()), name=node.name, place=str(submitted.folder))
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12"}
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **job}, capture_output=True, text=True,
+                          check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(submitted.attempts().values()) == {1}
