@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eval_suite.launch.slurm_job import REQUEUE_SECONDS, NodeJob
+from eval_suite.launch.slurm_job import REQUEUE_SECONDS, WARNING, NodeJob
 from eval_suite.launch.slurm_queries import ask_slurm, ended_lately, is_over, squeue
 from eval_suite.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.attempt import Attempt, last_attempt
@@ -38,6 +38,8 @@ SUBMISSIONS = "submissions.jsonl"
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is changed in the study afterwards
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
+# A warning that comes before Python listens would end the job, and it would count as failed.
+PYTHON = f"sh -c 'trap \"\" {WARNING.name[3:]}; exec \"$0\" \"$@\"' {shlex.quote(sys.executable)}"
 LOG = "{job}_0_log.out"  # submitit's name for the log of a job's first process
 STAND_IN = """#!/bin/sh
 number=$(ls {folder}/*.sh 2>/dev/null | wc -l)
@@ -161,7 +163,7 @@ class Slurm:
 
         out = graph.out.absolute()
         place = code if Path.cwd() == source_root() and not self._dry_run else Path.cwd()
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS, python=PYTHON)
         executor.update_parameters(
             job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
             **self._parameters(nodes[0].resources, code),

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ class NodeJob:
         from submitit.helpers import TorchDistributedEnvironment
 
         os.chdir(self.place)  # not before: it would decide where code is imported from
-        stopping, warned = Stopping(), _Warned(self.patience, time.monotonic() + self.limit - REQUEUE_SECONDS)
+        stopping, limit = Stopping(), self.limit - REQUEUE_SECONDS
+        warned = _Warned(self.patience, time.monotonic() + limit)
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.asked.set())
         signal.signal(WARNING, lambda number, frame: warned(stopping))
+        _in_background(limit - self.patience, lambda: warned(stopping))  # Slurm's may have come before this line
         graph = load_graph(Path(self.out), Path(self.graph))
         node, job = graph.nodes[self.name], submitit.JobEnvironment()
         if node.resources.processes > 1:
@@ -97,11 +100,16 @@ class _Warned:
         if not self.received:
             # Slurm looks at the time twice a minute, so that warnings may be late.
             left = min(self._patience, self._latest - time.monotonic())
-            timer = threading.Timer(max(left, 0.0), stopping.at_once.set)
-            timer.daemon = True
-            timer.start()
+            _in_background(left, stopping.at_once.set)
         self.received = True
         stopping.asked.set()
+
+
+def _in_background(seconds: float, function: Callable[[], None]) -> None:
+    """Call a function later; whoever ends sooner does not wait for it."""
+    timer = threading.Timer(max(seconds, 0.0), function)
+    timer.daemon = True
+    timer.start()
 
 
 def _follow(graph: Graph, node: Node, stopping: Stopping) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 from study_folder import StudyFolder
 
 from eval_suite.cli import main
-from eval_suite.study.attempt import Attempt
+from eval_suite.launch.slurm import PYTHON
+from eval_suite.launch.slurm_job import REQUEUE_SECONDS
+from eval_suite.study.attempt import Attempt, last_attempt
 
 
 @pytest.fixture
@@ -83,27 +86,62 @@ def test_what_was_called_off_waits(
     assert "1 waiting" in " ".join(capsys.readouterr().out.split())
 
 
-TOO_LATE = """
+def test_a_warning_before_python_listens() -> None:
+    """A job that it ended would have failed."""
+    program = "import time; print(flush=True); time.sleep(1); print('worked')"
+    command = f"exec {PYTHON} -c {shlex.quote(program)}"
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        job.send_signal(signal.SIGUSR2)
+        assert job.stdout.read() == "worked\n"
+        assert job.wait() == 0
+
+
+NODE_JOB = """
 import os, signal
 from pathlib import Path
 from eval_suite.launch.slurm_job import NodeJob
 
-class Warning:
+class Late:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGUSR2)
 
-warning = Warning()  # is forgotten when Python has given up its handlers of signals
+late = Late()  # is forgotten when Python has given up its handlers of signals
 out = Path({out!r})
-NodeJob(str(out), str(out / "graph.json"), {name!r}, {place!r}, 30, 60)()
+NodeJob(str(out), str(out / "graph.json"), {name!r}, {place!r}, {patience}, {limit})()
 """
+
+
+def run_job(study: StudyFolder, patience: float, limit: float) -> subprocess.CompletedProcess[str]:
+    """Run the study's only node as Slurm's job number 12 does."""
+    (node,) = study.graph()
+    program = NODE_JOB.format(out=str(study.out.absolute()), name=node.name, place=str(study.folder),
+                              patience=patience, limit=limit)
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12"}
+    return subprocess.run([sys.executable, "-c", program], env={**os.environ, **job}, capture_output=True, text=True,
+                          check=False)
 
 
 def test_a_warning_to_what_has_just_finished(submitted: StudyFolder) -> None:
     """A job that it ended would have failed, and with it all that waits for its result."""
-    (node,) = submitted.graph()
-    program = TOO_LATE.format(out=str(submitted.out.absolute()), name=node.name, place=str(submitted.folder))
-    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12"}
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **job}, capture_output=True, text=True,
-                          check=False)
+    done = run_job(submitted, patience=30, limit=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(submitted.attempts().values()) == {1}
+
+
+def test_a_job_that_was_not_warned_in_time_looks_at_the_clock(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves, and asks to be put back, whereupon Slurm ends it."""
+    stand_ins(tmp_path, monkeypatch, {"squeue": "echo '12|RUNNING|None'",
+                                      "scontrol": f'echo "$@" > {tmp_path}/asked; kill -KILL $PPID'})
+    submitted.change(overrides={"slow": {"settings": {"pause": 1}}, "longer": {"settings": {"steps": 30}}})
+    submitted.graph().save()
+    done = run_job(submitted, patience=5, limit=REQUEUE_SECONDS + 7)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert (tmp_path / "asked").read_text() == "requeue 12\n"
+    (node,) = submitted.graph()
+    attempt = last_attempt(node.folder)
+    assert attempt is not None
+    assert attempt.outcome == "stopped"
