@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from spark.errors import UserError, nearest
-from spark.model_name import is_reference
+from spark.errors import UserError
+from spark.model_name import is_reference, unknown_model
 from spark.own_network import build_own
 from spark.pyramid import Pyramid
 
@@ -105,7 +105,7 @@ def build_timm(
             timm cannot build it.
     """
     if not timm.is_model(name):
-        raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
+        raise unknown_model(name)
     network = _build(name, in_chans, drop_path, options, drop_path_key)
     if not hasattr(network, "forward_intermediates"):
         raise UserError(f"model '{name}' has no feature pyramid in this timm version")

@@ -58,14 +58,12 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
         UserError: as for `load_latest`.
     """
     damaged: list[Path] = []
-    for name in (LAST, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
+    present = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in present:
         try:
             return load_file(path), damaged
         except DamagedCheckpoint as error:
-            warnings.warn(f"{error}; trying the one before", stacklevel=2)
+            warnings.warn(f"{error}{'; trying the one before' if path != present[-1] else ''}", stacklevel=2)
             damaged.append(path)
     if damaged:
         raise UserError(f"no checkpoint is whole: {', '.join(map(str, damaged))}; remove them to start over")

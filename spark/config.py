@@ -46,7 +46,7 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
             try:
                 OmegaConf.update(config, key, value, merge=False)
             except OmegaConfBaseException as error:
-                problems.append(f"{key}={value!r}: {str(error).splitlines()[0]}")
+                problems.append(f"{key}={value!r}: {_explained(error, value)}")
     loaded: Any = None
     if not problems:
         missing = [f"'{key}' is required: pass {key}=…" for key in sorted(OmegaConf.missing_keys(config))]
@@ -113,6 +113,13 @@ def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str,
     if not isinstance(base, str):
         raise UserError(f"recipe '{path}': {BASE}={base!r} must be the path of a recipe")
     return [*_read_with_bases(path.parent / base, (*above, path.resolve())), content]
+
+
+def _explained(error: OmegaConfBaseException, value: Any) -> str:
+    """Return what is wrong in words of recipes rather than of OmegaConf's classes."""
+    if "is not a ListConfig" in str(error):
+        return f"one value where a list is needed, such as [{value},{value}]"
+    return str(error).splitlines()[0]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from spark.errors import UserError, nearest
+
 
 def is_reference(name: str) -> bool:
     """Whether a model's name says where its class is; no timm name has a colon."""
@@ -11,3 +13,11 @@ def is_reference(name: str) -> bool:
 def shown_name(name: str) -> str:
     """Return what to call a model where people read: of one's own network, `path/to/file.py:ClassName`, the class."""
     return name.rpartition(":")[2]
+
+
+def unknown_model(name: str) -> UserError:
+    """Return what to tell whoever names a model that timm does not have."""
+    import timm  # takes seconds
+
+    hint = f" Name the class, too: {name}:ClassName" if name.endswith(".py") else nearest(name, timm.list_models())
+    return UserError(f"unknown model '{name}'.{hint}")

@@ -167,7 +167,8 @@ def load_study(study: str, overrides: Sequence[str] = ()) -> StudyConfig:
     if study in known:
         path = Path("configs/studies") / f"{study}.yaml"
     elif not path.suffix:
-        raise UserError(f"there is no study '{study}' in configs/studies.{nearest(study, known)}")
+        raise UserError(f"there is no study '{study}' in configs/studies."
+                        f"{nearest(study, known) or ' Pass the path of its YAML file.'}")
     for key, _ in split_overrides(overrides):
         if "." in key:
             raise UserError(f"{key}=…: what a study's parts say is changed in its file ({path}); the command line "

@@ -20,7 +20,7 @@ from spark.formats.arrays import load_arrays
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
 from spark.formats.naming import CLASSIFIER, Conversion, rename
 from spark.formats.registry import FORMATS
-from spark.model_name import is_reference
+from spark.model_name import is_reference, unknown_model
 from spark.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -243,7 +243,7 @@ def _known(name: str) -> str:
     if is_reference(name):
         raise UserError(f"'{name}' is no timm model; what a run of it exports is its own class's state, as it is")
     if not timm.is_model(name):
-        raise UserError(f"unknown model '{name}'.{nearest(name, timm.list_models())}")
+        raise unknown_model(name)
     return name
 
 

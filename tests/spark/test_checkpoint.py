@@ -89,6 +89,14 @@ def test_a_failed_save_leaves_the_last_one(two: Path) -> None:
     assert sorted(path.name for path in two.iterdir()) == [LAST, PREVIOUS]
 
 
+def test_no_other_is_tried_where_there_is_none(two: Path) -> None:
+    (two / PREVIOUS).unlink()
+    tear(two / LAST)
+    with pytest.warns(UserWarning, match="last") as said, pytest.raises(UserError, match="no checkpoint is whole"):
+        load_latest(two)
+    assert "one before" not in str(said[0].message)
+
+
 def test_when_none_is_whole_it_stops(two: Path) -> None:
     tear(two / LAST)
     tear(two / PREVIOUS)
