@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -26,11 +27,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 def _unread(stream: TextIO) -> bool:
     """Whether whoever read the output has seen enough, and closed it."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # errors are told of, whatever one asks for
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
