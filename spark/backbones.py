@@ -52,11 +52,17 @@ class TimmPyramid(nn.Module):
         levels = [(index, level) for index, level in levels if level["reduction"] >= finest]
         self._indices = [index for index, _ in levels]
         self.channels: list[int] = [level["num_chs"] for _, level in levels]
+        self._goes_on = _goes_on(self.network, levels[-1][1]["module"])
+        if self._goes_on:
+            self.channels[-1] = self.network.num_features
         self.strides: list[int] = [level["reduction"] for _, level in levels]
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
         """Return the maps [B, channels[i], H / strides[i], W / strides[i]]."""
-        return self.network.forward_intermediates(x_BCHW, indices=self._indices, intermediates_only=True)
+        if not self._goes_on:
+            return self.network.forward_intermediates(x_BCHW, indices=self._indices, intermediates_only=True)
+        last, maps = self.network.forward_intermediates(x_BCHW, indices=self._indices)
+        return [*maps[:-1], last]
 
     def example(self) -> Tensor:
         """Return a small input of zeros that runs through every level."""
@@ -117,6 +123,15 @@ def deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
     infos = feature_info.info if hasattr(feature_info, "info") else feature_info
     deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
     return [deepest[stride] for stride in sorted(deepest)]
+
+
+def _goes_on(network: nn.Module, module: str) -> bool:
+    """Whether layers follow the one that makes timm's last map, in the same sequence: GhostNet, ReXNet, DPN.
+
+    They hold up to two thirds of the parameters, which would not be trained if the last map was taken before them.
+    """
+    sequence, _, name = module.rpartition(".")
+    return bool(sequence) and list(network.get_submodule(sequence)._modules)[-1] != name
 
 
 def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str) -> Any:

@@ -43,7 +43,7 @@ def sparsify(
     engine: str = "auto",
     extra_layers: Mapping[type[nn.Module], Kind] | None = None,
 ) -> VisiblePatches:
-    """Convert in place every module that `network(example)` runs, and freeze the parameters of the others.
+    """Convert in place every module that `network(example)` runs, and freeze what its outputs do not depend on.
 
     What the example does not reach (a classification head, say) is no part of the sparse network.
 
@@ -64,6 +64,7 @@ def sparsify(
         raise UserError(f"unknown engine '{engine}' (known: {', '.join(known)}).{nearest(engine, known)}")
     try:
         used = modules_used(network, example)
+        reached = parameters_reached(output_of(network, example, gradients=True))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         shape = "x".join(map(str, example.shape))
         raise RefusedError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
@@ -74,7 +75,7 @@ def sparsify(
     visible.converted = Counter((type(concerned[path]).__name__, kind.name) for path, kind in kinds.items())
     for path, kind in kinds.items():
         _convert(concerned[path], kind, visible)
-    _freeze_unused(network, set(used.values()))
+    _freeze(network, reached)
     return visible
 
 
@@ -108,15 +109,30 @@ def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     return used
 
 
-def output_of(network: nn.Module, example: Tensor) -> Any:
-    """Return `network(example)`, run in eval mode and without gradients; the mode stays what it was."""
+def output_of(network: nn.Module, example: Tensor, gradients: bool = False) -> Any:
+    """Return `network(example)`, run in eval mode, and without gradients unless asked; the mode stays what it was."""
     modes = {layer: layer.training for layer in network.modules()}
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return network.eval()(example)
     finally:
         for layer, training in modes.items():
             layer.training = training
+
+
+def parameters_reached(outputs: Any) -> set[nn.Parameter]:
+    """Return the parameters that a tensor, or several in a list or a mapping, depend on: those that get gradients."""
+    several = outputs.values() if isinstance(outputs, Mapping) else outputs
+    tensors = [outputs] if isinstance(outputs, Tensor) else [output for output in several if isinstance(output, Tensor)]
+    waiting, seen, reached = [tensor.grad_fn for tensor in tensors], set(), set()
+    while waiting:
+        step = waiting.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            if hasattr(step, "variable"):  # a leaf's: it would take the gradient in
+                reached.add(step.variable)
+            waiting.extend(before for before, _ in step.next_functions)
+    return reached
 
 
 def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -191,9 +207,7 @@ def _sparse_class(dense: type[nn.Module], rule: Rule) -> type[nn.Module]:
     return type(f"Sparse{dense.__name__}", (SparseLayer, dense), {"_rule": staticmethod(rule)})
 
 
-def _freeze_unused(network: nn.Module, used: set[nn.Module]) -> None:
+def _freeze(network: nn.Module, reached: set[nn.Parameter]) -> None:
     """A parameter without gradient would only be decayed, and would make DDP wait for it forever."""
-    for layer in network.modules():
-        if layer is not network and layer not in used and not any(child in used for child in layer.modules()):
-            for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter in reached)

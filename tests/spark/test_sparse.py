@@ -190,11 +190,32 @@ def test_a_copy_has_a_mask_of_its_own() -> None:
     assert not (dense[holes(8).expand_as(dense)] == 0).any()
 
 
-def test_parameters_that_the_features_do_not_need_are_frozen() -> None:
-    pyramid = TimmPyramid("convnext_atto")
+@pytest.mark.parametrize(("model", "frozen_at"), [
+    ("convnext_atto", "network.head."), ("ghostnet_050", "network.conv_head."), ("rexnet_100", None), ("dpn48b", None),
+])  # the last three go on behind the map that timm calls their last
+def test_parameters_that_the_features_do_not_need_are_frozen(model: str, frozen_at: str | None) -> None:
+    pyramid = TimmPyramid(model)
     sparsify(pyramid, pyramid.example())
     frozen = {name for name, p in pyramid.named_parameters() if not p.requires_grad}
-    assert frozen
-    assert all(name.startswith("network.head.") for name in frozen)
+    assert bool(frozen) == (frozen_at is not None)
+    assert all(name.startswith(str(frozen_at)) for name in frozen)
     sum(m.sum() for m in pyramid(torch.randn(2, 3, 64, 64))).backward()
     assert {name for name, p in pyramid.named_parameters() if p.grad is None} == frozen
+
+
+def test_a_layer_that_runs_for_nothing_is_frozen() -> None:
+    """DDP would wait for its gradient for ever."""
+
+    class Wasteful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            self.second(x)
+            return x
+
+    network = Wasteful()
+    sparsify(network, torch.zeros(1, 3, 8, 8))
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == ["second.weight", "second.bias"]
