@@ -13,8 +13,12 @@ from spark.errors import UserError, nearest
 
 
 def decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms, layer scales and mask tokens."""
-    return parameter.ndim > 1 and not name.endswith("mask_token")
+    """Whether weight decay applies: not to biases, norms, layer scales, gains and mask tokens.
+
+    Those are one number for each channel, some with axes of length 1 around, as weights of convolutions can be, too.
+    """
+    one_per_channel = parameter.numel() == max(parameter.shape, default=1)
+    return parameter.ndim > 1 and (name.endswith("weight") or not one_per_channel)
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import timm.layers
 import torch
 
 from spark.errors import UserError
 from spark.model import build_spark
-from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
+from spark.optim import build_optimizer, decayed, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 
 
 @pytest.mark.parametrize("model", ["resnet18", "convnext_atto"])
@@ -22,6 +23,17 @@ def test_only_weights_of_two_dimensions_and_more_decay(model: str) -> None:
     assert all(p.ndim == 1 or names[p].endswith("mask_token") for p in spared["params"])
     trainable = [p for p in spark.parameters() if p.requires_grad]
     assert {*decays["params"], *spared["params"]} == set(trainable)
+
+
+@pytest.mark.parametrize(("layer", "decaying"), [
+    (timm.layers.LayerScale2d(4), set()),  # gamma [4, 1, 1]
+    (timm.layers.ScaledStdConv2d(4, 4, 1), {"weight"}),  # not gain [4, 1, 1, 1]
+    (torch.nn.Conv2d(4, 4, 1, groups=4), {"weight"}),  # [4, 1, 1, 1], too
+    (timm.layers.EcaModule(4), {"conv.weight"}),
+])
+def test_scales_of_channels_do_not_decay_whatever_their_shape(layer: torch.nn.Module, decaying: set[str]) -> None:
+    """LAMB would also move a small one by its own norm only, so that layer scales never opened."""
+    assert {name for name, parameter in layer.named_parameters() if decayed(name, parameter)} == decaying
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
