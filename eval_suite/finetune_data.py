@@ -44,7 +44,7 @@ class LabelledImages(Dataset[LabelledSample]):
         images: with their classes.
         transform: from a PIL image to [3, H, W].
         input_size: H and W.
-        substitute: for training, the next image stands in for one that cannot be read. Otherwise, a black image of
+        substitute: for training, any other image stands in for one that cannot be read. Otherwise, a black image of
             class `UNLABELLED` does, and whoever counts leaves it out.
     """
 
@@ -61,16 +61,15 @@ class LabelledImages(Dataset[LabelledSample]):
 
     def __getitem__(self, draw: Draw) -> LabelledSample:
         """Return an image, augmented by the draw's seed."""
-        unreadable = -1
-        for offset in range(self._tries):
-            index = (draw.image + offset) % len(self.images)
-            try:
-                image = self.images.load(index)
-            except UnreadableImageError:
-                unreadable = unreadable if unreadable >= 0 else index
-                continue
-            with seeded(draw.seed):
-                return LabelledSample(self._transform(image), self.images.label(index), unreadable)
+        index, unreadable = draw.image, -1
+        with seeded(draw.seed):
+            for _ in range(self._tries):
+                try:
+                    image = self._transform(self.images.load(index))
+                    return LabelledSample(image, self.images.label(index), unreadable)
+                except UnreadableImageError:
+                    unreadable = unreadable if unreadable >= 0 else index
+                    index = int(torch.randint(len(self.images), ()))
         label = self.images.label(draw.image) if self._substitute else UNLABELLED
         return LabelledSample(self._blank, label, unreadable)  # the loop stops at the number of unreadable ones
 

@@ -101,18 +101,16 @@ class ImagePool(Dataset[Sample]):
         return torch.stack([self[Draw(0, number * len(self) // count)].image for number in range(count)])
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """Load and augment an image; in place of an unreadable one comes one of the next."""
-        unreadable = -1
-        for offset in range(SUBSTITUTES):
-            index = (draw.image + offset) % len(self)
-            try:
-                image = self.load(index)
-            except UnreadableImageError:
-                unreadable = unreadable if unreadable >= 0 else index
-                continue
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self._seed, AUGMENT, draw.epoch, draw.image))
-                return Sample(self._augment(image), unreadable)
+        """Load and augment an image; any other stands in for an unreadable one, whose neighbours may be so, too."""
+        index, unreadable = draw.image, -1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(self._seed, AUGMENT, draw.epoch, draw.image))
+            for _ in range(SUBSTITUTES):
+                try:
+                    return Sample(self._augment(self.load(index)), unreadable)
+                except UnreadableImageError:
+                    unreadable = unreadable if unreadable >= 0 else index
+                    index = int(torch.randint(len(self), ()))
         # Not raised here, where a worker's traceback would be wrapped around it: the loop stops at the count.
         return Sample(torch.zeros(self._channels, *self._size, dtype=torch.uint8), unreadable)
 

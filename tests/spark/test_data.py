@@ -109,6 +109,20 @@ def test_an_unreadable_image_is_replaced_and_told(pictures: Path) -> None:
     assert pool[Draw(0, 4)].unreadable == -1
 
 
+def test_a_damaged_folder_is_not_trained_on_as_black_images(tmp_path: Path) -> None:
+    """Neighbours are often damaged together; what stands in for them is any other image, each epoch another."""
+    for number in range(9):
+        Image.new("L", (8, 8), 20 * number + 50).save(tmp_path / f"{number}.png")
+    names = [*(f"lost{number}.png" for number in range(20)), *(f"{number % 9}.png" for number in range(40))]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    pool = ImagePool(tmp_path / "list.txt", (8, 8))
+    samples = [pool[Draw(epoch, index)] for epoch in range(2) for index in range(20)]
+    assert [sample.unreadable for sample in samples] == [*range(20), *range(20)]
+    seen = {int(sample.image.max()) for sample in samples}
+    assert 0 not in seen
+    assert len(seen) > 4
+
+
 def test_unreadable_images_are_counted_once_with_a_warning(tmp_path: Path) -> None:
     counter = UnreadableFiles(missing(tmp_path))
     with pytest.warns(UserWarning, match=r"7\.png is skipped \(1 so far\)"):
