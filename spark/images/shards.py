@@ -172,5 +172,6 @@ def _choices(inside: str) -> list[str]:
     """Return what '000..127' or 'a,b' stands for."""
     if bounds := _RANGE.fullmatch(inside):
         first, last = bounds.groups()
-        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        step = 1 if int(first) <= int(last) else -1
+        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + step, step)]
     return inside.split(",")

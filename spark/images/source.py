@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -90,9 +91,25 @@ def list_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     if not root.is_dir():
         raise UserError(f"image folder '{root}' does not exist; set data.root to a folder of images")
-    # os.walk, as it follows links to class folders. Hidden files are companions that some systems leave.
-    found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    # Hidden files are companions that some systems leave.
+    found = (Path(folder) / name for folder, names in _walk(root) for name in names)
     return sorted(path for path in found if path.suffix.lower() in suffixes and path.name[0] != ".")
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield all folders and their files; follow links, as to class folders, but none to a folder around it."""
+    around = {str(root): {_place(root)}}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        outside = around.pop(folder)
+        places = {name: _place(Path(folder) / name) for name in folders}
+        folders[:] = [name for name in folders if places[name] not in outside]
+        around |= {os.path.join(folder, name): outside | {places[name]} for name in folders}
+        yield folder, names
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _open_folder(root: Path, suffixes: tuple[str, ...]) -> ImageSource:

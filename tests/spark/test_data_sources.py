@@ -165,6 +165,7 @@ def test_braces_expand_as_in_a_shell(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     paths = expand_braces(str(tmp_path / "{a,b}-{08..10}.tar"))
     assert [path.name for path in paths] == ["a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar", "b-09.tar", "b-10.tar"]
+    assert [path.name for path in expand_braces(str(tmp_path / "b-{10..09}.tar"))] == ["b-10.tar", "b-09.tar"]
 
 
 def test_headers_are_read_once(
@@ -256,3 +257,15 @@ def test_arrays_are_no_images_where_colour_is_asked_for(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", np.zeros(3))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert len(open_source(tmp_path)) == 1
+
+
+# Links
+
+
+def test_links_to_class_folders_are_followed_and_those_upwards_are_not(pictures: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "deep").mkdir(parents=True)
+    (root / "class").symlink_to(pictures)
+    (root / "again").symlink_to(root)
+    (root / "deep" / "above").symlink_to(root)
+    assert len(list_images(root)) == len(list_images(pictures)) == 12
