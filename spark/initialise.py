@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spark.checkpoint import LAST
 from spark.errors import UserError, nearest
-from spark.formats.reader import optional, read_tensors
+from spark.formats.reader import bare, optional, read_tensors
 from spark.model import SparK
 from spark.run_folder import CHECKPOINTS
 
@@ -43,7 +43,8 @@ def initialise(model: SparK, source: str, in_chans: int, allow_partial: bool = F
     """
     weights = timm_weights(source.removeprefix(TIMM), in_chans) if source.startswith(TIMM) else _from_file(Path(source))
     own = model.state_dict() if weights.whole else model.dense_state()  # both share the parameters' memory
-    matching = [name for name, tensor in own.items() if _shape(weights.state, name) == tensor.shape]
+    given = weights.state
+    matching = [name for name in own if name in given and bare(given[name].shape) == bare(own[name].shape)]
     wanted = [name for name in own if not optional(name.removeprefix("encoder.network."))]
     lacking = [name for name in wanted if name not in set(matching)]
     found, part = len(wanted) - len(lacking), "encoder and decoder" if weights.whole else "the encoder"
@@ -54,12 +55,8 @@ def initialise(model: SparK, source: str, in_chans: int, allow_partial: bool = F
         raise UserError(f"{line}; is it another model? init_allow_partial=true takes less than {ENOUGH:.0%}")
     with torch.no_grad():
         for name in matching:
-            own[name].copy_(weights.state[name])
+            own[name].copy_(given[name].reshape(own[name].shape))
     return line
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
 
 
 def _from_file(path: Path) -> Weights:

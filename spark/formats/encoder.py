@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from spark.errors import UserError
-from spark.files import atomic_path, write_json
+from spark.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,16 +47,16 @@ class Encoder:
 
 def save_encoder(folder: Path, encoder: Encoder) -> Path:
     """Write both files atomically and return the path of the weights."""
-    from safetensors.torch import save_file  # imports torch, which takes seconds, and some want the names alone
+    from spark.formats.writer import save_tensors  # imports torch, which takes seconds, and some want the names alone
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state.items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        try:
-            save_file(state, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"cannot write '{folder / WEIGHTS}': {error}") from None
+    save_tensors(folder / WEIGHTS, encoder.state, {})
     write_json(folder / INFO, dataclasses.asdict(encoder.info))
     return folder / WEIGHTS
+
+
+def is_export(path: Path) -> bool:
+    """Whether this is where an export lies: a folder, or a `.safetensors` file with its description beside it."""
+    return path.is_dir() or (path.suffix == ".safetensors" and path.with_suffix(".json").is_file())
 
 
 def load_encoder(path: Path | str) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from spark import checkpoint
 from spark.errors import UserError, nearest
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
-from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, load_encoder
+from spark.formats.encoder import Encoder, EncoderInfo, is_export, load_encoder
 from spark.formats.naming import CLASSIFIER, Conversion, rename
 from spark.formats.registry import FORMATS
 from spark.model_name import is_reference, unknown_model
@@ -64,8 +65,7 @@ def encoder_of(path: Path, name: str) -> Encoder:
     if not path.exists():
         raise UserError(f"init '{path}' does not exist: give scratch, timm:NAME, a run's folder, or a checkpoint."
                         f"{nearest(str(path), ['scratch'])}")
-    exported = path.is_dir() or path.with_suffix(".json").is_file()
-    return load_encoder(path) if exported else read(path, model=None if is_reference(name) else name).encoder
+    return load_encoder(path) if is_export(path) else read(path, model=None if is_reference(name) else name).encoder
 
 
 def read(path: Path, model: str | None = None, method: str | None = None) -> Source:
@@ -81,7 +81,7 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     Raises:
         UserError: missing, truncated or unknown file, or keys that nothing explains.
     """
-    if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
+    if is_export(path):
         encoder = load_encoder(path)
         return Source(encoder, EXPORT, Conversion(encoder.state, {key: key for key in encoder.state}))
     content = _load(path)
@@ -115,7 +115,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
     Raises:
         UserError: as for `read`.
     """
-    if path.is_dir() or (path.name == WEIGHTS and path.with_name(INFO).is_file()):
+    if is_export(path):
         return load_encoder(path).state, False, EXPORT
     content = _load(path)
     state, details = _state_dict(content, path)
@@ -135,7 +135,7 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     Raises:
         UserError: no candidate fits.
     """
-    given = {key: _bare(tensor.shape) for key, tensor in state.items() if "num_batches_tracked" not in key}
+    given = {key: bare(tensor.shape) for key, tensor in state.items() if "num_batches_tracked" not in key}
     fitting: dict[str, int] = {}
     candidates = next((names for key, names in CANDIDATES.items() if key in state), ())
     for name in candidates:
@@ -150,10 +150,13 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
 
 def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) -> Conversion:
     """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
-    own = {key: tensor.shape for key, tensor in _empty(name, **built_with).state_dict().items()}
-    kept = rename(state, [(r"(.*)", r"\1")], [(r"(head\.)?fc\.(weight|bias)", CLASSIFIER)])
+    network = _empty(name, **built_with)
+    own = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    named = network.pretrained_cfg.get("classifier") or ()  # as timm calls this model's; other formats' are fc here
+    heads = "|".join([r"(head\.)?fc", *map(re.escape, [named] if isinstance(named, str) else named)])
+    kept = rename(state, [(r"(.*)", r"\1")], [(rf"({heads})\.(weight|bias)", CLASSIFIER)])
     for key in own.keys() & kept.state.keys():
-        if _bare(own[key]) == _bare(kept.state[key].shape):  # a linear layer where the model has a 1x1 convolution
+        if bare(own[key]) == bare(kept.state[key].shape):  # a linear layer where the model has a 1x1 convolution
             kept.state[key] = kept.state[key].reshape(own[key])
     unexpected = [key for key in kept.state if key not in own]
     missing = [key for key in own if key not in kept.state and not optional(key)]
@@ -175,11 +178,11 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) 
 @functools.cache  # a candidate is built in some tenths of a second, and there are many
 def _body(name: str) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of what an encoder must have."""
-    return {key: _bare(tensor.shape) for key, tensor in _empty(name).state_dict().items() if not optional(key)}
+    return {key: bare(tensor.shape) for key, tensor in _empty(name).state_dict().items() if not optional(key)}
 
 
-def _bare(shape: torch.Size) -> tuple[int, ...]:
-    """Return a shape without axes of length 1."""
+def bare(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without axes of length 1: a linear layer's weight is a 1x1 convolution's."""
     return tuple(length for length in shape if length != 1)
 
 
@@ -247,7 +250,7 @@ def _known(name: str) -> str:
     return name
 
 
-def _empty(name: str, **options: Any) -> torch.nn.Module:
+def _empty(name: str, **options: Any) -> Any:
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, **options)
 

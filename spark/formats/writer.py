@@ -28,8 +28,10 @@ def save_tensors(destination: Path, state: Mapping[str, Tensor], content: Mappin
     with atomic_path(destination) as temporary:
         try:
             if destination.suffix == ".safetensors":
-                dense = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-                save_file(dense, temporary, metadata={"format": "pt"})
+                # Copies, as the format has no way to say that two names share their numbers.
+                copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                          for name, tensor in state.items()}
+                save_file(copies, temporary, metadata={"format": "pt"})
             else:
                 torch.save(dict(content), temporary)
         except (RuntimeError, SafetensorError) as error:  # what they make of a full disk

@@ -126,6 +126,29 @@ def test_an_export_comes_back_as_it_was(tmp_path: Path) -> None:
             assert equal(found.state, encoder.state)
 
 
+def test_an_export_may_be_renamed(tmp_path: Path) -> None:
+    """What is written beside the weights is not in them: the means of channels, say."""
+    save_encoder(tmp_path, Encoder(random_state("resnet18"), info("resnet18")))
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / f"mine{file.suffix}")
+    assert read(tmp_path / "mine.safetensors").encoder.info == info("resnet18")
+
+
+def test_tensors_that_share_their_numbers_are_exported(tmp_path: Path) -> None:
+    shared = torch.randn(4)
+    save_encoder(tmp_path, Encoder({"a": shared, "b": shared, "c": shared[1:]}, info("resnet18")))
+    assert equal(load_encoder(tmp_path).state, {"a": shared, "b": shared, "c": shared[1:]})
+
+
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_convnext", "mobilenetv3_small_050", "densenet121"])
+def test_a_timm_classifier_is_read_whatever_its_last_layer_is_called(model: str, tmp_path: Path) -> None:
+    state = timm.create_model(model).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    found = read(tmp_path / "weights.pth", model=model)
+    assert equal(found.encoder.state, {key: state[key] for key in timm.create_model(model, num_classes=0).state_dict()})
+    assert len(found.conversion.dropped) == 2
+
+
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
 def test_a_truncated_or_missing_part_of_an_export_is_named(name: str, tmp_path: Path) -> None:
     save_encoder(tmp_path, Encoder({"conv1.weight": torch.zeros(64, 3, 7, 7)}, info("resnet18")))

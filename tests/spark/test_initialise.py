@@ -10,6 +10,7 @@ import torch
 
 from spark.config import load_recipe
 from spark.errors import UserError
+from spark.formats.registry import FORMATS
 from spark.initialise import initialise
 from spark.model import SparK, build_spark
 from spark.pretrain import pretrain
@@ -36,6 +37,17 @@ def test_a_state_dict_starts_the_encoder(model: SparK, weights: Path) -> None:
     given = torch.load(weights)
     assert all(tensor.equal(given[name]) for name, tensor in model.dense_state().items())
     assert all(tensor.equal(decoder[name]) for name, tensor in model.decoder.state_dict().items())
+
+
+def test_linear_layers_start_convolutions_of_one_pixel(tmp_path: Path) -> None:
+    """Official ConvNeXts have the former where some of timm's have the latter."""
+    state = timm.create_model("convnextv2_atto", num_classes=0).state_dict()
+    given = FORMATS["official-convnext"].from_timm(state).state
+    given |= {name: tensor.flatten(1) for name, tensor in given.items() if "pwconv" in name and tensor.ndim > 2}
+    torch.save({"model": given}, tmp_path / "official.pth")
+    model = build_spark("convnextv2_atto", decoder_width=32)
+    assert "136 of 136 tensors of the encoder matched" in initialise(model, str(tmp_path / "official.pth"), 3)
+    assert model.dense_state()["stages.0.blocks.0.mlp.fc1.weight"].equal(state["stages.0.blocks.0.mlp.fc1.weight"])
 
 
 def test_a_run_starts_encoder_and_decoder(model: SparK, pictures: Path, tmp_path: Path) -> None:
