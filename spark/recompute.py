@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from spark.sparse.state import VisiblePatches
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+NO_BLOCKS = (*CONTAINERS, _BatchNorm)  # timm's batch norms hold an activation
 
 
 class RecomputedBlock(nn.Module):
@@ -56,7 +57,7 @@ def blocks_of(network: nn.Module) -> list[str]:
         for path, parent in network.named_modules()
         if isinstance(parent, CONTAINERS)
         for name, child in parent.named_children()
-        if not isinstance(child, CONTAINERS) and any(True for _ in child.children())
+        if not isinstance(child, NO_BLOCKS) and any(True for _ in child.children())
     ]
     return [path for path in candidates if not any(other.startswith(f"{path}.") for other in candidates)]
 

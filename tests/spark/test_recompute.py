@@ -48,6 +48,13 @@ def test_blocks_are_the_innermost_ones() -> None:
     assert all(".blocks." in path for path in blocks_of(build_spark("convnext_atto").encoder.network))
 
 
+def test_a_batch_norm_with_an_activation_is_no_block() -> None:
+    """It is synchronised across processes by its class."""
+    network = build_spark("densenet121").encoder.network
+    assert network.get_submodule("features.norm0").act
+    assert not [path for path in blocks_of(network) if "norm" in path]
+
+
 def test_a_network_without_blocks_says_so() -> None:
     model = build_spark("resnet18")
     model.encoder = nn.Sequential(nn.Conv2d(3, 3, 1))
