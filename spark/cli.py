@@ -175,8 +175,9 @@ def _bench_data(options: argparse.Namespace) -> int:
     from spark.loader_benchmark import benchmark_loader
     from spark.pretrain_config import PretrainConfig
 
-    # A run's folder is required of a recipe, but nothing is written here.
-    config = load_recipe(PretrainConfig, options.recipe, [*options.overrides, "out=unused"])
+    names_a_folder = any(override.startswith("out=") for override in options.overrides)
+    unused = [] if names_a_folder else ["out=unused"]  # a recipe requires one, but nothing is written here
+    config = load_recipe(PretrainConfig, options.recipe, [*options.overrides, *unused])
     print(benchmark_loader(config, options.seconds))
     return 0
 

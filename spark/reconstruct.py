@@ -20,7 +20,7 @@ from spark.device import choose_device
 from spark.errors import UserError
 from spark.files import atomic_path, write_text
 from spark.images.centre import read_centre
-from spark.images.source import list_images
+from spark.images.source import image_suffixes, list_images
 from spark.masking import enlarge
 from spark.model import SparK
 from spark.pretrained import Pretrained, load_pretrained
@@ -66,8 +66,8 @@ def visualize_reconstructions(
     """
     if min(seeds) < 0:
         raise UserError(f"--seeds {min(seeds)} must not be negative")
-    files = _expand(images)
     pretrained = load_pretrained(checkpoint)
+    files = _expand(images, image_suffixes(pretrained.config.model.in_chans))
     model, config = pretrained.model.to(choose_device(device)), pretrained.config
     height, width = config.data.input_size
     ratios = ratios or [config.mask.ratio]
@@ -126,11 +126,11 @@ def _subject(pretrained: Pretrained, file: Path, seeds: Sequence[int], ratios: S
     return Subject(file.name, _picture(pixels / 255), attempts)
 
 
-def _expand(paths: Sequence[Path]) -> list[Path]:
+def _expand(paths: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
     """Let a few images, evenly spread, stand for a folder."""
     files: list[Path] = []
     for path in paths:
-        found = list_images(path) if path.is_dir() else [path]
+        found = list_images(path, suffixes) if path.is_dir() else [path]
         count = min(PER_FOLDER, len(found))
         files += [found[number * len(found) // count] for number in range(count)]
     for file in files:

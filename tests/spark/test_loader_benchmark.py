@@ -22,6 +22,13 @@ def test_the_loader_alone_is_timed(pictures: Path, workers: int, capsys: pytest.
     assert "read more than once" in printed
 
 
+def test_the_command_of_a_training_will_do(pictures: Path, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "configs" / "pretrain" / "resnet50.yaml"
+    overrides = [f"data.root={pictures}", f"out={tmp_path / 'run'}", "data.workers=0", "data.input_size=[32,32]"]
+    assert main(["bench-data", str(recipe), *overrides, "--seconds", "0.1"]) == 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_images_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parents[2] / "configs" / "pretrain" / "resnet50.yaml"
     assert main(["bench-data", str(recipe), f"data.root={tmp_path / 'nowhere'}"]) == 2
