@@ -44,7 +44,13 @@ def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, rec
         UserError: the model cannot be built, or not even the smaller batch fits.
     """
     small, large = (min(count, len(pool)) for count in IMAGES[device.type])
-    below, _ = _measure(config, pool, device, recompute, small)
+    too_many = UserError(f"{small} images do not fit the device: set train.device_batch and train.recompute=true")
+    try:
+        below, seconds = _measure(config, pool, device, recompute, small)
+    except torch.cuda.OutOfMemoryError:
+        raise too_many from None
+    if large == small:  # there are no more images: what grows with their number cannot be told from what does not
+        return Cost(0, below / small, seconds / small)
     while large > small:
         try:
             above, seconds = _measure(config, pool, device, recompute, large)
@@ -53,7 +59,7 @@ def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, rec
             continue
         per_image = max(above - below, 0) / (large - small)
         return Cost(max(below - small * per_image, 0), per_image, seconds / large)
-    raise UserError(f"more than {small} images do not fit the device: set train.device_batch and train.recompute=true")
+    raise too_many
 
 
 def _measure(

@@ -50,7 +50,8 @@ class LearningWatch:
         if self._probe and (last or epochs_done % self._config.probe.epochs == 0):
             found = self._probe.measure(encoder)
             self.status = "".join(f"  {name} {accuracy:.1f} %" for name, accuracy in found.items())
-        if self._ranks.first and epochs_done and (last or epochs_done % self._collapse_epochs == 0):
+        enough = self._images > 1 and epochs_done > 0
+        if self._ranks.first and enough and (last or epochs_done % self._collapse_epochs == 0):
             found |= self._spread(encoder)
         return found
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spark.errors import RefusedError, UserError, nearest
-from spark.sparse.layers import kind_of
+from spark.sparse.layers import BATCH_NORM, kind_of
 from spark.sparse.rule import Kind, Rule, unchanged
 from spark.sparse.state import VisiblePatches
 
@@ -73,6 +74,11 @@ def sparsify(
     visible = VisiblePatches()
     visible.engine, visible.stood_back = _choose_engine(engine, concerned, kinds)
     visible.converted = Counter((type(concerned[path]).__name__, kind.name) for path, kind in kinds.items())
+    visible.norms_of_vectors = any(
+        isinstance(inner, _BatchNorm)
+        for path, kind in kinds.items() if not kind.inner_maps and kind is not BATCH_NORM
+        for inner in concerned[path].modules()
+    )
     for path, kind in kinds.items():
         _convert(concerned[path], kind, visible)
     _freeze(network, reached)

@@ -26,12 +26,14 @@ class VisiblePatches:
         engine: how the layers that share this object compute, "masked" or "compact".
         stood_back: why a faster engine than that one was not taken; "" if none was.
         converted: how many layers there are by (class, kind's name).
+        norms_of_vectors: whether batch norms see one vector of each image, within gates: one image is too few for them.
     """
 
     def __init__(self) -> None:
         self.engine = "masked"
         self.stood_back = ""
         self.converted: Counter[tuple[str, str]] = Counter()
+        self.norms_of_vectors = False
         self._mask: Tensor | None = None
         self._per_image = 0
         self._derived: dict[object, Tensor] = {}

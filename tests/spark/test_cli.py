@@ -61,6 +61,7 @@ def pretrain(*overrides: str, recipe: str = "recipe.yaml") -> list[str]:
         (pretrain("decoder.width=48"), ["divisible by 32"]),
         (pretrain(recipe="recipes.yaml"), ["'recipes.yaml' does not exist", "Did you mean recipe.yaml"]),
         (pretrain("out=recipe.yaml"), ["out='recipe.yaml' is a file"]),
+        (pretrain("model.name=resnest14d", "train.device_batch=1"), ["batch norms within gates", "two images or more"]),
         (["check", "resnet5O"], ["unknown model 'resnet5O'", "resnet50"]),
         (["check", "net.py"], ["unknown model 'net.py'. Name the class, too: net.py:ClassName"]),
         (["check", "ghostnetv2_100"], ["blocks.2.0.ghost1: GhostModuleV2 pools a map by two"]),
@@ -164,3 +165,12 @@ def test_check_fails_if_an_engine_does(capsys: pytest.CaptureFixture[str], monke
     printed, error = capsys.readouterr()
     assert (printed.count(" ok\n"), printed.count(" FAILED\n")) == (4, 2)
     assert error.startswith("error: 'test_resnet' is not converted correctly")
+
+
+def test_one_image_is_enough(workplace: Path) -> None:
+    """Whether features collapse cannot be told of one."""
+    _, *others = sorted((workplace / "pictures").rglob("*.png"))
+    for other in others:
+        other.unlink()
+    assert main(pretrain("train.batch=1", "data.input_size=[64,64]", "train.preset=auto")) == 0
+    assert (workplace / "run" / "encoder.safetensors").is_file()
