@@ -137,6 +137,18 @@ def test_bad_input_is_one_line(
     assert not Path("runs").exists()
 
 
+def test_arrays_of_a_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for number in range(4):
+        np.save(f"pictures/{number}.npy", np.random.default_rng(number).integers(0, 255, (64, 96, 2), dtype=np.uint8))
+    write_text(Path("recipe.yaml"), "{}")
+    two = ["model.in_chans=2", "data.mean=[0.5,0.5]", "data.std=[0.2,0.2]"]
+    assert main(["pretrain", "recipe.yaml", *SMALL, *two]) == 0
+    assert visualize("run", "pictures") == 0
+    assert Path("runs/visualize/reconstruct.png").is_file()
+
+
 def test_small_pictures_are_enlarged_by_whole_numbers() -> None:
     tiny = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "RGB")
     caption = ["a name that is far too long for the gutter of the sheet.png"]
