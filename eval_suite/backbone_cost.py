@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,9 +19,15 @@ class BackboneCost(NamedTuple):
     flops: int  # of a forward pass over one image
 
 
-@lru_cache(maxsize=64)
-def backbone_cost(model: str, size: int = USUAL_SIZE) -> BackboneCost | None:
+def backbone_cost(
+    model: str, size: int = USUAL_SIZE, options: Mapping[str, Any] | None = None
+) -> BackboneCost | None:
     """Count parameters and FLOPs for images of size x size pixels; None if there is no such network (any more)."""
+    return _counted(model, size, json.dumps(dict(options or {}), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _counted(model: str, size: int, options: str) -> BackboneCost | None:
     import torch  # takes seconds, and most reports do without
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +35,7 @@ def backbone_cost(model: str, size: int = USUAL_SIZE) -> BackboneCost | None:
 
     with torch.device("meta"):  # shapes are all that is needed
         try:
-            pyramid: Any = build_pyramid(model)
+            pyramid: Any = build_pyramid(model, options=json.loads(options))
         except UserError:
             return None
         channels = pyramid.example().shape[1]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eval_suite.schema import ResultRecord
+from eval_suite.schema import ResultRecord, options_of
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
 IMAGENET, COCO = "imagenet_finetune", "coco_mask_rcnn"
@@ -52,7 +52,7 @@ def measured_as_published(record: ResultRecord) -> str:
     The number of classes and images tell ImageNet-1k and COCO 2017 from what merely runs through the same task.
     """
     protocol: Mapping[str, Any] = record.protocol
-    if record.origin == "smoke":
+    if record.origin == "smoke" or options_of(record):
         return ""
     if record.task == IMAGENET:
         data = protocol.get("dataset", {})
@@ -70,7 +70,9 @@ def published_beside(row: pd.Series) -> list[PublishedNumber]:
     if not variant:
         return []
     model = row["model"].partition(".")[0]  # what follows timm's dot names weights
-    kind = "supervised" if (row["task"], row["kind"]) == (IMAGENET, "scratch") else row["kind"]
+    # A supervised training on ImageNet is from scratch; one that begins with such weights is something else.
+    kind = {"scratch": "supervised", "supervised": ""}.get(row["kind"], row["kind"]) if (
+        row["task"] == IMAGENET) else row["kind"]
     metric = "top1" if row["metric"].startswith("top1") else row["metric"]
     wanted = (model if variant == USUAL_SIZE else f"{model}@{variant}", row["task"], kind, metric)
     return [number for number in published() if number[: len(wanted)] == wanted]

@@ -12,7 +12,7 @@ import pandas as pd
 from eval_suite.backbone_cost import USUAL_SIZE, backbone_cost
 from eval_suite.effort import Effort
 from eval_suite.figures import draw_scaling
-from eval_suite.schema import ResultRecord
+from eval_suite.schema import ResultRecord, options_of
 from spark.model_name import shown_name
 
 AXES = {
@@ -54,7 +54,8 @@ def scaling_plots(
 
 
 def _sizes(rows: pd.DataFrame, records: Mapping[Path, ResultRecord]) -> dict[str, pd.Series]:
-    costs = [backbone_cost(row["model"], _input_size(records[row["folders"][0]])) for _, row in rows.iterrows()]
+    examples = [records[row["folders"][0]] for _, row in rows.iterrows()]
+    costs = [backbone_cost(example.model, _input_size(example), options_of(example)) for example in examples]
     return {
         "parameters": pd.Series([cost.parameters / 1e6 if cost else math.nan for cost in costs], rows.index),
         "flops": pd.Series([cost.flops / 1e9 if cost else math.nan for cost in costs], rows.index),

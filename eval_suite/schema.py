@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,3 +111,9 @@ def load_record(path: Path) -> ResultRecord:
     if stored_protocol_id != record.protocol_id:
         raise UserError(f"{path}: its protocol id does not match its protocol; was the file edited by hand?")
     return record
+
+
+def options_of(record: ResultRecord) -> Mapping[str, Any]:
+    """Return what timm, or one's own class, was given beside the model's name: it is another network then."""
+    settings = record.protocol.get("model")
+    return (settings.get("options") or {}) if isinstance(settings, Mapping) else {}

@@ -96,6 +96,8 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 def _rows(key: dict[str, object], group: pd.DataFrame) -> Iterator[dict[str, object]]:
     """Yield a row for each initialisation of a model under a protocol."""
     baseline = next((kind for kind in BASELINES if kind in set(group["kind"])), "")
+    if len(group.loc[group["kind"] == baseline, INIT].drop_duplicates()) > 1:
+        baseline = ""  # several supervised trainings: which one a gain is over, nobody said
     start = group[group["kind"] == baseline].set_index("seed")["value"]
     for init, own in group.groupby(INIT, sort=False, dropna=False):
         values = own.set_index("seed")["value"]
@@ -147,7 +149,7 @@ def _flat(folder: Path, record: ResultRecord) -> dict[str, object]:
         "higher_is_better": metric.higher_is_better, "published_as": measured_as_published(record),
         "model": record.model, "kind": init.kind, "pretrained_epochs": init.pretrained_epochs,
         # Seeds of a pre-training are repetitions; checkpoints of which no more is known are not.
-        "pretraining": init.recipe_hash or (init.checkpoint_sha256 or init.checkpoint or "")[:8],
+        "pretraining": init.recipe_hash or (init.checkpoint_sha256 or "")[:8] or init.checkpoint or "",
         "seed": record.seed, "value": metric.value, "wall_seconds": record.wall_seconds,
     }
 

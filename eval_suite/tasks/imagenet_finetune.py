@@ -53,7 +53,7 @@ class ImagenetFinetune(Task):
     def cost(self, work: Work, images: int | None) -> Cost | None:
         """Count the forward pass of the backbone; evaluation is left out."""
         config = self.read(work)
-        backbone = backbone_cost(config.model.name, config.data.input_size)
+        backbone = backbone_cost(config.model.name, config.data.input_size, config.model.options)
         if images is None or backbone is None:
             return None
         flops = FORWARD_AND_BACKWARD * backbone.flops * images * config.train.epochs

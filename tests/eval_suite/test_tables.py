@@ -50,6 +50,18 @@ def test_without_scratch_the_gain_is_over_supervised_and_says_so() -> None:
     assert readable(with_scratch)["gain over scratch"].tolist() == ["", "+10.00", "+20.00"]
 
 
+def test_supervised_trainings_are_told_apart_and_none_is_the_baseline() -> None:
+    other = dataclasses.replace(SUPERVISED, checkpoint="timm:resnet18.fb_ssl_yfcc100m_ft_in1k")
+    table = summarise([record(50, SUPERVISED), record(58, other), record(60, SPARK)])
+    rows = table[table["n"] > 0]
+    assert rows["mean"].tolist() == [50, 58, 60]
+    assert rows["init"].tolist() == [
+        f"supervised ({SUPERVISED.checkpoint})", f"supervised ({other.checkpoint})", "spark, 30 epochs",
+    ]
+    assert rows["gain"].isna().all()
+    assert summarise([record(50, SUPERVISED), record(58, other), record(60, SPARK), record(40)])["gain"].max() == 20
+
+
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"origin": "measured"}, {"model": "resnet34"}])
 def test_no_gain_across_protocols_origins_or_models(change: dict[str, object]) -> None:
     table = summarise([record(50), record(60, SPARK, **change)])  # type: ignore[arg-type]
