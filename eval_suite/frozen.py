@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
@@ -17,6 +20,7 @@ from spark.device import autocast
 from spark.distributed import Ranks
 
 LAST, LAST_TWO = "last", "last_two"
+RECALIBRATION_BATCH = 256  # images
 SAMPLE_SEED = 0  # of the images that statistics are taken over: the same for all runs
 
 
@@ -43,10 +47,15 @@ class FrozenEncoder:
             pooled = [map_.float().mean((2, 3)) for map_ in self._encoder(x)[-2:]]
         return {LAST: pooled[-1], LAST_TWO: torch.cat(pooled, 1)}
 
-    def recalibrate(self, images: LabelledImages, batch: int, workers: int) -> None:
-        """Take the running statistics of all batch norms anew, as plain averages over batches of these images."""
+    def recalibrate(self, images: LabelledImages, workers: int) -> None:
+        """Take the running statistics of all batch norms anew, as plain averages over batches of these images.
+
+        The batches are of one size, which no setting changes: it decides about the statistics. What is left over when
+        they are filled is left out.
+        """
+        batch = min(RECALIBRATION_BATCH, len(images))
         with autocast(self._device, self._precision):
-            update_bn(self._batches(images, batch, workers), self._encoder)
+            update_bn(itertools.islice(self._batches(images, batch, workers), len(images) // batch), self._encoder)
         self._encoder.eval()
 
     def statistics(self, images: LabelledImages, batch: int, workers: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -65,7 +74,8 @@ class FrozenEncoder:
 
 
 def some_images(images: LabelledSource, count: int, data: DataConfig) -> LabelledImages:
-    """Return about so many of the images, evenly over classes, as they are evaluated: whole and not augmented."""
+    """Return about so many of the images, evenly over classes, mixed, and as they are evaluated."""
     share = min(count / len(images), 1)
     chosen = images.taking([max(1, round(share * there)) for there in images.counts().tolist()], SAMPLE_SEED)
-    return LabelledImages(chosen, val_transform(data), data.input_size, substitute=True)
+    mixed = dataclasses.replace(chosen, indices=np.random.default_rng(SAMPLE_SEED).permutation(chosen.indices))
+    return LabelledImages(mixed, val_transform(data), data.input_size, substitute=True)

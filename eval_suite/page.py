@@ -31,7 +31,7 @@ from spark.provenance import code_version
 from spark.run_folder import CONFIG
 
 # What is worth a panel, if a run's log has it.
-CURVES = ("loss", "top1", "top1_ema", "knn", "linear", "bbox/AP", "segm/AP")
+CURVES = ("loss", "top1_last", "top1_ema", "top1", "knn", "linear", "bbox/AP", "segm/AP")
 RECONSTRUCTIONS, DETECTIONS, GALLERY = "reconstructions", "detections.png", "detections.html"
 SETTINGS_NAMED = 6  # of those in which protocols differ
 

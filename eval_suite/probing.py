@@ -110,16 +110,16 @@ class Probing(Learner):
         return losses.where(losses.isfinite(), torch.inf).min()
 
     def evaluate(self) -> dict[str, float]:
-        """Return top-1 and top-5 accuracy of every head, such as "val/top1/last/lr=0.1"."""
+        """Return top-1 and top-5 accuracy of every head, such as "val/top1/last/lr=0.1"; "top1" is the chosen one's."""
         found: dict[str, float] = {}
         for name, split in self._splits.items():
             loader = plain_loader(split, self._ranks.share(self._config.train.batch), self._config.data.workers,
                                   self._ranks)
             by_head = accuracies(
-                self._classify, loader, self._classes, self._ranks.device, self._unreadable[name]
+                self._classify, loader, self._classes, self._ranks, self._unreadable[name]
             )
             found |= {f"{name}/top{k}/{head}": value for head, by_k in by_head.items() for k, value in by_k.items()}
-        return found
+        return {**found, "top1": found[f"{VAL}/top1/{choose(self.heads, found)}"]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""

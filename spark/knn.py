@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 1024  # queries that are compared with the whole bank at a time
+CHUNK = 256  # queries that are compared with the whole bank at a time
 
 
 def knn_predict(
@@ -29,11 +29,12 @@ def knn_predict(
         The classes of the queries, [M].
     """
     bank_ND, queries_MD = (functional.normalize(features.float(), dim=1) for features in (bank_ND, queries_MD))
-    votes_NC = functional.one_hot(labels_N).float()
+    classes = int(labels_N.max()) + 1
     predicted = []
     for chunk_LD in queries_MD.split(CHUNK):
         similarity_LK, index_LK = (chunk_LD @ bank_ND.T).topk(min(neighbours, len(bank_ND)), dim=1)
         # Only ratios of weights matter; relative to the nearest, the exponential stays within 0..1.
         weight_LK = ((similarity_LK - similarity_LK[:, :1]) / temperature).exp()
-        predicted.append((weight_LK[..., None] * votes_NC[index_LK]).sum(1).argmax(1))
+        votes_LC = weight_LK.new_zeros(len(chunk_LD), classes).scatter_add_(1, labels_N[index_LK], weight_LK)
+        predicted.append(votes_LC.argmax(1))
     return torch.cat(predicted)

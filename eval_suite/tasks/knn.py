@@ -58,7 +58,7 @@ class Knn(Task):
     def cost(self, work: Work, images: int | None) -> Cost | None:
         """Count one forward pass over the images to look among."""
         config = _read(work)
-        backbone = backbone_cost(config.model.name, config.data.input_size)
+        backbone = backbone_cost(config.model.name, config.data.input_size, config.model.options)
         if images is None or backbone is None:
             return None
         return Cost(backbone.flops * images, 0, "k-NN is one forward pass over the training images")
@@ -92,7 +92,7 @@ def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRe
     ranks.say(to_yaml(config))
     if config.model.recalibrate:
         sample = some_images(train, config.model.recalibrate, config.data)
-        encoder.recalibrate(sample, config.batch, config.data.workers)
+        encoder.recalibrate(sample, config.data.workers)
     try:
         bank, known = _features(encoder, train, config, ranks, request)
         queries, wanted = _features(encoder, val, config, ranks, request)

@@ -23,7 +23,7 @@ from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import ProbeConfig
 from eval_suite.probing import Probing, choose
 from eval_suite.schema import Initialisation, Metric, ResultRecord
-from eval_suite.task import Cost, Prepared, Task, Work
+from eval_suite.task import Cost, Prepared, Task, Work, without
 from eval_suite.training import Schedule, Training
 from spark.config import load_recipe
 from spark.distributed import Ranks
@@ -55,7 +55,7 @@ class LinearProbe(Task):
     def cost(self, work: Work, images: int | None) -> Cost | None:
         """Count the forward pass of the encoder; heads and evaluations are left out."""
         config = _read(work)
-        backbone = backbone_cost(config.model.name, config.data.input_size)
+        backbone = backbone_cost(config.model.name, config.data.input_size, config.model.options)
         if images is None or backbone is None:
             return None
         heads = 2 * len(config.train.base_lrs)
@@ -97,7 +97,7 @@ def _probe(config: ProbeConfig, ranks: Ranks, request: StopRequest) -> ResultRec
     if not training.complete(request, yields=(HEADS,)):
         return None
     if ranks.first:
-        write_json(Path(config.out) / HEADS, training.results)
+        write_json(Path(config.out) / HEADS, without(training.results, ("top1",)))
     return _record(config, splits.data, learner, start.record, training, ranks)
 
 
@@ -129,7 +129,7 @@ def _learner(config: ProbeConfig, splits: _Splits, start: Start, ranks: Ranks) -
     frozen = FrozenEncoder(encoder, ranks.device, config.precision)
     batch, workers = ranks.share(config.train.batch), config.data.workers
     if config.model.recalibrate:
-        frozen.recalibrate(some_images(splits.train, config.model.recalibrate, config.data), batch, workers)
+        frozen.recalibrate(some_images(splits.train, config.model.recalibrate, config.data), workers)
     statistics = frozen.statistics(some_images(splits.train, config.train.statistics, config.data), batch, workers)
     return Probing(config, splits.data, splits.held_out, frozen, statistics, ranks)
 

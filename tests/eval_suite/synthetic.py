@@ -45,7 +45,7 @@ def write_run(folder: Path, result: ResultRecord) -> None:
     result.save(folder)
     value = result.metrics[result.main_metric].value
     write_log(folder, [
-        {"step": 12 * epoch, "epoch": epoch, "loss": 2.4 / epoch, "top1": value * epoch / result.epochs}
+        {"step": 12 * epoch, "epoch": epoch, "loss": 2.4 / epoch, "top1_last": value * epoch / result.epochs}
         for epoch in range(1, int(result.epochs) + 1)
     ])
     (folder / "config.yaml").write_text(f"seed: {result.seed}\n")

@@ -12,8 +12,10 @@ import torch
 from coloured import write_folders
 from torch import Tensor
 
+from eval_suite import frozen as frozen_encoder
+from eval_suite.evaluation_config import DataConfig
 from eval_suite.finetune_data import Data, Draw, LabelledImages
-from eval_suite.frozen import LAST, LAST_TWO, FrozenEncoder
+from eval_suite.frozen import LAST, LAST_TWO, FrozenEncoder, some_images
 from eval_suite.initialise import build_encoder, start_of
 from eval_suite.labelled import open_labelled
 from eval_suite.probe_config import ProbeConfig, ProbeTrainConfig
@@ -109,6 +111,8 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
     heads = json.loads((whole.parent / "heads.json").read_text())
     assert set(heads) == {f"{split}/top1/{features}/lr={lr}" for split in (HELD_OUT, VAL)
                           for features in (LAST, LAST_TWO) for lr in ("0.1", "3")}
+    log = read_metrics(whole.parent)
+    assert log[-1]["top1"] == record.metrics["top1"].value  # a curve for the report
     step = Probing.step
 
     def killed(self: Probing, images: Tensor, labels: Tensor, number: int, rate: float) -> Tensor:
@@ -152,17 +156,33 @@ def test_recalibration_is_another_protocol_and_changes_batch_norms_only(
     before = {name: tensor.clone() for name, tensor in dense_part(encoder).state_dict().items()}
     frozen = FrozenEncoder(encoder, CPU, "auto")
     split = LabelledImages(open_labelled(str(images / "val")), lambda image: torch.rand(3, 32, 32) + 7, 32, False)
-    frozen.recalibrate(split, batch=5, workers=0)
+    frozen.recalibrate(split, workers=0)
     after = dense_part(encoder).state_dict()
     changed = {name.rpartition(".")[2] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     assert not any(module.training for module in encoder.modules())
 
-    results = [knn.run(write(tmp_path), [*settings, f"out={tmp_path}/{count}", f"model.recalibrate={count}"])
-               for count in (0, 12)]
-    plain, recalibrated = (load_record(result) for result in results if result)
+    runs = {"plain": ["model.recalibrate=0"], "recalibrated": ["model.recalibrate=12"],
+            "small": ["model.recalibrate=12", "batch=5"]}
+    results = [knn.run(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *run]) for name, run in runs.items()]
+    plain, recalibrated, small = (load_record(result) for result in results if result)
+    assert (small.metrics, small.protocol_id) == (recalibrated.metrics, recalibrated.protocol_id)
     assert plain.protocol_id != recalibrated.protocol_id
     assert recalibrated.protocol["model"] == {"recalibrate": 12}
+
+
+def test_recalibrated_statistics_are_those_of_all_images(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes lie one after the other, and a batch of one class varies less than all images do."""
+    monkeypatch.setattr(frozen_encoder, "RECALIBRATION_BATCH", 12)
+    train = open_labelled(str(images / "train"))
+    sample = some_images(train, len(train), DataConfig(input_size=32))
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    encoder.channels = [3, 3]  # type: ignore[assignment]
+    FrozenEncoder(encoder, CPU, "auto").recalibrate(sample, workers=0)
+    x = torch.stack([sample[Draw(index)].image for index in range(len(sample))])
+    torch.testing.assert_close(encoder[0].running_var, x.var((0, 2, 3)), rtol=0.2, atol=0)  # type: ignore[arg-type]
+    between_classes = x.mean((2, 3)).var(0)
+    assert (between_classes > 0.5 * x.var((0, 2, 3))).any()  # what batches of one class would not see
 
 
 def test_an_exported_encoder_gives_the_features(settings: list[str], tmp_path: Path) -> None:
