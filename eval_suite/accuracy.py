@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from eval_suite.finetune_data import UNLABELLED
 from spark.data import UnreadableFiles
+from spark.distributed import Ranks
 
 TOP = (1, 5)
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W], labels [B], unreadable [B]; see LabelledSample
@@ -18,8 +19,7 @@ Classifiers = Callable[[Tensor], Mapping[str, Tensor]]  # images [B, 3, H, W] ->
 
 @torch.no_grad()
 def accuracies(
-    classify: Classifiers, batches: Iterable[Batch], classes: int, device: torch.device,
-    unreadable: UnreadableFiles,
+    classify: Classifiers, batches: Iterable[Batch], classes: int, ranks: Ranks, unreadable: UnreadableFiles,
 ) -> dict[str, dict[int, float]]:
     """Return, for each classifier, top-k accuracy in percent by k, over the images of all processes.
 
@@ -31,17 +31,18 @@ def accuracies(
     metrics: dict[str, dict[int, MulticlassAccuracy]] = {}
     for images, labels_of_any, missing in batches:
         unreadable.note(missing)
-        labels = labels_of_any.to(device, non_blocking=True)
-        known = labels != UNLABELLED
-        found = classify(images.to(device, non_blocking=True))
+        readable = labels_of_any != UNLABELLED
+        known, labels = (part.to(ranks.device, non_blocking=True) for part in (readable, labels_of_any))
+        found = classify(images.to(ranks.device, non_blocking=True))
         for name, logits in found.items():
             if name not in metrics:
                 metrics[name] = {
-                    k: MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False).to(device)
+                    k: MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False).to(ranks.device)
                     for k in TOP if k < classes or k == 1
                 }
-            for metric in metrics[name].values():
+            for metric in metrics[name].values() if readable.any() else ():
                 metric.update(logits.float()[known], labels[known])
+    ranks.together(lambda: unreadable.judge(ranks.sum(len(unreadable.found))))
     return {
         name: {k: 100 * metric.compute().item() for k, metric in by_k.items()} for name, by_k in metrics.items()
     }

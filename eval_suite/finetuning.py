@@ -71,7 +71,7 @@ class Finetuning(Learner):
         """Return top-1 and top-5 accuracy of the weights as they are ("last") and of their average ("ema")."""
         self._model.eval()
         loader = plain_loader(self._data.val, self._evaluated_at_once, self._config.data.workers, self._ranks)
-        found = accuracies(self._classify, loader, self._data.classes, self._device, self._unreadable)
+        found = accuracies(self._classify, loader, self._data.classes, self._ranks, self._unreadable)
         return {f"top{k}_{name}": value for name, by_k in found.items() for k, value in by_k.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -183,15 +183,21 @@ class UnreadableFiles:
         """
         for index in sorted(set(indices.tolist()) - {-1} - self.found):
             self.found.add(index)
-            count, total = len(self.found), len(self._pool)
             name, reason = self._pool.name(index), self._reason(index)
             self._tell(f"{name}\t{reason}")
-            warnings.warn(f"unreadable image {name} is skipped ({count} so far): {reason}", stacklevel=2)
-            if count > max(UNREADABLE_LIMIT * total, self._spared):
-                raise UserError(
-                    f"{count} of {total} images cannot be read (more than {UNREADABLE_LIMIT:.0%}), "
-                    f"'{name}' for one ({reason}); repair or remove them"
-                )
+            warnings.warn(f"unreadable image {name} is skipped ({len(self.found)} so far): {reason}", stacklevel=2)
+            self.judge(len(self.found), f", '{name}' for one ({reason})")
+
+    def judge(self, count: int, example: str = "") -> None:
+        """Stop if so many images, of this process or of all, are too many.
+
+        Raises:
+            UserError: more than one per cent of all images, and more than are spared, cannot be read.
+        """
+        total = len(self._pool)
+        if count > max(UNREADABLE_LIMIT * total, self._spared):
+            raise UserError(f"{count} of {total} images cannot be read (more than {UNREADABLE_LIMIT:.0%}){example}; "
+                            "repair or remove them")
 
     def summary(self) -> str:
         """Say how many images could not be read in the whole run, and where they are named; '' if all could."""

@@ -74,6 +74,14 @@ class Ranks:
         distributed.all_reduce(value)
         return value / self.size
 
+    def sum(self, count: int) -> int:
+        """Return the sum over the processes; all of them must ask."""
+        if self.size == 1:
+            return count
+        told = torch.tensor(count)
+        distributed.all_reduce(told, group=self.control)
+        return int(told)
+
     def any(self, flag: bool) -> bool:
         """Whether some process says so; all of them must ask."""
         if self.size == 1:
