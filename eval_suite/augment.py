@@ -64,7 +64,7 @@ class PairMixer:
 
     timm's `Mixup` blends the first image of what it is given with the last, and so on. Here neighbours are blended
     (the sampler makes good ones of them), and groups of images have a ratio of their own: so it makes no difference
-    how many processes share a batch, as long as their shares are whole groups.
+    how many processes share a batch, or in how many parts they take it.
     """
 
     def __init__(self, augment: AugmentConfig, classes: int, seed: int) -> None:
@@ -84,10 +84,11 @@ class PairMixer:
             Images [B, 3, H, W], and targets [B, classes].
         """
         mixed = []
-        for start in range(0, len(images), self._group):
-            end = min(start + self._group, len(images))
+        for group in range(first // self._group, -(-(first + len(images)) // self._group)):
+            start = max(group * self._group - first, 0)
+            end = min((group + 1) * self._group - first, len(images))
             order = [*range(start, end, 2), *reversed(range(start + 1, end, 2))]  # neighbours face each other
-            with seeded(mixed_seed(self._seed, MIX, step, first + start)):
+            with seeded(mixed_seed(self._seed, MIX, step, group * self._group)):
                 mixed.append(self._mixup(images[order], labels[order]))
         blended, targets = (torch.cat(parts) for parts in zip(*mixed, strict=True))
         return blended, targets

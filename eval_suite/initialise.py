@@ -16,7 +16,7 @@ from eval_suite.evaluation_config import SCRATCH, DataConfig
 from eval_suite.finetune_config import ModelConfig
 from eval_suite.layer_decay import classifier_names
 from eval_suite.schema import Initialisation
-from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, build_pyramid, dense_part
+from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, REFUSALS, build_pyramid, cannot_build, dense_part
 from spark.errors import UserError, nearest
 from spark.files import sha256
 from spark.formats.encoder import WEIGHTS
@@ -142,15 +142,15 @@ def _build_timm(model: ModelConfig, classes: int) -> nn.Module:
             raise UserError(f"model.options must not have '{option}'")
     try:
         return timm.create_model(name, num_classes=classes, drop_path_rate=model.drop_path, **options)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise UserError(f"timm cannot build '{name}' with model.options={dict(options)}: {error}") from None
+    except REFUSALS as error:
+        if not isinstance(error, TypeError) or "drop_path_rate" not in str(error):
+            raise cannot_build(name, options, error) from None
     if model.drop_path:
         raise UserError(f"{name} takes no drop path; pass model.drop_path=0")
     try:
         return timm.create_model(name, num_classes=classes, **options)
-    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"timm cannot build '{name}' with model.options={dict(options)}: {error}") from None
+    except REFUSALS as error:
+        raise cannot_build(name, options, error) from None
 
 
 def _check_fits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def open_labelled(root: str) -> LabelledSource:
     if isinstance(source, TarSource) and (numbers := source.companions(CLASS_FILE)):
         names = [number.strip() for number in numbers]
     elif isinstance(source, TarSource):
-        names = [_folder(source.name(index)) for index in range(len(source))]
+        names = _outermost([source.member(index).parent.parts for index in range(len(source))])
     elif isinstance(source, FileSource) and Path(root).is_dir():
         start = len(str(source.path(0))) - len(str(source.path(0).relative_to(root)))
         names = [source.name(index)[start:].rpartition("/")[0].partition("/")[0] for index in range(len(source))]
@@ -121,9 +121,11 @@ def open_splits(train_root: str, val_root: str) -> tuple[LabelledSource, Labelle
     """Open the images to train on and those to evaluate on.
 
     Raises:
-        UserError: one of them is missing or has no classes, or they have other classes.
+        UserError: one of them is missing or has fewer than two classes, or they have other classes.
     """
     train, val = open_labelled(train_root), open_labelled(val_root)
+    if len(train.classes) < 2:
+        raise UserError(f"'{train_root}' has one class only, '{train.classes[0]}': there is nothing to tell apart")
     if train.classes != val.classes:
         different = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f"classes differ between '{train_root}' and '{val_root}': {', '.join(different[:5])}")
@@ -162,10 +164,16 @@ def limited(images: LabelledSource, labels: LabelsConfig, seed: int) -> Labelled
     return images.taking([max(1, round(count * labels.fraction)) for count in there.tolist()], seed)
 
 
-def _folder(name: str) -> str:
-    """Return the folder of a shard's member, '' if it is in none."""
-    parent = PurePosixPath(name).parent
-    return "" if parent.suffix == ".tar" else parent.name
+def _outermost(folders: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the first folder of each path below what all have in common ('' if there is none), as class folders are.
+
+    If all are in the same folder, that is the only class.
+    """
+    levels = enumerate(zip(*folders, strict=False))
+    depth = next((level for level, names in levels if len(set(names)) > 1), min(map(len, folders)))
+    if set(map(len, folders)) == {depth}:
+        depth = max(depth - 1, 0)
+    return ["".join(folder[depth : depth + 1]) for folder in folders]
 
 
 def _natural(name: str) -> tuple[int, str]:

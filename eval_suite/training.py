@@ -117,7 +117,8 @@ class Training:
         self._losses: list[Tensor] = []  # since the last record, still on the device
         self._rollbacks = 0
         self._seconds = 0.0  # of work, over all processes that worked on this run one after the other
-        self._training_seconds = 0.0  # of these, without evaluations
+        self._training_seconds = 0.0  # of these, without evaluations, up to the last record
+        self._since: float | None = None  # when training went on after it; None while nothing is trained
         self._resumed = time.monotonic()
 
     def complete(self, request: StopRequest, yields: Collection[str] = ()) -> bool:
@@ -167,14 +168,19 @@ class Training:
     def images_per_second(self) -> float | None:
         """Throughput of training, evaluations left out."""
         images = self.step * self._schedule.batch
-        return images / self._training_seconds if self._training_seconds else None
+        return images / self._trained if self._trained else None
+
+    @property
+    def _trained(self) -> float:
+        """How long was trained, until now."""
+        return self._training_seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
         return {
             "origin": self._origin, "step": self.step, "results": self.results, "best": self.best,
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
-            "rollbacks": self._rollbacks, "seconds": self.seconds, "training_seconds": self._training_seconds,
+            "rollbacks": self._rollbacks, "seconds": self.seconds, "training_seconds": self._trained,
             **self._learner.state_dict(),
         }
 
@@ -184,14 +190,18 @@ class Training:
         self._losses = list(state["losses"].to(self._ranks.device))
         self._rollbacks = state["rollbacks"]
         self._seconds, self._training_seconds = state["seconds"], state["training_seconds"]
-        self._resumed = time.monotonic()
+        self._resumed, self._since = time.monotonic(), None
         self._learner.load_state_dict(state)
 
     def _prepare(self, run: Path, yields: Collection[str]) -> bool:
         """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
         fresh = self._config.resume == "never"
         check_run_folder(run, self._config, fresh, (RESULT, UNREADABLE, *yields), FREE_TO_CHANGE)
-        return load_latest(run / CHECKPOINTS) is not None
+        there = load_latest(run / CHECKPOINTS) is not None
+        if not there and (run / RESULT).is_file():
+            raise UserError(f"'{run}' holds a result, but its training's checkpoint is gone; pass another out=…, "
+                            "or resume=never to replace it")
+        return there
 
     def _check_same(self, checkpoint: Mapping[str, Any], run: Path) -> None:
         """Refuse to go on with a checkpoint that came from other data or another encoder, by content."""
@@ -209,7 +219,7 @@ class Training:
             self._data.train, self._sampler(self.step), schedule.batch, self._config.data.workers, ranks
         )
         unreadable = UnreadableFiles(self._data.train.images, run / UNREADABLE if ranks.first else None)
-        saved = since = time.monotonic()
+        saved = self._since = time.monotonic()
         status = ""
         with (
             MetricsLog(run, self.step, quiet=not ranks.first) as log,
@@ -225,13 +235,13 @@ class Training:
                 if into_epoch == 0 or self.step % STEPS_PER_RECORD == 0:
                     values = self._values()
                     good = bool(values)
-                    self._training_seconds += time.monotonic() - since
+                    self._training_seconds, self._since = self._trained, None
                     if good and into_epoch == 0 and (epochs_done % schedule.evaluate_epochs == 0 or self.finished):
                         values |= self._evaluate()
                     if good:
                         log.write(self.step, epoch=self.step / self._steps_per_epoch, lr=rate, **values)
                         status = f"epoch {-(-self.step // self._steps_per_epoch)} loss {values['loss']:.4f}"
-                    since = time.monotonic()
+                    self._since = time.monotonic()
                 progress.advance(status)
                 stop = ranks.any(request.received)
                 if into_epoch == 0 or stop or time.monotonic() - saved > 60 * schedule.checkpoint_minutes:
@@ -240,6 +250,7 @@ class Training:
                     saved = time.monotonic()
                 if stop:
                     break
+        self._training_seconds, self._since = self._trained, None
         ranks.say(unreadable.summary())
 
     def _values(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ SCALES = 4
 decoded from 2, 4, 8, 16, and one of stride 8 from 2, 4, 8: pixels themselves are never taken."""
 
 OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
+REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
 FIXED_OPTIONS = ("num_classes", "features_only", "pretrained")
 
 
@@ -143,19 +144,18 @@ def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any
     build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **options)
     try:
         return build(drop_path_rate=drop_path)  # zero too: some models' own default is not
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise _cannot_build(name, options, error) from error
-    except (AssertionError, RuntimeError, ValueError, KeyError) as error:  # a pretrained tag that it does not know, say
-        raise _cannot_build(name, options, error) from None
+    except REFUSALS as error:
+        if not isinstance(error, TypeError) or "drop_path_rate" not in str(error):
+            raise cannot_build(name, options, error) from error
     if drop_path:
         raise UserError(f"model '{name}' has no drop path; set {drop_path_key}=0")
     try:
         return build()
-    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise _cannot_build(name, options, error) from error
+    except REFUSALS as error:
+        raise cannot_build(name, options, error) from error
 
 
-def _cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
+def cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
+    """Return what to tell of an option, or a pretrained tag, that timm does not take."""
     chosen = f" with model.options={dict(options)}" if options else ""
     return UserError(f"timm cannot build '{name}'{chosen}: {str(error) or 'it refuses a value'}")

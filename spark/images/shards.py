@@ -75,6 +75,10 @@ class TarSource:
         """Return the shard's path and the member's."""
         return f"{self._shards[self._places[index, 0]]}/{self._names[index]}"
 
+    def member(self, index: int) -> PurePosixPath:
+        """Return where the image is within its shard."""
+        return PurePosixPath(self._names[index])
+
     def companions(self, suffix: str) -> list[str]:
         """Return the text of the file beside each image that has its name but for the suffix; [] if there are none.
 

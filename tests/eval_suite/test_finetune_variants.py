@@ -163,6 +163,7 @@ def test_a_request_to_stop_is_heeded_within_an_epoch(
     with pytest.raises(PostponedError, match="the same command goes on with it"):
         imagenet_finetune.run(recipe, [f"out={parts}"])
     assert states(parts)[0]["step"] == 1
+    assert states(parts)[0]["training_seconds"] > 0  # though no record was due
     imagenet_finetune.run(recipe, [f"out={parts}"])
     assert read_metrics(whole) == read_metrics(parts)
 

@@ -223,6 +223,17 @@ def test_a_run_folder_of_another_configuration_is_not_continued(recipe: str) -> 
     imagenet_finetune.run(recipe, ["resume=never"])
 
 
+def test_a_result_without_checkpoints_is_not_trained_over(recipe: str, tmp_path: Path) -> None:
+    result = imagenet_finetune.run(recipe, [])
+    before = {path: path.read_bytes() for path in result.parent.iterdir() if path.is_file()}
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"holds a result, but its training's checkpoint is gone"):
+        imagenet_finetune.run(recipe, ["seed=1"])
+    assert {path: path.read_bytes() for path in result.parent.iterdir() if path.is_file()} == before
+    imagenet_finetune.run(recipe, ["seed=1", "resume=never"])
+    assert load_record(result).seed == 1
+
+
 def test_a_finished_run_is_left_alone(recipe: str) -> None:
     result = imagenet_finetune.run(recipe, [])
     before = result.stat().st_mtime_ns
@@ -282,6 +293,8 @@ def test_unreadable_images_stop_a_run_above_one_percent(recipe: str, images: Pat
 
 @pytest.mark.parametrize(("override", "message"), [
     ("model.name=resnet81", "Did you mean"),
+    ("model.name=resnet18.a1_in1K", r"cannot build 'resnet18\.a1_in1K'.*Invalid pretrained tag"),
+    ("model.options={output_stride: 64}", "cannot build"),
     ("data.root=/nowhere", "does not exist"),
     ("train.batch=64", "exceeds the 16 images"),
     ("train.batch=7", "even"),

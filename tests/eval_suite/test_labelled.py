@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,19 @@ def test_folders_shards_and_numbers_beside_images_say_the_same(
     for index in (0, 25, 59):
         assert train.label(index) == folders.label(index) == numbers.label(index) == index // 20
         assert train.load(index) == folders.load(index) == numbers.load(index)
+
+
+def test_the_outermost_folders_are_the_classes_in_shards_too(images: Path, tmp_path: Path) -> None:
+    """As in Tiny ImageNet, where a class folder has a folder `images`."""
+    for label in ("red", "blue"):
+        shutil.copytree(images / "val" / label, tmp_path / "val" / label / "images")
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        tar.add(tmp_path / "val", "tiny/val")
+    folders, shard = open_labelled(str(tmp_path / "val")), open_labelled(str(tmp_path / "val.tar"))
+    assert folders.classes == shard.classes == ["blue", "red"]
+    shutil.rmtree(tmp_path / "val" / "red")
+    with pytest.raises(UserError, match=r"one class only, 'blue'"):
+        open_splits(str(tmp_path / "val"), str(tmp_path / "val"))
 
 
 def test_class_numbers_are_ordered_as_numbers(images: Path, tmp_path: Path) -> None:
@@ -110,3 +125,8 @@ def test_blending_does_not_depend_on_how_a_batch_is_shared() -> None:
     blended = whole[1].topk(2).indices.sort().values  # neighbours, and nobody else
     assert {tuple(pair) for pair in blended.tolist()} == {(0, 1), (2, 3), (4, 5), (6, 7)}
     assert not torch.equal(whole[0], mix(images, labels, 6, 0)[0])
+    parts = [mix(images[part : part + 2], labels[part : part + 2], 5, part) for part in (0, 2, 4, 6)]
+    thirds = [mix(images[part], labels[part], 5, part.start) for part in (slice(0, 6), slice(6, 8))]
+    for several in (parts, thirds):  # not whole groups, within which the order is another
+        for at_once, shared in zip(whole, zip(*several, strict=True), strict=True):
+            assert sorted(at_once.flatten(1).tolist()) == sorted(torch.cat(shared).flatten(1).tolist())
