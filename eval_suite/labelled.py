@@ -103,7 +103,8 @@ def open_labelled(root: str) -> LabelledSource:
     if isinstance(source, TarSource) and (numbers := source.companions(CLASS_FILE)):
         names = [number.strip() for number in numbers]
     elif isinstance(source, TarSource):
-        names = _outermost([source.member(index).parent.parts for index in range(len(source))])
+        names = _outermost([source.member(index).parent.parts for index in range(len(source))],
+                           [source.shard(index) for index in range(len(source))])
     elif isinstance(source, FileSource) and Path(root).is_dir():
         start = len(str(source.path(0))) - len(str(source.path(0).relative_to(root)))
         names = [source.name(index)[start:].rpartition("/")[0].partition("/")[0] for index in range(len(source))]
@@ -164,16 +165,25 @@ def limited(images: LabelledSource, labels: LabelsConfig, seed: int) -> Labelled
     return images.taking([max(1, round(count * labels.fraction)) for count in there.tolist()], seed)
 
 
-def _outermost(folders: Sequence[tuple[str, ...]]) -> list[str]:
+def _outermost(folders: Sequence[tuple[str, ...]], shards: Sequence[Path]) -> list[str]:
     """Return the first folder of each path below what all have in common ('' if there is none), as class folders are.
 
     If all are in the same folder, that is the only class.
+
+    Raises:
+        UserError: these may be folders of shards as well as of classes.
     """
     levels = enumerate(zip(*folders, strict=False))
     depth = next((level for level, names in levels if len(set(names)) > 1), min(map(len, folders)))
     if set(map(len, folders)) == {depth}:
         depth = max(depth - 1, 0)
-    return ["".join(folder[depth : depth + 1]) for folder in folders]
+    names = ["".join(folder[depth : depth + 1]) for folder in folders]
+    pairs = set(zip(names, shards, strict=True))
+    each_its_own = len(pairs) == len(set(names)) == len(set(shards)) > 1
+    if each_its_own and len({folder[depth + 1 : depth + 2] for folder in folders}) > 1:
+        raise UserError(f"'{shards[0]}' and the other shards have one folder each, with several inside ('{names[0]}'): "
+                        "do shards or classes lie in it? Pack the class folders themselves")
+    return names
 
 
 def _natural(name: str) -> tuple[int, str]:

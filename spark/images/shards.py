@@ -75,6 +75,10 @@ class TarSource:
         """Return the shard's path and the member's."""
         return f"{self._shards[self._places[index, 0]]}/{self._names[index]}"
 
+    def shard(self, index: int) -> Path:
+        """Return the shard that an image is in."""
+        return self._shards[self._places[index, 0]]
+
     def member(self, index: int) -> PurePosixPath:
         """Return where the image is within its shard."""
         return PurePosixPath(self._names[index])

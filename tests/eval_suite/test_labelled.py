@@ -58,6 +58,19 @@ def test_the_outermost_folders_are_the_classes_in_shards_too(images: Path, tmp_p
         open_splits(str(tmp_path / "val"), str(tmp_path / "val"))
 
 
+def test_folders_of_shards_are_not_taken_for_classes(images: Path, tmp_path: Path) -> None:
+    for number, labels in enumerate((("red", "blue"), ("red", "green"))):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for label in labels:
+                tar.add(images / "val" / label, f"part-{number}/{label}")
+    with pytest.raises(UserError, match=r"one folder each, with several inside \('part-0'\)"):
+        open_labelled(f"{tmp_path}/{{0..1}}.tar")
+    for label in ("red", "blue"):
+        with tarfile.open(tmp_path / f"{label}.tar", "w") as tar:
+            tar.add(images / "val" / label, f"{label}/images")
+    assert open_labelled(f"{tmp_path}/{{red,blue}}.tar").classes == ["blue", "red"]
+
+
 def test_class_numbers_are_ordered_as_numbers(images: Path, tmp_path: Path) -> None:
     for number in (2, 10, 1):
         (tmp_path / str(number)).mkdir()
