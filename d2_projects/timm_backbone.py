@@ -136,7 +136,10 @@ def _with_norm(network: nn.Module, norm: str, name: str) -> nn.Module:
 def _freeze(network: Any, stages: int, name: str) -> None:
     if not stages:
         return
-    group_of = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    try:
+        group_of = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
+    except (AttributeError, AssertionError):
+        raise UserError(f"timm's {name} does not tell its stages; set frozen_stages=0") from None
     available = max(group_of.values()) + 1
     if not 0 <= stages <= available:
         raise UserError(f"frozen_stages={stages}: timm's {name} has {available}, the stem among them")

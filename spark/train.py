@@ -77,7 +77,7 @@ class Pretraining:
                 "a batch norm needs two visible patches or more: "
                 "raise train.batch, train.device_batch or data.input_size"
             )
-        if self._model.visible.norms_of_vectors and share // self._parts < 2:
+        if self._model.visible.norms_of_vectors and share // self._parts * self._ranks.size < 2:
             raise UserError(f"'{config.model.name}' has batch norms within gates, which need two images or more at a "
                             "time: raise train.batch or train.device_batch")
         self._pool = pool or ImagePool(

@@ -119,6 +119,7 @@ def test_it_serves_an_fpn() -> None:
     ("convnext_atto", {"norm": "SyncBN"}, "has no batch norm"),
     ("resnet18d", {"norm": "GN"}, "norm='GN'"),
     ("convnext_atto", {"frozen_stages": 6}, "frozen_stages=6: timm's convnext_atto has 5, the stem among them"),
+    ("poolformer_s12", {"frozen_stages": 1}, "poolformer_s12 does not tell its stages; set frozen_stages=0"),
     ("vgg11", {"drop_path_rate": 0.1}, r"set model\.backbone\.bottom_up\.drop_path_rate=0"),
 ])
 def test_what_cannot_be_is_one_line(name: str, options: dict[str, Any], message: str) -> None:
