@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
 from spark.model_name import is_reference
 
+UNCOMPARED = ("mmpretrain", "official-convnext", "original-spark")
+PLAIN = re.compile(
+    r"resnet(18|34|50|101|152|200)|resnext\d+_\d+x\d+d|wide_resnet\d+_2|"
+    r"convnext(v2)?_(atto|femto|pico|nano|tiny|small|base|large|xlarge|huge)"
+)
 TOLERANCE = 1e-4  # of the outputs of both models, relative
 
 
@@ -43,6 +49,7 @@ def convert(
     print(f"{source}: {found.format}, {info.model}")
     if found.format in FORMATS and (caution := FORMATS[found.format].CAUTION):
         print(f"note: {caution}")
+    _require_plain(to, info)
     converted = to_format(found, to)
     report(converted, verbose)
     prove_timm(found.encoder)
@@ -59,6 +66,18 @@ def convert(
     print(f"wrote {', '.join(map(str, written))}")
     if to != "timm":
         print(FORMATS[to].USAGE)
+
+
+def _require_plain(to: str, info: EncoderInfo) -> None:
+    """Refuse what fits by its names alone, where no model of a format is at hand to compare outputs with.
+
+    Raises:
+        UserError: the network is a variant of those that the format is for.
+    """
+    if to in UNCOMPARED and (info.options or not PLAIN.fullmatch(info.model.partition(".")[0])):
+        options = f" with {info.options}" if info.options else ""
+        raise UserError(f"the {FORMATS[to].TITLE} is for plain ResNets and ConvNeXts; '{info.model}'{options} has "
+                        "other layers, even if all their names have a place there")
 
 
 def to_format(found: Source, to: str) -> Conversion:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -36,8 +37,9 @@ TABLE = Table(
     ),
     example="layer1.0.conv1.weight",
 )
+TIMM_NET = "backbone.bottom_up.net."
 IN_DETECTOR: Renaming = (
-    (r"backbone\.bottom_up\.net\.(.*)", r"timm.\1"),  # of d2_projects/timm_backbone.py
+    (rf"{re.escape(TIMM_NET)}(.*)", r"timm.\1"),  # of d2_projects/timm_backbone.py
     (r"backbone\.bottom_up\.((?:stem|res[2-5])\..*)", r"\1"),  # behind an FPN
     (r"backbone\.((?:stem|res[2-5])\..*)", r"\1"),  # C4 detectors keep the last stage with the heads
     (r"roi_heads\.(res5\.\d.*)", r"\1"),
@@ -48,6 +50,7 @@ OUTSIDE: Drops = (
     (r"backbone\.bottom_up\.out_norms\..*|roi_heads\.(res5\.)?norm\..*", "norm of the detector's input"),
     (r"(proposal_generator|roi_heads|sem_seg_head|head)\..*", "detector's own"),
     (r"pixel_(mean|std)", "normalisation of the pictures"),
+    (r"anchor_generator\..*", "detector's own"),
 )
 LACKING: Drops = ((r"fc\.(weight|bias)", CLASSIFIER),)
 OBSTACLES = (
@@ -104,6 +107,21 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     return TABLE.from_timm(state, LACKING, source=TITLE)
 
 
+def normalisation(state: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation, of pixels of 0..1, that a detector's file tells, as older ones do.
+
+    Raises:
+        UserError: its pictures are BGR.
+    """
+    if not {"pixel_mean", "pixel_std"} <= state.keys():
+        return None
+    mean, std = (tuple((state[key].double().flatten() / 255).tolist()) for key in ("pixel_mean", "pixel_std"))
+    if len(mean) == 3 and mean[0] < mean[1] < mean[2]:  # of all usual sets of pictures, blue is the darkest
+        raise UserError(f"the detector's pictures are BGR (pixel_mean {[round(255 * value, 2) for value in mean]}), "
+                        "which those of no timm network are")
+    return mean, std
+
+
 def refuse_caffe2(state: Mapping[str, Tensor]) -> None:
     """Raise UserError for the names of Caffe2's ResNets, as of the model zoo's MSRA/R-50.pkl."""
     if "res2_0_branch2a_w" in state:
@@ -157,7 +175,7 @@ def config_values(info: EncoderInfo, weights: Path) -> dict[str, dict]:
 
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
     """Write the weights as `.pkl` and the matching config values as `.yaml` beside it."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+    arrays = {name: _array(tensor.detach().cpu()) for name, tensor in state.items()}
     # These find a detector's backbone (backbone.bottom_up.…, or roi_heads.res5 of a C4) by the ends of names; without
     # them Detectron2 would load nothing, and only warn.
     content = {"model": arrays, "__author__": "spark-transfer", "matching_heuristics": True}
@@ -167,3 +185,8 @@ def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> l
     values = destination.with_suffix(".yaml")
     write_text(values, text)
     return [destination, values]
+
+
+def _array(tensor: Tensor) -> Any:
+    """Return what NumPy can hold, which knows no bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

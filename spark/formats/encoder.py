@@ -78,9 +78,28 @@ def load_encoder(path: Path | str) -> Encoder:
         for name in ("input_size", "mean", "std"):
             content[name] = tuple(content[name])
         description = EncoderInfo(**content)
+        _check_types(description)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
     try:
         return Encoder(load_file(weights), description)
     except SafetensorError as error:
         raise UserError(f"'{weights}' is truncated or not a safetensors file: {error}") from None
+
+
+def _check_types(info: EncoderInfo) -> None:
+    """Raise TypeError where a file that somebody edited says what cannot be."""
+
+    def numbers(values: tuple[Any, ...]) -> bool:
+        return len(values) > 0 and all(isinstance(value, int | float) for value in values)
+
+    sound = {
+        "model": isinstance(info.model, str),
+        "in_chans": isinstance(info.in_chans, int),
+        "input_size": len(info.input_size) == 2 and all(isinstance(side, int) for side in info.input_size),
+        "options": isinstance(info.options, dict),
+        "mean": numbers(info.mean),
+        "std": numbers(info.std),
+    }
+    if unsound := [name for name, holds in sound.items() if not holds]:
+        raise TypeError(f"{unsound[0]}={getattr(info, unsound[0])!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from spark import checkpoint
+from spark.backbones import REFUSALS, cannot_build, deepest_per_stride
 from spark.errors import UserError, nearest
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
@@ -82,10 +84,10 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
         UserError: missing, truncated or unknown file, or keys that nothing explains.
     """
     if is_export(path):
-        encoder = load_encoder(path)
-        return Source(encoder, EXPORT, Conversion(encoder.state, {key: key for key in encoder.state}))
+        return _of_export(load_encoder(path), path, model, method)
     content = _load(path)
     state, details = _state_dict(content, path)
+    told = detectron2.normalisation(state)
     kind, conversion, pretraining = _to_timm(state)
     config = details.get("config")
     config = config if isinstance(config, dict) else {}
@@ -93,16 +95,33 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     name = model or details.get("arch") or settings.get("name")
     name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
     built_with = {"in_chans": settings.get("in_chans", 3), **_mapping(settings.get("options"))}
-    conversion = conversion.then(_fit(conversion.state, name, built_with))
+    pruned = any(key.startswith(detectron2.TIMM_NET) for key in state)
+    conversion = conversion.then(_fit(conversion.state, name, built_with, pruned))
     data = _mapping(config.get("data"))
     info = EncoderInfo(
         model=name, in_chans=built_with.pop("in_chans"), options=built_with,
-        input_size=_size(data.get("input_size", details.get("input_size", 224))),
-        mean=tuple(data.get("mean", IMAGENET_MEAN)), std=tuple(data.get("std", IMAGENET_STD)),
+        input_size=_size(data.get("input_size") or details.get("input_size") or 224, path),
+        mean=told[0] if told else tuple(data.get("mean") or IMAGENET_MEAN),
+        std=told[1] if told else tuple(data.get("std") or IMAGENET_STD),
         method=method or ("spark" if kind in (ORIGINAL, OURS) else "imported"),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
     )
     return Source(Encoder(conversion.state, info), kind, conversion, pretraining)
+
+
+def _of_export(encoder: Encoder, path: Path, model: str | None, method: str | None) -> Source:
+    """Return an export, if it is what it says and what is asked for."""
+    info = encoder.info
+    if model and model.partition(".")[0] != info.model.partition(".")[0]:
+        raise UserError(f"'{path}' is a {info.model}, and not a {model}")
+    if method and method != info.method:
+        if info.method != "imported":
+            raise UserError(f"'{path}' tells itself how it was trained: {info.method}, and not {method}")
+        info = dataclasses.replace(info, method=method)
+    same = Conversion(encoder.state, {key: key for key in encoder.state})
+    if not is_reference(info.model):
+        same = same.then(_fit(encoder.state, _known(info.model), {"in_chans": info.in_chans, **info.options}))
+    return Source(Encoder(same.state, info), EXPORT, same)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
@@ -148,8 +167,15 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     raise UserError(f"no known model has these tensors ({tried}); name it with --model")
 
 
-def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) -> Conversion:
-    """Drop the classifier, and make sure that what is left is the model, all of it and nothing else."""
+def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any], pruned: bool = False) -> Conversion:
+    """Drop the classifier, and make sure that what is left is the model, all of it and nothing else.
+
+    Args:
+        state: in timm's naming.
+        name: of the model.
+        built_with: more arguments of `timm.create_model`.
+        pruned: whether it may lack what no feature map depends on, as a detector's backbone does.
+    """
     network = _empty(name, **built_with)
     own = {key: tensor.shape for key, tensor in network.state_dict().items()}
     named = network.pretrained_cfg.get("classifier") or ()  # as timm calls this model's; other formats' are fc here
@@ -159,6 +185,9 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any]) 
         if bare(own[key]) == bare(kept.state[key].shape):  # a linear layer where the model has a 1x1 convolution
             kept.state[key] = kept.state[key].reshape(own[key])
     unexpected = [key for key in kept.state if key not in own]
+    initial = _behind_last_map(name, built_with) if pruned else {}
+    kept.missing |= dict.fromkeys(initial.keys() - kept.state, "behind the last feature map, as timm initialises it")
+    kept.state.update({key: tensor for key, tensor in initial.items() if key not in kept.state})
     missing = [key for key in own if key not in kept.state and not optional(key)]
     misshapen = [key for key in kept.state if key in own and kept.state[key].shape != own[key]]
     if unexpected or missing or misshapen:
@@ -218,7 +247,8 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
             break
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no state dict")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items()
+             if isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided}
     extra = [key for key in content if key not in state and key != "config"]
     if extra or not state:
         raise UserError(f"'{path}' holds no state dict of a known kind (found {', '.join(map(str, extra[:5]))})")
@@ -252,13 +282,32 @@ def _known(name: str) -> str:
 
 def _empty(name: str, **options: Any) -> Any:
     with torch.device("meta"):
+        return _built(name, options)
+
+
+def _built(name: str, options: Mapping[str, Any]) -> Any:
+    try:
         return timm.create_model(name, num_classes=0, **options)
+    except REFUSALS as error:
+        raise cannot_build(name, options, error) from None
 
 
-def _size(value: Any) -> tuple[int, int]:
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return int(value[0]), int(value[1])
-    return int(value), int(value)
+def _behind_last_map(name: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what timm prunes from a model whose feature maps alone are wanted, at random as timm makes it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = _built(name, options)
+    state, indices = whole.state_dict(), [index for index, _ in deepest_per_stride(whole.feature_info)]
+    whole.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+    return {key: state[key] for key in state.keys() - whole.state_dict().keys() if not optional(key)}
+
+
+def _size(value: Any, path: Path) -> tuple[int, int]:
+    """Return height and width, of a side, of both, or of timm's (channels, height, width)."""
+    sides = list(value)[-2:] if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"'{path}' says input_size={value!r}, which is no size of pictures")
+    return sides[0], sides[1]
 
 
 def _epochs(details: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pickle
 import re
@@ -18,9 +20,13 @@ from spark.cli import main
 from spark.errors import UserError
 from spark.formats import detectron2, mmpretrain, official_convnext
 from spark.formats.arrays import load_arrays
+from spark.formats.convert import convert
+from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 from spark.formats.proofs import randomise_statistics
 from spark.formats.reader import TIMM, read
 from spark.model import build_spark
+
+INFO = EncoderInfo("resnet18", 3, (64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "spark", 7, "abc", "test")
 
 
 def random_state(model: str) -> dict[str, Tensor]:
@@ -100,6 +106,80 @@ def test_what_cannot_be_written_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 
 
+@pytest.mark.parametrize("to", ["mmpretrain", "official-convnext", "original-spark"])
+@pytest.mark.parametrize(("model", "options"), [
+    ("resnet18", {"act_layer": "silu"}), ("resnetblur18", {}), ("convnext_zepto_rms", {}),
+])
+def test_variants_with_the_names_of_another_network_are_refused(
+    to: str, model: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """No model is at hand to compare outputs with, and the names alone would fit."""
+    info = EncoderInfo(model, 3, (64, 64), (0.5,) * 3, (0.2,) * 3, "spark", 1, None, "test", options)
+    save_encoder(tmp_path, Encoder(timm.create_model(model, num_classes=0, **options).state_dict(), info))
+    with pytest.raises(UserError, match=rf"is for plain ResNets and ConvNeXts; '{model}'"):
+        convert(tmp_path, tmp_path / "out.pth", to)
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"model": "resnet18x"}, "unknown model 'resnet18x'"),
+    ({"model": "resnet34"}, "is not a resnet34"),
+    ({"model": None}, "model=None"),
+    ({"in_chans": 1}, "1 of another shape"),
+    ({"options": None}, "options=None"),
+    ({"options": {"colour": 3}}, "cannot build 'resnet18'.*colour"),
+    ({"input_size": [64]}, r"input_size=\(64,\)"),
+    ({"input_size": ["a", "b"]}, "input_size="),
+    ({"mean": ["dark"]}, "mean="),
+])
+def test_an_export_that_somebody_edited_is_one_line(
+    change: dict[str, object], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_encoder(tmp_path, Encoder(random_state("resnet18"), INFO))
+    content = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "encoder.json").write_text(json.dumps(content | change))
+    assert main(["convert", str(tmp_path), str(tmp_path / "out.pth"), "--to", "torchvision"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(complaint, said)
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    ({"input_size": "large"}, "input_size='large', which is no size"),
+    ({"state_dict": {0: torch.zeros(1)}}, "holds no state dict of a known kind"),
+    ({"state_dict": {"conv1.weight": torch.zeros(2, 2).to_sparse()}}, "holds no state dict of a known kind"),
+    ({"config": {"model": {"name": "resnet18", "options": {"colour": 3}}}}, "cannot build 'resnet18'"),
+])
+def test_odd_checkpoints_are_one_line(content: dict[str, object], complaint: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": random_state("resnet18"), "arch": "resnet18"} | content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=complaint):
+        read(tmp_path / "x.pth")
+
+
+def test_timms_way_to_tell_a_size_is_understood(tmp_path: Path) -> None:
+    content = {"state_dict": random_state("resnet18"), "arch": "resnet18", "input_size": (3, 96, 128)}
+    torch.save(content, tmp_path / "x.pth")
+    assert read(tmp_path / "x.pth").encoder.info.input_size == (96, 128)
+
+
+def test_what_an_export_does_not_tell_may_be_told_and_nothing_else(tmp_path: Path) -> None:
+    save_encoder(tmp_path, Encoder(random_state("resnet18"), dataclasses.replace(INFO, method="imported")))
+    assert read(tmp_path, "resnet18", "supervised").encoder.info.method == "supervised"
+    with pytest.raises(UserError, match="is a resnet18, and not a resnet34"):
+        read(tmp_path, "resnet34")
+    save_encoder(tmp_path, Encoder(random_state("resnet18"), INFO))
+    with pytest.raises(UserError, match="how it was trained: spark, and not supervised"):
+        read(tmp_path, method="supervised")
+
+
+def test_bfloat16_becomes_float32_in_a_pickle(tmp_path: Path) -> None:
+    state = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor
+             for key, tensor in random_state("resnet18").items()}
+    detectron2.save(tmp_path / "x.pkl", detectron2.from_timm(state).state, INFO)
+    assert equal(read(tmp_path / "x.pkl").encoder.state, {
+        key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()})
+
+
 # Detectors
 
 
@@ -127,6 +207,31 @@ def test_the_backbone_is_taken_out_of_a_detectron2_checkpoint(case: str, tmp_pat
     assert equal(found.encoder.state, state)
     assert found.conversion.mapped.keys() | found.conversion.dropped.keys() == model.keys()
     assert found.conversion.dropped["pixel_mean"] == "normalisation of the pictures"
+
+
+def test_a_detectors_own_normalisation_is_taken_and_bgr_is_refused(tmp_path: Path) -> None:
+    model = in_detectron2("FPN", random_state("resnet18")) | {"anchor_generator.cell_anchors.0": torch.zeros(3, 4)}
+    rgb, std = torch.tensor([120.0, 115.0, 100.0]), torch.tensor([60.0, 61.0, 62.0])
+    torch.save({"model": model | {"pixel_mean": rgb.view(3, 1, 1), "pixel_std": std.view(3, 1, 1)}}, tmp_path / "x.pth")
+    info = read(tmp_path / "x.pth").encoder.info
+    assert info.mean == pytest.approx([value / 255 for value in rgb.tolist()])
+    assert info.std == pytest.approx([value / 255 for value in std.tolist()])
+    torch.save({"model": model | {"pixel_mean": rgb.flip(0), "pixel_std": torch.ones(3)}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"pictures are BGR \(pixel_mean \[100\.0, 115\.0, 120\.0\]"):
+        read(tmp_path / "x.pth")
+
+
+def test_a_timm_backbone_without_the_layers_behind_its_maps_is_read(tmp_path: Path) -> None:
+    network = timm.create_model("test_efficientnet", num_classes=0)
+    whole = network.state_dict()
+    network.prune_intermediate_layers([1, 2, 3, 4], prune_norm=True, prune_head=True)
+    kept = network.state_dict()
+    assert "conv_head.weight" in whole.keys() - kept.keys()
+    torch.save({"model": {f"backbone.bottom_up.net.{key}": kept[key] for key in kept}}, tmp_path / "x.pth")
+    found = read(tmp_path / "x.pth", model="test_efficientnet")
+    assert found.encoder.state.keys() == whole.keys()
+    assert all(found.encoder.state[key].equal(kept[key]) for key in kept)
+    assert "behind the last feature map" in found.conversion.missing["conv_head.weight"]
 
 
 def test_an_unknown_part_of_a_detector_is_an_error(tmp_path: Path) -> None:
