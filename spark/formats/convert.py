@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import cast
 
 import timm
 import torch
@@ -19,11 +21,11 @@ from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
 from spark.model_name import is_reference
 
-UNCOMPARED = ("mmpretrain", "official-convnext", "original-spark")
 PLAIN = re.compile(
     r"resnet(18|34|50|101|152|200)|resnext\d+_\d+x\d+d|wide_resnet\d+_2|"
     r"convnext(v2)?_(atto|femto|pico|nano|tiny|small|base|large|xlarge|huge)"
 )
+Compare = Callable[[dict[str, Tensor], dict[str, Tensor], EncoderInfo], Difference]
 TOLERANCE = 1e-4  # of the outputs of both models, relative
 
 
@@ -74,7 +76,9 @@ def _require_plain(to: str, info: EncoderInfo) -> None:
     Raises:
         UserError: the network is a variant of those that the format is for.
     """
-    if to in UNCOMPARED and (info.options or not PLAIN.fullmatch(info.model.partition(".")[0])):
+    if to == "timm" or _comparison(to) is not None:
+        return
+    if info.options or not PLAIN.fullmatch(info.model.partition(".")[0]):
         options = f" with {info.options}" if info.options else ""
         raise UserError(f"the {FORMATS[to].TITLE} is for plain ResNets and ConvNeXts; '{info.model}'{options} has "
                         "other layers, even if all their names have a place there")
@@ -175,16 +179,26 @@ def output_difference(name: str, info: EncoderInfo, state: dict[str, Tensor]) ->
     Raises:
         UserError: the library has no such model, or its proof is not installed.
     """
-    proofs = {proof.name: proof for proof in entry_points(group="spark.proofs")}
-    if name == "torchvision":
-        compare = torchvision.largest_output_difference
-    elif name in proofs:
-        compare = proofs[name].load()
-    elif name == "detectron2":
-        raise UserError("the proof for Detectron2 is not installed; install this project again (make setup)")
-    else:
+    compare = _comparison(name)
+    if compare is None:
         return None
     # What an encoder may lack, such as a head's norm, is in both models what timm makes it.
     whole = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options).state_dict()
     randomised = randomise_statistics(whole | state)
     return compare(randomised, FORMATS[name].from_timm(randomised).state, info)
+
+
+def _comparison(name: str) -> Compare | None:
+    """Return what compares outputs with another library's model; None where no library of the format is at hand.
+
+    Raises:
+        UserError: it should be there, and is not installed.
+    """
+    proofs = {proof.name: proof for proof in entry_points(group="spark.proofs")}
+    if name == "torchvision":
+        return torchvision.largest_output_difference
+    if name in proofs:
+        return cast(Compare, proofs[name].load())
+    if name == "detectron2":
+        raise UserError("the proof for Detectron2 is not installed; install this project again (make setup)")
+    return None
