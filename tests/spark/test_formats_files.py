@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
+from spark import choices
 from spark.cli import main
 from spark.errors import UserError
 from spark.formats import detectron2, mmpretrain, official_convnext
@@ -24,6 +25,7 @@ from spark.formats.convert import convert
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 from spark.formats.proofs import randomise_statistics
 from spark.formats.reader import TIMM, read
+from spark.formats.registry import FORMATS
 from spark.model import build_spark
 
 INFO = EncoderInfo("resnet18", 3, (64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "spark", 7, "abc", "test")
@@ -104,6 +106,11 @@ def test_what_cannot_be_written_leaves_nothing(
     assert main(["convert", str(tmp_path / "source.pth"), str(tmp_path / file), "--to", to]) != 0
     assert complaint in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
+
+
+def test_the_command_line_knows_every_format() -> None:
+    """It lists them without importing them."""
+    assert ("timm", *FORMATS) == choices.FORMATS
 
 
 @pytest.mark.parametrize("to", ["mmpretrain", "official-convnext", "original-spark"])
