@@ -17,12 +17,12 @@ from eval_suite.finetune_config import ModelConfig
 from eval_suite.layer_decay import classifier_names
 from eval_suite.schema import Initialisation
 from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, REFUSALS, build_pyramid, cannot_build, dense_part
-from spark.errors import UserError, nearest
+from spark.errors import UserError
 from spark.files import sha256
 from spark.formats.encoder import WEIGHTS
 from spark.formats.reader import encoder_of, optional
 from spark.initialise import TIMM, timm_weights
-from spark.model_name import is_reference
+from spark.model_name import is_reference, unknown_model
 from spark.own_network import build_own
 
 NAMED = 3  # tensors in a message
@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], heads: tuple[s
 def _build_timm(model: ModelConfig, classes: int) -> nn.Module:
     name, options = model.name, model.options
     if not timm.is_model(name):
-        raise UserError(f"model.name='{name}' is not a timm model.{nearest(name, timm.list_models())}")
+        raise unknown_model(name)
     for option in options:
         if option in OPTIONS_ELSEWHERE or option in FIXED_OPTIONS:
             raise UserError(f"model.options must not have '{option}'")

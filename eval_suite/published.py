@@ -71,8 +71,8 @@ def published_beside(row: pd.Series) -> list[PublishedNumber]:
         return []
     model = row["model"].partition(".")[0]  # what follows timm's dot names weights
     # A supervised training on ImageNet is from scratch; one that begins with such weights is something else.
-    kind = {"scratch": "supervised", "supervised": ""}.get(row["kind"], row["kind"]) if (
-        row["task"] == IMAGENET) else row["kind"]
+    meant = {"scratch": "supervised", "supervised": ""} if row["task"] == IMAGENET else {}
+    kind = meant.get(row["kind"], row["kind"])
     metric = "top1" if row["metric"].startswith("top1") else row["metric"]
     wanted = (model if variant == USUAL_SIZE else f"{model}@{variant}", row["task"], kind, metric)
     return [number for number in published() if number[: len(wanted)] == wanted]

@@ -132,7 +132,7 @@ def _goes_on(network: nn.Module, module: str) -> bool:
     They hold up to two thirds of the parameters, which would not be trained if the last map was taken before them.
     """
     sequence, _, name = module.rpartition(".")
-    return bool(sequence) and list(network.get_submodule(sequence)._modules)[-1] != name
+    return bool(sequence) and list(dict(network.get_submodule(sequence).named_children()))[-1] != name
 
 
 def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str) -> Any:
