@@ -47,6 +47,7 @@ test-slurm: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/codespell
 

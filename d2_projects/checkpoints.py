@@ -11,9 +11,9 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2_projects.trainer import Trainer
-from spark.checkpoint import load_file, load_latest, save_checkpoint
 from spark.errors import UserError
-from spark.files import atomic_path
+from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
+from spark.utils.files import atomic_path
 
 BEST, SELECTED_BY = "best.pt", "bbox/AP"
 

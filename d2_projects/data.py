@@ -17,7 +17,7 @@ from d2_projects.annotations import VAL_SHARE, Content, Source, check_keys, garb
 from d2_projects.demo import DEMO, demo_detection
 from d2_projects.lint import lint, lint_pair
 from spark.errors import UserError
-from spark.files import sha256
+from spark.utils.files import sha256
 
 SPLITS = ("train2017", "val2017")
 ANNOTATED = "annotated"  # of a record: how many objects its picture has, those without a mask included

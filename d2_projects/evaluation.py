@@ -28,7 +28,7 @@ from detectron2.utils import comm
 from d2_projects.annotations import Content, valid_mask
 from d2_projects.figures import draw_precision_recall
 from spark.errors import UserError
-from spark.files import atomic_path, write_text
+from spark.utils.files import atomic_path, write_text
 
 Task = Literal["bbox", "segm"]
 Backend = Literal["auto", "faster-coco-eval", "pycocotools"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spark.plots import COLOURS, GREY, encode, quieten
+from spark.utils.plots import COLOURS, GREY, encode, quieten
 
 if TYPE_CHECKING:
     from d2_projects.evaluation import Evaluation

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from d2_projects.annotations import Content, Source
 from d2_projects.matching import Matches, best_score, match
 from d2_projects.visualize import annotated, detected, draw, sheet
-from spark.files import atomic_path, write_text
-from spark.provenance import code_version
+from spark.utils.files import atomic_path, write_text
+from spark.utils.provenance import code_version
 
 PAGE, SHEET = "detections.html", "detections.png"
 SECTION = 6  # pictures

@@ -12,10 +12,10 @@ from detectron2.engine import HookBase, hooks
 
 from d2_projects.checkpoints import Checkpoints
 from d2_projects.loader import seed_step
-from spark.distributed import Ranks
-from spark.metrics import MetricsLog, read_metrics
-from spark.progress import TrainingProgress
-from spark.signals import StopRequest
+from spark.runs.metrics import MetricsLog, read_metrics
+from spark.utils.distributed import Ranks
+from spark.utils.progress import TrainingProgress
+from spark.utils.signals import StopRequest
 
 TASKS = ("bbox/", "segm/")  # how the names of evaluation results begin
 

@@ -16,7 +16,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import ExifTags, Image
 
 from d2_projects.annotations import Content, Source, numbers, valid_mask
-from spark.files import sha256
+from spark.utils.files import sha256
 
 SAMPLE = 32  # pictures of a split that are opened
 MARGIN = 1.0  # pixels: exporters round, so a box may stick out that far

@@ -22,8 +22,8 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 from torch.utils.data import Dataset, Sampler
 
-from spark.data import mixed_seed
-from spark.signals import leave_to_parent
+from spark.data.samplers import mixed_seed
+from spark.utils.signals import leave_to_parent
 
 Record = dict[str, Any]  # a picture in Detectron2's dataset format
 

@@ -10,9 +10,9 @@ from detectron2.solver.build import reduce_param_groups
 from torch import nn
 
 from d2_projects.timm_backbone import TimmBackbone
+from spark.backbones.layer_groups import BLOCKS_PER_LAYER, timm_layers
 from spark.errors import UserError
-from spark.layer_groups import BLOCKS_PER_LAYER, timm_layers
-from spark.optim import decayed
+from spark.training.optim import decayed
 
 RES4_BLOCKS = {18: 2, 34: 6, 50: 6, 101: 23, 152: 36}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from d2_projects import evaluation, gallery
 from d2_projects.annotations import Source
 from d2_projects.figures import draw_course
-from spark.files import atomic_path
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.utils.files import atomic_path
 
 COURSE = "curves.png"
 TASKS = ("segm", "bbox")  # the gallery shows masks where there are any

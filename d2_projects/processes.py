@@ -12,8 +12,8 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import distributed, nn
 
-from spark.distributed import Ranks, joined
 from spark.errors import UserError
+from spark.utils.distributed import Ranks, joined
 
 # The first process computes COCO's metrics alone, which takes minutes, while the others wait for it at a barrier. That
 # a process is gone is noticed by whoever started it, not by this.

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from d2_projects.data import ANNOTATED
-from spark.distributed import Ranks
 from spark.errors import UserError
+from spark.utils.distributed import Ranks
 
 PICTURES = 2  # of each process
 MOST_OBJECTS = 100  # of a picture, that COCO's metrics look at

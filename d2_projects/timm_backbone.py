@@ -13,7 +13,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spark.backbones import build_timm, deepest_per_stride
+from spark.backbones.timm_pyramid import build_timm, deepest_per_stride
 from spark.errors import UserError
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN")

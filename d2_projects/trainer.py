@@ -11,8 +11,8 @@ from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 
 from d2_projects.options import Amp
-from spark.distributed import Ranks
 from spark.errors import UserError
+from spark.utils.distributed import Ranks
 
 
 class Trainer(SimpleTrainer):

@@ -33,11 +33,11 @@ from d2_projects.processes import equal_buffers, parallel, pick_device
 from d2_projects.rehearsal import rehearse_evaluation
 from d2_projects.trainer import Trainer, mixed_precision
 from d2_projects.tta import original_pictures, with_tta
-from spark.checkpoint import load_latest
-from spark.distributed import Ranks
 from spark.errors import UserError
-from spark.run_folder import CHECKPOINTS
-from spark.signals import PostponedError, StopRequest
+from spark.runs.checkpoint import load_latest
+from spark.runs.folder import CHECKPOINTS
+from spark.utils.distributed import Ranks
+from spark.utils.signals import PostponedError, StopRequest
 
 LOG, TTA = "log.txt", "tta"
 

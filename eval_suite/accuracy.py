@@ -9,8 +9,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from eval_suite.finetune_data import UNLABELLED
-from spark.data import UnreadableFiles
-from spark.distributed import Ranks
+from spark.data.unreadable import UnreadableFiles
+from spark.utils.distributed import Ranks
 
 TOP = (1, 5)
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W], labels [B], unreadable [B]; see LabelledSample

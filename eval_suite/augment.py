@@ -18,9 +18,9 @@ from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWid
 
 from eval_suite.evaluation_config import DataConfig
 from eval_suite.finetune_config import AugmentConfig
-from spark.data import mixed_seed
+from spark.data.samplers import mixed_seed
 
-MIX = 5  # keeps the seeds of blending apart from those of `spark.data`
+MIX = 5  # keeps the seeds of blending apart from those of `spark.data.samplers`
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig) -> Compose:

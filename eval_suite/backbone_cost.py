@@ -31,7 +31,7 @@ def _counted(model: str, size: int, options: str) -> BackboneCost | None:
     import torch  # takes seconds, and most reports do without
     from torch.utils.flop_counter import FlopCounterMode
 
-    from spark.backbones import build_pyramid, dense_part
+    from spark.backbones.timm_pyramid import build_pyramid, dense_part
 
     with torch.device("meta"):  # shapes are all that is needed
         try:

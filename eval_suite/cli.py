@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from spark.signals import EXIT_CODE, PostponedError
+    from spark.utils.signals import EXIT_CODE, PostponedError
 
     task = importlib.import_module(f"{eval_suite.tasks.__name__}.{CLASSIFICATION[options.verb].task}")
     try:
@@ -72,7 +72,7 @@ def _classify(options: argparse.Namespace) -> int:
 def _detect(options: argparse.Namespace) -> int:
     from d2_projects.demo import recipe_and_overrides
     from eval_suite.tasks.coco_mask_rcnn import run, run_launched
-    from spark.signals import EXIT_CODE, PostponedError
+    from spark.utils.signals import EXIT_CODE, PostponedError
 
     recipe, overrides = recipe_and_overrides([options.recipe, *options.overrides])
     if options.num_gpus > 1:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2_projects.options import complete
 from d2_projects.scaling import scaled, set_by_hand
+from spark.config.overrides import split_overrides
 from spark.errors import UserError, nearest
-from spark.overrides import split_overrides
 
 SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.root"}
 SCRATCH = "scratch"

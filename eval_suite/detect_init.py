@@ -27,13 +27,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from eval_suite.schema import Initialisation
 from spark.errors import UserError
-from spark.files import sha256
 from spark.formats.detectron2 import SHAPES, Shape, from_timm
 from spark.formats.encoder import WEIGHTS, Encoder
 from spark.formats.reader import encoder_of
-from spark.initialise import TIMM, timm_weights
+from spark.runs.record import Initialisation
+from spark.training.initialize import TIMM, timm_weights
+from spark.utils.files import sha256
 
 if TYPE_CHECKING:  # it needs Detectron2
     from eval_suite.detect_config import DetectConfig

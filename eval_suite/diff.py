@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from eval_suite.nested import ABSENT, leaves
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import load_record
 from eval_suite.task import Work, find_task, task_names
 from spark.errors import UserError
 from spark.formats.encoder import INFO
-from spark.run_folder import CONFIG
+from spark.runs.folder import CONFIG
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import load_record
 
 DETECT, PRETRAIN = "coco_mask_rcnn", "pretrain"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.

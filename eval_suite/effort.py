@@ -9,15 +9,15 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from eval_suite.run_files import below
-from eval_suite.schema import ResultRecord
 from eval_suite.study.graph import Node
 from eval_suite.study.progress import Finished
 from eval_suite.study_view import finished_nodes
-from spark.files import sha256
 from spark.formats.encoder import INFO, WEIGHTS
-from spark.metrics import read_metrics
-from spark.provenance import gpus_in
-from spark.run_folder import CONFIG
+from spark.runs.folder import CONFIG
+from spark.runs.metrics import read_metrics
+from spark.runs.record import ResultRecord
+from spark.utils.files import sha256
+from spark.utils.provenance import gpus_in
 
 
 @dataclass(frozen=True)

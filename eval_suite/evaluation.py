@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from eval_suite.evaluation_config import EvaluationConfig
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import ResultRecord
 from eval_suite.task import Prepared
-from spark.checkpoint import LAST
-from spark.distributed import Ranks, joined
-from spark.metrics import FILE_NAME as METRICS
-from spark.model_name import is_reference
-from spark.own_network import source_hash
-from spark.provenance import code_version, environment, hardware
-from spark.run_folder import CHECKPOINTS
-from spark.signals import EXIT_CODE, PostponedError, StopRequest
+from spark.backbones.names import is_reference
+from spark.backbones.own_network import source_hash
+from spark.runs.checkpoint import LAST
+from spark.runs.folder import CHECKPOINTS
+from spark.runs.metrics import FILE_NAME as METRICS
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import ResultRecord
+from spark.utils.distributed import Ranks, joined
+from spark.utils.provenance import code_version, environment, hardware
+from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
 Evaluate = Callable[[Ranks, StopRequest], ResultRecord | None]
 

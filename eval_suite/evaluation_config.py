@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from eval_suite.task import without
-from spark.choices import DEVICES, PRECISIONS
+from spark.config.choices import DEVICES, PRECISIONS
 from spark.errors import nearest
 
 SCRATCH = "scratch"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spark.plots import COLOURS, GREY_ON_ANY, encode, quieten
+from spark.utils.plots import COLOURS, GREY_ON_ANY, encode, quieten
 
 Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
 POINTS = 400  # of a line: more would not be seen, and make the page large

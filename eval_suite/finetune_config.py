@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval_suite.evaluation_config import EvaluationConfig, not_one_of, those_that_hold
-from spark.choices import ON_DIVERGENCE, OPTIMIZERS
+from spark.backbones.names import is_reference
+from spark.config.choices import ON_DIVERGENCE, OPTIMIZERS
 from spark.errors import UserError
-from spark.model_name import is_reference
 
 LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
 NOT_PROTOCOL = ("device_batch", "checkpoint_minutes")  # batch norms alone see the first, nothing the second

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eval_suite.augment import seeded
 from eval_suite.labelled import LabelledSource
-from spark.data import AUGMENT, SHUFFLE, SUBSTITUTES, mixed_seed
-from spark.distributed import Ranks, ShareSampler
+from spark.data.dataset import SUBSTITUTES
+from spark.data.decode import UnreadableImageError
+from spark.data.samplers import AUGMENT, SHUFFLE, ShareSampler, mixed_seed
 from spark.errors import UserError
-from spark.images.decode import UnreadableImageError
-from spark.signals import leave_to_parent
+from spark.utils.distributed import Ranks
+from spark.utils.signals import leave_to_parent
 
 UNLABELLED = -1  # the class of an image that could not be decoded
 

@@ -21,10 +21,12 @@ from eval_suite.finetune_config import FinetuneConfig
 from eval_suite.finetune_data import Data, plain_loader
 from eval_suite.layer_decay import parameter_groups
 from eval_suite.training import Learner
-from spark.data import STEP, UnreadableFiles, mixed_seed
-from spark.device import autocast
-from spark.distributed import Ranks
-from spark.guard import Counts, FiniteGuard
+from spark.data.samplers import STEP, mixed_seed
+from spark.data.unreadable import UnreadableFiles
+from spark.training.guard import Counts, FiniteGuard
+from spark.training.parallel import data_parallel
+from spark.utils.device import autocast
+from spark.utils.distributed import Ranks
 
 WEIGHTS = ("last", "ema")
 
@@ -46,7 +48,7 @@ class Finetuning(Learner):
         self._parts = config.parts(self._share)
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
         self._ema = ModelEmaV3(self._model, decay=config.train.ema_decay)
-        self._parallel = ranks.parallel(self._model)
+        self._parallel = data_parallel(self._model, ranks)
         self._optimizer = build_optimizer(config, self._model)
         self._guard = FiniteGuard(self._model, self._device)
         self._mix = PairMixer(config.augment, data.classes, config.seed) if config.mixes else None

@@ -16,8 +16,8 @@ from eval_suite.augment import val_transform
 from eval_suite.evaluation_config import DataConfig
 from eval_suite.finetune_data import LabelledImages, plain_loader
 from eval_suite.labelled import LabelledSource
-from spark.device import autocast
-from spark.distributed import Ranks
+from spark.utils.device import autocast
+from spark.utils.distributed import Ranks
 
 LAST, LAST_TWO = "last", "last_two"
 RECALIBRATION_BATCH = 256  # images
@@ -30,7 +30,7 @@ class FrozenEncoder:
     Args:
         encoder: a pyramid.
         device: to compute on.
-        precision: as for `spark.device.autocast`.
+        precision: as for `spark.utils.device.autocast`.
     """
 
     def __init__(self, encoder: Any, device: torch.device, precision: str) -> None:

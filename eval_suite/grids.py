@@ -15,10 +15,10 @@ import pandas as pd
 from eval_suite.effort import Effort
 from eval_suite.published import VERIFIED, as_text, published, published_beside
 from eval_suite.run_files import checkpoint_file, files_of
-from eval_suite.schema import ResultRecord
 from eval_suite.table_text import MEAN, MISSING, PUBLISHED, gain_text, gain_title, mean_text
 from eval_suite.tables import SCRATCH
-from spark.model_name import shown_name
+from spark.backbones.names import shown_name
+from spark.runs.record import ResultRecord
 
 
 @dataclass(frozen=True)

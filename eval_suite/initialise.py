@@ -15,15 +15,22 @@ from torch import Tensor, nn
 from eval_suite.evaluation_config import SCRATCH, DataConfig
 from eval_suite.finetune_config import ModelConfig
 from eval_suite.layer_decay import classifier_names
-from eval_suite.schema import Initialisation
-from spark.backbones import FIXED_OPTIONS, OPTIONS_ELSEWHERE, REFUSALS, build_pyramid, cannot_build, dense_part
+from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.own_network import build_own
+from spark.backbones.timm_pyramid import (
+    FIXED_OPTIONS,
+    OPTIONS_ELSEWHERE,
+    REFUSALS,
+    build_pyramid,
+    cannot_build,
+    dense_part,
+)
 from spark.errors import UserError
-from spark.files import sha256
 from spark.formats.encoder import WEIGHTS
 from spark.formats.reader import encoder_of, optional
-from spark.initialise import TIMM, timm_weights
-from spark.model_name import is_reference, unknown_model
-from spark.own_network import build_own
+from spark.runs.record import Initialisation
+from spark.training.initialize import TIMM, timm_weights
+from spark.utils.files import sha256
 
 NAMED = 3  # tensors in a message
 

@@ -12,16 +12,16 @@ import numpy as np
 from PIL import Image
 
 from eval_suite.finetune_config import LabelsConfig
-from spark.data import mixed_seed
+from spark.data.decode import UnreadableImageError, decode
+from spark.data.file_list import FileSource
+from spark.data.samplers import mixed_seed
+from spark.data.shards import TarSource
+from spark.data.source import ImageSource, open_source
 from spark.errors import UserError
-from spark.images.decode import UnreadableImageError, decode
-from spark.images.files import FileSource
-from spark.images.shards import TarSource
-from spark.images.source import ImageSource, open_source
-from spark.provenance import content_hash
+from spark.utils.provenance import content_hash
 
 CLASS_FILE = ".cls"  # beside an image in a shard, as WebDataset packs them: the number of its class
-SUBSET = 4  # keeps the seeds of subsets apart from those of `spark.data`
+SUBSET = 4  # keeps the seeds of subsets apart from those of `spark.data.samplers`
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Layer-wise learning-rate decay: which layer a parameter belongs to, and its optimizer groups.
 
 They are those of the SparK fine-tuning recipes (`tests/golden/finetune_layer_ids.json`): for ResNets by a rule of their
-own, for ConvNeXts, and any other timm model, by the model's own grouping (`spark.layer_groups`).
+own, for ConvNeXts, and any other timm model, by the model's own grouping (`spark.backbones.layer_groups`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from timm.models.resnet import ResNet
 from torch import nn
 
-from spark.layer_groups import timm_layers
-from spark.optim import decayed
+from spark.backbones.layer_groups import timm_layers
+from spark.training.optim import decayed
 
 # Residual blocks per layer, by the number of blocks in the stage; up to three blocks are one layer.
 RESNET_BLOCKS_PER_LAYER = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 8: 4, 23: 3, 24: 4, 36: 4}

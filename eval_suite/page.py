@@ -19,16 +19,16 @@ from eval_suite.nested import ABSENT, differing
 from eval_suite.pictures import Picture, by_number, from_file, from_svg
 from eval_suite.run_files import below
 from eval_suite.scaling import scaling_plots
-from eval_suite.schema import ResultRecord
 from eval_suite.study_view import unfinished
 from eval_suite.table_text import interval_note
 from eval_suite.tables import Collected, caution_of
-from spark.curve import FILE_NAME as CURVE
-from spark.metrics import FILE_NAME as METRICS
-from spark.metrics import read_metrics
-from spark.model_name import shown_name
-from spark.provenance import code_version
-from spark.run_folder import CONFIG
+from spark.backbones.names import shown_name
+from spark.runs.folder import CONFIG
+from spark.runs.metrics import FILE_NAME as METRICS
+from spark.runs.metrics import read_metrics
+from spark.runs.record import ResultRecord
+from spark.utils.provenance import code_version
+from spark.visualize.curve import FILE_NAME as CURVE
 
 # What is worth a panel, if a run's log has it.
 CURVES = ("loss", "top1_last", "top1_ema", "top1", "knn", "linear", "bbox/AP", "segm/AP")

@@ -19,8 +19,9 @@ from eval_suite.finetune_data import Data, LabelledImages, plain_loader
 from eval_suite.frozen import FrozenEncoder
 from eval_suite.probe_config import ProbeConfig
 from eval_suite.training import Learner
-from spark.data import UnreadableFiles
-from spark.distributed import Ranks
+from spark.data.unreadable import UnreadableFiles
+from spark.training.parallel import data_parallel
+from spark.utils.distributed import Ranks
 
 MOMENTUM = 0.9
 HELD_OUT, VAL = "held_out", "val"
@@ -89,7 +90,7 @@ class Probing(Learner):
         self._unreadable = {name: UnreadableFiles(split.images, spared=0) for name, split in self._splits.items()}
         self.heads = [Head(features, lr) for features in encoder.widths for lr in config.train.base_lrs]
         self._model = Heads(self.heads, statistics, data.classes).to(ranks.device)
-        self._parallel = ranks.parallel(self._model)
+        self._parallel = data_parallel(self._model, ranks)
         self._optimizer = torch.optim.SGD(
             [{"params": list(layer.parameters()), "base_lr": head.base_lr}
              for head, layer in zip(self.heads, self._model.linear, strict=True)],

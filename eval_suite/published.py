@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from eval_suite.schema import ResultRecord, options_of
+from spark.runs.record import ResultRecord, options_of
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
 IMAGENET, COCO = "imagenet_finetune", "coco_mask_rcnn"

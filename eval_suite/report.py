@@ -14,7 +14,7 @@ from eval_suite.page import render_page
 from eval_suite.table_text import interval_note, readable, to_csv, to_latex, to_markdown
 from eval_suite.tables import caution_of, collect, flatten, summarise
 from spark.errors import UserError
-from spark.files import write_text
+from spark.utils.files import write_text
 
 PAGE = "report.html"
 

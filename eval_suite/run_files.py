@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import ResultRecord
 from eval_suite.study_view import superseded
-from spark.metrics import FILE_NAME as METRICS
-from spark.run_folder import CHECKPOINTS, CONFIG
+from spark.runs.folder import CHECKPOINTS, CONFIG
+from spark.runs.metrics import FILE_NAME as METRICS
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import ResultRecord
 
 LINKED = {"log": METRICS, "text log": "log.txt", "config": CONFIG, "record": RESULT, "checkpoints": CHECKPOINTS}
 

@@ -12,8 +12,8 @@ import pandas as pd
 from eval_suite.backbone_cost import USUAL_SIZE, backbone_cost
 from eval_suite.effort import Effort
 from eval_suite.figures import draw_scaling
-from eval_suite.schema import ResultRecord, options_of
-from spark.model_name import shown_name
+from spark.backbones.names import shown_name
+from spark.runs.record import ResultRecord, options_of
 
 AXES = {
     "parameters": "parameters (millions)",

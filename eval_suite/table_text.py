@@ -7,7 +7,7 @@ import pandas as pd
 from eval_suite.gains import CONFIDENCE
 from eval_suite.published import as_text, published_beside
 from eval_suite.tables import BASELINES, SCRATCH, caution_of
-from spark.model_name import shown_name
+from spark.backbones.names import shown_name
 
 MISSING = "–"
 MEAN, PUBLISHED = "mean ± std", "published"

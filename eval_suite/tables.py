@@ -17,9 +17,9 @@ import pandas as pd
 from eval_suite.gains import Gain, gain_over
 from eval_suite.published import measured_as_published
 from eval_suite.run_files import below
-from eval_suite.schema import FILE_NAME, ResultRecord, load_record
 from eval_suite.study_view import superseded
 from spark.errors import UserError
+from spark.runs.record import FILE_NAME, ResultRecord, load_record
 
 SCRATCH, SUPERVISED = "scratch", "supervised"
 BASELINES = (SCRATCH, SUPERVISED)  # what gains are over: the first that there is

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import yaml
 
 import eval_suite.tasks
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import load_record
 from spark.errors import UserError, nearest
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import load_record
 
 FORWARD_AND_BACKWARD = 3  # FLOPs of a training step over those of its forward pass, as they are usually reckoned
 

@@ -20,18 +20,18 @@ from torch import Tensor
 
 from eval_suite.evaluation_config import EvaluationConfig
 from eval_suite.finetune_data import Data, TrainSampler, train_loader
-from eval_suite.schema import FILE_NAME as RESULT
-from spark.checkpoint import load_latest, save_checkpoint
-from spark.config import save_resolved, to_yaml
-from spark.data import UnreadableFiles
-from spark.distributed import Ranks
+from spark.config.recipe import save_resolved, to_yaml
+from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
-from spark.guard import LR_FACTOR, Counts, DivergedError, check_counts, check_rollback
-from spark.metrics import MetricsLog
-from spark.optim import learning_rate_at
-from spark.progress import TrainingProgress
-from spark.run_folder import CHECKPOINTS, CONFIG, check_run_folder
-from spark.signals import StopRequest
+from spark.runs.checkpoint import load_latest, save_checkpoint
+from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder
+from spark.runs.metrics import MetricsLog
+from spark.runs.record import FILE_NAME as RESULT
+from spark.training.guard import LR_FACTOR, Counts, DivergedError, check_counts, check_rollback
+from spark.training.optim import learning_rate_at
+from spark.utils.distributed import Ranks
+from spark.utils.progress import TrainingProgress
+from spark.utils.signals import StopRequest
 
 STEPS_PER_RECORD = 100  # the loss is read from the device, and logged, once in so many steps and at ends of epochs
 UNREADABLE = "unreadable_files.txt"

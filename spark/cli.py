@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from spark import __version__
-from spark.choices import DEVICES, FORMATS
+from spark.config.choices import DEVICES, FORMATS
 from spark.errors import UserError, exits_cleanly
 
 
@@ -108,19 +108,19 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from spark.config import load_recipe, written_with
-    from spark.pretrain_config import PretrainConfig
-    from spark.signals import EXIT_CODE, PostponedError
+    from spark.config.pretrain import PretrainConfig
+    from spark.config.recipe import load_recipe, written_with
+    from spark.utils.signals import EXIT_CODE, PostponedError
 
     config = load_recipe(PretrainConfig, options.recipe, options.overrides)
     written = written_with("train.preset", PretrainConfig, options.recipe, options.overrides)
     if options.dry_run:
-        from spark.dry_run import dry_run
+        from spark.training.dry_run import dry_run
 
         if report := dry_run(config, written):
             print(report)
         return 0
-    from spark.pretrain import pretrain  # not sooner: a mistake in a recipe is told before torch is imported
+    from spark.training.run import pretrain  # not sooner: a mistake in a recipe is told before torch is imported
 
     try:
         pretrain(config, written)
@@ -138,14 +138,14 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from spark.check_report import check
+    from spark.checks.report import check
 
     check(options.model, options.engine, _input_size(options.input_size))
     return 0
 
 
 def _models(options: argparse.Namespace) -> int:
-    from spark import coverage
+    from spark.checks import coverage
 
     table = options.table or coverage.TABLE
     names = coverage.matching(options.pattern)
@@ -158,8 +158,8 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from spark.benchmark import Workload, benchmark
-    from spark.benchmark_report import save
+    from spark.benchmark.report import save
+    from spark.benchmark.step import Workload, benchmark
 
     if min(options.batch, options.rounds) < 1:
         raise UserError("--batch and --rounds must be positive")
@@ -174,9 +174,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _bench_data(options: argparse.Namespace) -> int:
-    from spark.config import load_recipe
-    from spark.loader_benchmark import benchmark_loader
-    from spark.pretrain_config import PretrainConfig
+    from spark.benchmark.loader import benchmark_loader
+    from spark.config.pretrain import PretrainConfig
+    from spark.config.recipe import load_recipe
 
     names_a_folder = any(override.startswith("out=") for override in options.overrides)
     unused = [] if names_a_folder else ["out=unused"]  # a recipe requires one, but nothing is written here
@@ -186,7 +186,7 @@ def _bench_data(options: argparse.Namespace) -> int:
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
-    from spark.reconstruct import visualize_reconstructions
+    from spark.visualize.reconstruct import visualize_reconstructions
 
     written = visualize_reconstructions(
         options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device
@@ -196,7 +196,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
 
 def _vanishing(options: argparse.Namespace) -> int:
-    from spark.vanishing import visualize_vanishing
+    from spark.visualize.vanishing import visualize_vanishing
 
     path = visualize_vanishing(
         options.model, options.image, options.out, options.input_size, options.mask_ratio, options.seed, options.engine

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 
 from eval_suite.task import tasks_table
-from spark.coverage import coverage_line, read_table
+from spark.checks.coverage import coverage_line, read_table
 
-ROOT = Path(__file__).resolve().parent.parent
 # Appended to a command of the README, by its verb, so that it ends in seconds.
 SMALLER = {
     "spark pretrain": "data.input_size=[64,64] data.workers=0 decoder.width=32 train.batch=4 train.epochs=1 "

@@ -30,8 +30,8 @@ from torch import Tensor
 from spark.errors import UserError, exits_cleanly
 from spark.formats import original_spark
 from spark.masking import enlarge
-from spark.model import SparK, build_spark
-from spark.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
+from spark.methods.spark.model import SparK, build_spark
+from spark.training.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 
 TOLERANCE = 2e-4
 ROUNDING_RUNS = 4

@@ -3,7 +3,7 @@
     python tools/converter_table.py [MODEL…] [--out tools/converter_table.md]
 
 The table's head says what was measured and how. The ConvNeXts of the official code and of mmpretrain, which are no
-packages to compare with, are compared by tests/spark/test_formats_equal.py with networks written for it.
+packages to compare with, are compared by tests/spark/formats/test_formats_equal.py with networks written for it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import timm
 import torch
 
 from spark.errors import UserError, exits_cleanly
-from spark.files import write_text
 from spark.formats.convert import output_difference, prove_way_back
 from spark.formats.encoder import EncoderInfo
 from spark.formats.proofs import SIDE, randomise_statistics
 from spark.formats.reader import IMAGENET_MEAN, IMAGENET_STD
 from spark.formats.registry import FORMATS
-from spark.provenance import code_version, environment
+from spark.utils.files import write_text
+from spark.utils.provenance import code_version, environment
 
 MODELS = (
     "resnet18", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2", "resnet50d",

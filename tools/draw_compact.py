@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from skimage import data, transform
 
-from spark.files import atomic_path
 from spark.masking import random_mask
 from spark.sparse.convolution import tiles
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Window
+from spark.utils.files import atomic_path
 
 PICTURE = Path(__file__).resolve().parent / "figures" / "compact.png"
 SIDE, PATCH, BORDER = 5, 32, 8  # patches across, and a patch's and a border's pixels

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from spark.errors import UserError, exits_cleanly
-from spark.files import sha256
+from spark.utils.files import sha256
 
 REQUIREMENT = "sal-detectron2==0.7.2"
 SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"

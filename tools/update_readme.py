@@ -24,11 +24,11 @@ from typing import Any
 import pandas as pd
 
 from eval_suite.task import tasks_table
-from spark.benchmark_report import ratio_to
-from spark.coverage import coverage_line, read_table
+from spark.benchmark.report import ratio_to
+from spark.checks.coverage import coverage_line, read_table
 from spark.errors import UserError, exits_cleanly
-from spark.files import write_text
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tools" / "demo_results"

@@ -20,7 +20,7 @@ from eval_suite.study.progress import finished
 from eval_suite.study.runner import Result, Stopping, run_node
 from eval_suite.study.status import BLOCKED, ELSEWHERE, RUNNING, WAITING, State, console, status_table, summary
 from spark.errors import UserError
-from spark.signals import EXIT_CODE
+from spark.utils.signals import EXIT_CODE
 
 POLL_SECONDS = 0.2
 REFRESHES_PER_SECOND = 2

@@ -18,7 +18,7 @@ from eval_suite.study.graph import Graph, Node, load_graph
 from eval_suite.study.progress import finished
 from eval_suite.study.runner import Stopping, run_node, run_rank
 from spark.errors import UserError
-from spark.signals import EXIT_CODE
+from spark.utils.signals import EXIT_CODE
 
 WARNING = signal.SIGUSR2  # submitit's choice; NCCL uses SIGUSR1
 PATIENCE_SECONDS = 300  # that a job which was asked to stop, but not warned, waits for Slurm to end it

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import eval_suite
-from spark.provenance import VERSION_FILE, code_version
+from spark.utils.provenance import VERSION_FILE, code_version
 
 PACKAGES = ("spark", "d2_projects", "eval_suite")
 

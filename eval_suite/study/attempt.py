@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spark.errors import UserError
-from spark.files import write_json
+from spark.utils.files import write_json
 
 ATTEMPTS = "attempts"
 BEAT_SECONDS = 20.0

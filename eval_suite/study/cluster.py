@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite.study.config import typed
-from spark.config import load_recipe
+from spark.config.recipe import load_recipe
 from spark.errors import UserError, nearest
 
 SCHEDULERS = ("local", "slurm")

@@ -1,6 +1,6 @@
 """Study files: which models, initialisations, tasks, seeds and budgets, and what differs where.
 
-A study is a YAML file read like a recipe (`spark.config`). In its strings `{model}`, `{budget}`, `{seed}` and `{data}`
+A study is a YAML file read like a recipe. In its strings `{model}`, `{budget}`, `{seed}` and `{data}`
 are replaced by what they are at each node of the graph.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spark.config import load_recipe
+from spark.config.overrides import split_overrides
+from spark.config.recipe import load_recipe
 from spark.errors import UserError, nearest
-from spark.overrides import split_overrides
 
 Schema = TypeVar("Schema")
 AXES = ("model", "init", "budget", "task", "seed")

@@ -30,10 +30,10 @@ from eval_suite.study.config import (
 from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identity, data_paths
 from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work, find_task
+from spark.backbones.names import shown_name
 from spark.errors import UserError
-from spark.files import write_json
-from spark.model_name import shown_name
-from spark.provenance import content_hash
+from spark.utils.files import write_json
+from spark.utils.provenance import content_hash
 
 GRAPH = "graph.json"
 SCRATCH = "scratch"

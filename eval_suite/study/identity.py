@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spark.data.shards import expand_braces
 from spark.errors import UserError
-from spark.files import sha256
-from spark.images.shards import expand_braces
+from spark.utils.files import sha256
 
 ABSENT = "absent"
 MANY = (".tar", ".arrow")  # files of many images

@@ -13,9 +13,9 @@ from typing import Any
 from eval_suite.study.attempt import AttemptRecord, attempts
 from eval_suite.study.graph import REPORT, Graph, Node
 from spark.errors import UserError
-from spark.files import write_json
-from spark.metrics import FILE_NAME as METRICS
-from spark.metrics import read_metrics
+from spark.runs.metrics import FILE_NAME as METRICS
+from spark.runs.metrics import read_metrics
+from spark.utils.files import write_json
 
 FINISHED_FILE = "finished.json"
 

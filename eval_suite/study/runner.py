@@ -21,7 +21,7 @@ from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, Attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import done_before, finished, mark_finished
 from spark.errors import UserError
-from spark.signals import EXIT_CODE
+from spark.utils.signals import EXIT_CODE
 
 LOG = "output.log"
 POLL_SECONDS = 0.1

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2_projects.compat import quiet_detectron2, require_detectron2
 from eval_suite.detect_init import Start, backbone_of, start_of
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import Initialisation, Metric, ResultRecord
 from eval_suite.task import Prepared, Task, Work
-from spark.checkpoint import LAST
-from spark.distributed import Ranks
 from spark.errors import UserError, exits_cleanly
-from spark.files import sha256, write_json, write_text
-from spark.metrics import FILE_NAME as METRICS
-from spark.provenance import code_version, content_hash, environment, hardware
-from spark.run_folder import CHECKPOINTS
-from spark.signals import EXIT_CODE, PostponedError, StopRequest
+from spark.runs.checkpoint import LAST
+from spark.runs.folder import CHECKPOINTS
+from spark.runs.metrics import FILE_NAME as METRICS
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.utils.distributed import Ranks
+from spark.utils.files import sha256, write_json, write_text
+from spark.utils.provenance import code_version, content_hash, environment, hardware
+from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from d2_projects.data import CocoData

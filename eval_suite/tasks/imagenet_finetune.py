@@ -19,14 +19,14 @@ from eval_suite.finetune_data import Data, LabelledImages
 from eval_suite.finetuning import Finetuning
 from eval_suite.initialise import build_classifier, start_of
 from eval_suite.labelled import LabelledSource, identity_of, limited, open_splits
-from eval_suite.schema import Initialisation, Metric, ResultRecord
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
-from spark.config import load_recipe
-from spark.distributed import Ranks
-from spark.files import write_text
-from spark.provenance import content_hash
-from spark.signals import StopRequest
+from spark.config.recipe import load_recipe
+from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.utils.distributed import Ranks
+from spark.utils.files import write_text
+from spark.utils.provenance import content_hash
+from spark.utils.signals import StopRequest
 
 TASK, FEW_SHOT = "imagenet_finetune", "few_shot"
 VERSIONS = {TASK: 2, FEW_SHOT: 1}

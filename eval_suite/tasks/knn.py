@@ -1,7 +1,7 @@
 """Classify by the nearest neighbours in a frozen encoder's features, with nothing trained: `spark-eval knn RECIPE`.
 
-Weighted k-NN by cosine similarity (see `spark.knn`) on the coarsest map, averaged over positions. One process does it;
-on a small data set it takes seconds.
+Weighted k-NN by cosine similarity (see `spark.probes.knn`) on the coarsest map, averaged over positions. One process
+does it; on a small data set it takes seconds.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from eval_suite.frozen import LAST, FrozenEncoder, some_images
 from eval_suite.initialise import build_encoder, start_of
 from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import KnnConfig
-from eval_suite.schema import FILE_NAME as RESULT
-from eval_suite.schema import Metric, ResultRecord, load_record
 from eval_suite.task import Cost, Prepared, Task, Work, without
-from spark.config import load_recipe, save_resolved, to_yaml
-from spark.data import UnreadableFiles
-from spark.distributed import Ranks
+from spark.config.recipe import load_recipe, save_resolved, to_yaml
+from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
-from spark.knn import knn_predict
-from spark.provenance import content_hash
-from spark.run_folder import CONFIG, check_run_folder
-from spark.signals import PostponedError, StopRequest
+from spark.probes.knn import knn_predict
+from spark.runs.folder import CONFIG, check_run_folder
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import Metric, ResultRecord, load_record
+from spark.utils.distributed import Ranks
+from spark.utils.provenance import content_hash
+from spark.utils.signals import PostponedError, StopRequest
 
 TASK, TASK_VERSION = "knn", 2  # 1 took recalibrated statistics over batches of a class each
 

@@ -22,14 +22,14 @@ from eval_suite.initialise import Start, build_encoder, start_of
 from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import ProbeConfig
 from eval_suite.probing import Probing, choose
-from eval_suite.schema import Initialisation, Metric, ResultRecord
 from eval_suite.task import Cost, Prepared, Task, Work, without
 from eval_suite.training import Schedule, Training
-from spark.config import load_recipe
-from spark.distributed import Ranks
+from spark.config.recipe import load_recipe
 from spark.errors import UserError
-from spark.files import write_json
-from spark.signals import StopRequest
+from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.utils.distributed import Ranks
+from spark.utils.files import write_json
+from spark.utils.signals import StopRequest
 
 TASK, TASK_VERSION = "linear_probe", 2  # 1 took recalibrated statistics over batches of a class each
 HEADS = "heads.json"  # accuracies of all heads

@@ -9,14 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work, without
-from spark.config import load_recipe
+from spark.backbones.names import is_reference
+from spark.backbones.own_network import source_hash
+from spark.checks.model_summary import ModelCard, describe
+from spark.config.pretrain import PretrainConfig
+from spark.config.recipe import load_recipe
 from spark.formats.encoder import INFO, WEIGHTS
-from spark.model_card import ModelCard, describe
-from spark.model_name import is_reference
-from spark.own_network import source_hash
-from spark.pretrain import FREE_TO_CHANGE_HERE
-from spark.pretrain_config import PretrainConfig
-from spark.run_folder import FREE_TO_CHANGE
+from spark.runs.folder import FREE_TO_CHANGE
+from spark.training.run import FREE_TO_CHANGE_HERE
 
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32

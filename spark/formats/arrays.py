@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spark.checkpoint import NOT_DAMAGE, DamagedCheckpoint
 from spark.errors import UserError
+from spark.runs.checkpoint import NOT_DAMAGE, DamagedCheckpoint
 
 # What pickled arrays, and dictionaries of them, call by name; numpy itself tells which functions these are.
 _ALLOWED: dict[str, Any] = {

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
+from spark.backbones.names import is_reference
 from spark.errors import UserError
 from spark.formats import detectron2, original_spark, torchvision
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
@@ -19,7 +20,6 @@ from spark.formats.naming import Conversion
 from spark.formats.proofs import Difference, randomise_statistics
 from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
-from spark.model_name import is_reference
 
 PLAIN = re.compile(
     r"resnet(18|34|50|101|152|200)|resnext\d+_\d+x\d+d|wide_resnet\d+_2|"
@@ -85,7 +85,7 @@ def _require_plain(to: str, info: EncoderInfo) -> None:
 
 
 def to_format(found: Source, to: str) -> Conversion:
-    """Return the whole conversion, from the source's names to those of `spark.choices.FORMATS`."""
+    """Return the whole conversion, from the source's names to those of `spark.config.choices.FORMATS`."""
     if to == "timm":
         return found.conversion
     if to == "detectron2":

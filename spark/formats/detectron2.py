@@ -13,9 +13,9 @@ import yaml
 from torch import Tensor
 
 from spark.errors import UserError
-from spark.files import atomic_path, write_text
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import CLASSIFIER, Conversion, Drops, Renaming, Rule, Table, per_stage, rename, unwrapped
+from spark.utils.files import atomic_path, write_text
 
 TITLE = "Detectron2 ResNet naming"
 USAGE = "the .yaml beside it holds the config values under which the weights mean what they meant"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from spark.errors import UserError
-from spark.files import write_json
+from spark.utils.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

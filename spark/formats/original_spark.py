@@ -48,14 +48,14 @@ def recognised(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_spark(state: Mapping[str, Tensor]) -> Conversion:
-    """Map the whole pre-training model to the names of `spark.model.SparK`."""
+    """Map the whole pre-training model to the names of `spark.SparK`."""
     inside = {key.removeprefix(ENCODER): tensor for key, tensor in state.items() if key.startswith(ENCODER)}
     outside = {key: tensor for key, tensor in state.items() if not key.startswith(ENCODER)}
     return _side_by_side(_encoder_to_timm(inside), ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
 
 
 def from_spark(state: Mapping[str, Tensor]) -> Conversion:
-    """Map the state of `spark.model.SparK` to the original's whole pre-training model."""
+    """Map the state of `spark.SparK` to the original's whole pre-training model."""
     inside = {key.removeprefix(OURS): tensor for key, tensor in state.items() if key.startswith(OURS)}
     outside = {key: tensor for key, tensor in state.items() if not key.startswith(OURS)}
     return _side_by_side(from_timm(inside), OURS, ENCODER, TABLE.from_timm(outside, source="pre-training model"))

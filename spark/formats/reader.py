@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from spark import checkpoint
-from spark.backbones import REFUSALS, cannot_build, deepest_per_stride
+from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.timm_pyramid import REFUSALS, cannot_build, deepest_per_stride
 from spark.errors import UserError, nearest
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
 from spark.formats.encoder import Encoder, EncoderInfo, is_export, load_encoder
 from spark.formats.naming import CLASSIFIER, Conversion, rename
 from spark.formats.registry import FORMATS
-from spark.model_name import is_reference, unknown_model
-from spark.provenance import code_version
+from spark.runs import checkpoint
+from spark.utils.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXPORT, TIMM = "our export", "timm or torchvision naming"  # which are the same for ResNets
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     encoder: Encoder
     format: str  # one of `registry.FORMATS`, EXPORT, TIMM, ORIGINAL or OURS
     conversion: Conversion
-    pretraining: dict[str, Tensor] | None = None  # the state of `spark.model.SparK`, where it is a whole model
+    pretraining: dict[str, Tensor] | None = None  # the state of `spark.SparK`, where it is a whole model
 
 
 def encoder_of(path: Path, name: str) -> Encoder:
@@ -128,7 +128,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
     """Read a checkpoint's tensors, of whatever model, as they are named here.
 
     Returns:
-        The tensors; whether they are named as in `spark.model.SparK`, decoder and all, or are a dense encoder's in
+        The tensors; whether they are named as in `spark.SparK`, decoder and all, or are a dense encoder's in
         timm's naming; the format.
 
     Raises:

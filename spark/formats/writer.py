@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spark.errors import UserError
-from spark.files import atomic_path
+from spark.utils.files import atomic_path
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 

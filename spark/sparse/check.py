@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spark.backbones import build_pyramid
+from spark.backbones.pyramid import Pyramid, require_maps, require_pyramid
+from spark.backbones.timm_pyramid import build_pyramid
 from spark.masking import enlarge, random_mask
-from spark.pyramid import Pyramid, require_maps, require_pyramid, sparse_layers_of
 from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.layers import kind_of
-from spark.sparse.rule import Kind
+from spark.sparse.rule import Kind, sparse_layers_of
 from spark.sparse.state import VisiblePatches
 
 TOLERANCE = 1e-9  # relative, in float64

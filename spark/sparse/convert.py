@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spark.backbones.tracing import modules_used, output_of, parameters_reached
 from spark.errors import RefusedError, UserError, nearest
 from spark.sparse.layers import BATCH_NORM, kind_of
 from spark.sparse.rule import Kind, Rule, unchanged
@@ -94,51 +93,6 @@ def join(
         UserError: the layer is not supported.
     """
     _convert(layer, _kinds({type(layer).__name__: layer}, extra_layers)[type(layer).__name__], visible)
-
-
-def modules_used(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
-    """Return, by path, the modules inside `network` whose forward runs on `example` (in eval mode)."""
-    used: dict[str, nn.Module] = {}
-    hooks = []
-    for path, layer in network.named_modules():
-        if layer is not network:
-
-            def remember(layer: nn.Module, _inputs: Any, path: str = path) -> None:
-                used[path] = layer
-
-            hooks.append(layer.register_forward_pre_hook(remember))
-    try:
-        output_of(network, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return used
-
-
-def output_of(network: nn.Module, example: Tensor, gradients: bool = False) -> Any:
-    """Return `network(example)`, run in eval mode, and without gradients unless asked; the mode stays what it was."""
-    modes = {layer: layer.training for layer in network.modules()}
-    try:
-        with torch.set_grad_enabled(gradients):
-            return network.eval()(example)
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
-
-
-def parameters_reached(outputs: Any) -> set[nn.Parameter]:
-    """Return the parameters that a tensor, or several in a list or a mapping, depend on: those that get gradients."""
-    several = outputs.values() if isinstance(outputs, Mapping) else outputs
-    tensors = [outputs] if isinstance(outputs, Tensor) else [output for output in several if isinstance(output, Tensor)]
-    waiting, seen, reached = [tensor.grad_fn for tensor in tensors], set(), set()
-    while waiting:
-        step = waiting.pop()
-        if step is not None and step not in seen:
-            seen.add(step)
-            if hasattr(step, "variable"):  # a leaf's: it would take the gradient in
-                reached.add(step.variable)
-            waiting.extend(before for before, _ in step.next_functions)
-    return reached
 
 
 def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -40,3 +40,10 @@ class Kind:
 def unchanged(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
     """The layer's own forward pass."""
     return dense(x)
+
+
+def sparse_layers_of(
+    network: object, extra_layers: Mapping[type[nn.Module], Kind] | None = None
+) -> Mapping[type[nn.Module], Kind]:
+    """Return the kinds of a network's own layers, and `extra_layers` beside them."""
+    return {**getattr(network, "sparse_layers", {}), **(extra_layers or {})}

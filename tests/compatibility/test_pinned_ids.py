@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from eval_suite import evaluation
 from eval_suite.detect_config import load
@@ -21,12 +22,11 @@ from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import build_graph
 from eval_suite.tasks import imagenet_finetune, knn, linear_probe, pretrain
-from spark.config import load_recipe
-from spark.pretrain_config import PretrainConfig
-from spark.provenance import content_hash
-from spark.run_folder import protocol_hash, recipe_hash
+from spark.config.pretrain import PretrainConfig
+from spark.config.recipe import load_recipe
+from spark.runs.folder import protocol_hash, recipe_hash
+from spark.utils.provenance import content_hash
 
-ROOT = Path(__file__).parents[2]
 PINNED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "pinned_ids.json").read_text())
 CHANGED: Mapping[str, str] = {}  # recipe: why its ids are others than in the first version
 PLACES = ["out=run", "data.root=images"]

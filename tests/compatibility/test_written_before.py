@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from eval_suite.cli import main as spark_eval
-from eval_suite.schema import load_record
 from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import build_graph
 from eval_suite.study.progress import finished
 from spark.cli import main as spark
 from spark.formats.encoder import load_encoder
-from spark.metrics import read_metrics
-from spark.pretrained import load_pretrained
+from spark.methods.load import load_pretrained
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
 
 WRITTEN = Path(__file__).parent / "written"
 RECORDS = sorted(path.relative_to(WRITTEN) for path in WRITTEN.rglob("result.json"))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
 from detectron2.config import LazyConfig, instantiate
+from paths import ROOT
 from torch import Tensor, nn
 
 from d2_projects.backbone_weights import load_backbone
 from spark.errors import UserError
 from spark.formats.detectron2 import from_timm
 
-RECIPES = Path(__file__).parents[2] / "d2_projects" / "mask_rcnn"
+RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 
 
 def timm_state(name: str) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data.samplers import TrainingSampler
 from omegaconf import DictConfig
+from paths import ROOT
 
 from d2_projects.data import check, registered
 from d2_projects.loader import Draw, DrawSampler, FollowingBatches, build_train_loader, seeded
 
-RECIPE = Path(__file__).parents[2] / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py"
+RECIPE = ROOT / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py"
 
 
 def train_loader(names: tuple[str, str]) -> DictConfig:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from paths import ROOT
 from torch import nn
 
 from d2_projects.optim import resnet_layer_decay, timm_parameter_groups
 from d2_projects.timm_backbone import TimmBackbone
+from spark.backbones.layer_groups import timm_layers
 from spark.errors import UserError
 from spark.formats.detectron2 import from_timm
-from spark.layer_groups import timm_layers
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "detectron2_lr_factors_decay0.6.json"
+GOLDEN = ROOT / "tests/golden/detectron2_lr_factors_decay0.6.json"
 
 
 @pytest.mark.parametrize(("network", "depth"), [("R50-FPN", 50), ("R101-FPN", 101)])

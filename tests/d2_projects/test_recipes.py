@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
+from paths import ROOT
 from torch import nn
 
 from d2_projects.schedule import iterations_of_epochs, iterations_of_times
 from d2_projects.timm_backbone import TimmBackbone
 
-FOLDER = Path(__file__).parents[2] / "d2_projects"
+FOLDER = ROOT / "d2_projects"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*mask_rcnn/*mask_rcnn_*.py"))}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
+from paths import ROOT
 
 from d2_projects.options import complete
 from d2_projects.scaling import scaled, set_by_hand
 
-RECIPES = Path(__file__).parents[2] / "d2_projects" / "mask_rcnn"
+RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 
 
 def recipe(name: str, **values: Any) -> DictConfig:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from d2_projects.options import Amp
 from d2_projects.trainer import Trainer, mixed_precision
-from spark.distributed import Ranks
 from spark.errors import UserError
+from spark.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 

@@ -18,19 +18,19 @@ import torch
 from detectron2.config import LazyConfig
 from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
+from paths import ROOT
 
 from d2_projects import training
 from d2_projects.checkpoints import BEST
 from d2_projects.data import check, registered
 from d2_projects.processes import pick_device
 from d2_projects.training import Outcome, evaluate_only, point_at, train
-from spark.checkpoint import LAST, PREVIOUS, load_file
-from spark.distributed import Ranks
 from spark.errors import UserError
-from spark.metrics import read_metrics
-from spark.signals import PostponedError, StopRequest
+from spark.runs.checkpoint import LAST, PREVIOUS, load_file
+from spark.runs.metrics import read_metrics
+from spark.utils.distributed import Ranks
+from spark.utils.signals import PostponedError, StopRequest
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py"
 OVERRIDES = {  # of the demo's recipe, so that an iteration takes a tenth of a second
     "train.device": "cpu", "train.precise_bn_iter": 1, "train.log_period": 1, "train.checkpointer.period": 2,

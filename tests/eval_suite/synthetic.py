@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from eval_suite.schema import Initialisation, Metric, Origin, ResultRecord
 from eval_suite.study.cluster import Resources
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import FINISHED_FILE, Finished
 from eval_suite.task import Work
-from spark.files import sha256, write_json
+from spark.runs.record import Initialisation, Metric, Origin, ResultRecord
+from spark.utils.files import sha256, write_json
 
 SPARK = Initialisation("spark", "encoder.safetensors", "a" * 64, 30)
 SCRATCH = Initialisation("scratch")

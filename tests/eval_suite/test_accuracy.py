@@ -8,9 +8,9 @@ from torch import Tensor
 
 from eval_suite.accuracy import accuracies
 from eval_suite.finetune_data import UNLABELLED
-from spark.data import UnreadableFiles
-from spark.distributed import Ranks
+from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
+from spark.utils.distributed import Ranks
 
 CPU = torch.device("cpu")
 

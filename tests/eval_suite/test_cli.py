@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from eval_suite.cli import main
 from spark import __version__
@@ -31,7 +32,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input_is_one_line(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Path(__file__).parents[2] / "configs/finetune/resnet18_demo.yaml"
+    recipe = ROOT / "configs/finetune/resnet18_demo.yaml"
     assert main([argument.format(recipe=recipe, tmp=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

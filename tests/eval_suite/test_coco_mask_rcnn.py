@@ -15,16 +15,17 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from paths import ROOT
 
 from eval_suite.cli import main
-from eval_suite.schema import load_record
 from eval_suite.task import Work
 from eval_suite.tasks import coco_mask_rcnn
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
 
-RECIPE = str(Path(__file__).parents[2] / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py")
+RECIPE = str(ROOT / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py")
 TINY = [
     "train.max_iter=2", "train.precise_bn_iter=1", "train.log_period=1", "train.device=cpu",
     "dataloader.train.total_batch_size=2",

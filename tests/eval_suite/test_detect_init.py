@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from paths import ROOT
 
 from eval_suite.detect_config import DetectConfig, load
 from eval_suite.detect_init import Backbone, backbone_of, start_of
@@ -15,7 +16,7 @@ from spark.errors import UserError
 from spark.formats.detectron2 import from_timm
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 
-RECIPES = Path(__file__).parents[2] / "d2_projects" / "mask_rcnn"
+RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEMO, TIMM_FPN, C4 = "mask_rcnn_r18_demo", "mask_rcnn_timm_fpn", "mask_rcnn_r50_c4"
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from test_coco_mask_rcnn import RECIPE, TINY
 
-from eval_suite.schema import load_record
 from eval_suite.tasks import coco_mask_rcnn
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "d2_projects" / "train_net.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]
 

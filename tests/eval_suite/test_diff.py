@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from synthetic import SCRATCH, SPARK, record
 
 from eval_suite.cli import main
 from eval_suite.diff import DETECT, DIFFERENT, SAME, Difference, differences, read_sides
 from eval_suite.finetune_config import FinetuneConfig
-from eval_suite.schema import Initialisation
-from spark.config import load_recipe, save_resolved, with_values
+from spark.config.recipe import load_recipe, save_resolved, with_values
+from spark.runs.record import Initialisation
 
-RECIPES = Path(__file__).parents[2] / "configs"
+RECIPES = ROOT / "configs"
 RESNET50 = str(RECIPES / "finetune/resnet50.yaml")
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from paths import ROOT
 
 from eval_suite.finetune_config import FinetuneConfig
 from eval_suite.probe_config import KnnConfig, ProbeConfig
-from spark.config import load_recipe
+from spark.config.recipe import load_recipe
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "finetune").glob("*.yaml"))
 PROBES = {"linear": ProbeConfig, "linear_recalibrated": ProbeConfig, "knn": KnnConfig}
 

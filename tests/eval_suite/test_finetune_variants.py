@@ -14,16 +14,16 @@ import pytest
 import timm
 import torch
 from coloured import write_folders
+from paths import ROOT
 
 from eval_suite.finetuning import Finetuning
-from eval_suite.schema import load_record
 from eval_suite.task import Work, find_task
 from eval_suite.tasks import imagenet_finetune
 from spark.errors import UserError
-from spark.metrics import read_metrics
-from spark.signals import PostponedError
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
+from spark.utils.signals import PostponedError
 
-ROOT = Path(__file__).parents[2]
 MODEL = "test_resnet"
 OWN = f"{ROOT}/tools/examples/cifar_resnet.py:CifarResNet"
 

@@ -18,13 +18,13 @@ from eval_suite.finetune_config import FinetuneConfig
 from eval_suite.finetune_data import Draw, TrainSampler
 from eval_suite.finetuning import Finetuning
 from eval_suite.initialise import build_classifier, start_of
-from eval_suite.schema import load_record
 from eval_suite.tasks import imagenet_finetune
 from eval_suite.tasks.imagenet_finetune import open_data
-from spark.distributed import Ranks
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
+from spark.utils.distributed import Ranks
 
 MODEL = "test_resnet"  # timm's tiny ResNet: a checkpoint is a megabyte
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from paths import ROOT
 
 from eval_suite.layer_decay import layer_ids, parameter_groups
 from spark.errors import UserError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "finetune_layer_ids.json").read_text())
+GOLDEN = json.loads((ROOT / "tests/golden/finetune_layer_ids.json").read_text())
 
 
 def official_to_timm(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from coloured import write_folders
+from paths import ROOT
 from torch import Tensor
 
 from eval_suite import frozen as frozen_encoder
@@ -20,14 +21,14 @@ from eval_suite.initialise import build_encoder, start_of
 from eval_suite.labelled import open_labelled
 from eval_suite.probe_config import ProbeConfig, ProbeTrainConfig
 from eval_suite.probing import HELD_OUT, VAL, Head, Heads, Probing, choose
-from eval_suite.schema import load_record
 from eval_suite.task import Work, find_task
 from eval_suite.tasks import knn, linear_probe
-from spark.backbones import dense_part
-from spark.distributed import Ranks
+from spark.backbones.timm_pyramid import dense_part
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
-from spark.metrics import read_metrics
+from spark.runs.metrics import read_metrics
+from spark.runs.record import load_record
+from spark.utils.distributed import Ranks
 
 MODEL = "test_resnet"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -131,7 +132,7 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
     assert read_metrics(again.parent) == read_metrics(whole.parent)
 
 
-@pytest.mark.parametrize("model", [MODEL, f"{Path(__file__).parents[2]}/tools/examples/cifar_resnet.py:CifarResNet"])
+@pytest.mark.parametrize("model", [MODEL, f"{ROOT}/tools/examples/cifar_resnet.py:CifarResNet"])
 def test_neighbours_by_colour(settings: list[str], tmp_path: Path, model: str) -> None:
     options = ["model.options={width: 4, blocks: 1}"] if ":" in model else []
     run = [*settings, f"model.name={model}", *options, "neighbours=[5,20]"]

@@ -11,8 +11,8 @@ import pytest
 from synthetic import IMAGENET, SCRATCH, SPARK, record
 
 from eval_suite.published import UNVERIFIED, VERIFIED, as_text, measured_as_published, published, published_beside
-from eval_suite.schema import ResultRecord
 from eval_suite.tables import flatten, summarise
+from spark.runs.record import ResultRecord
 
 
 def row_of(*records: ResultRecord) -> pd.Series:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from study_folder import StudyFolder
 
 from eval_suite.cli import main
@@ -19,9 +20,8 @@ from eval_suite.study.graph import build_graph
 from eval_suite.study.plan import estimate
 from eval_suite.task import Task, find_task, task_names, tasks_table
 from spark.errors import UserError
-from spark.files import write_json
+from spark.utils.files import write_json
 
-ROOT = Path(__file__).parents[2]
 GPU = ClusterConfig(device=Device("a GPU", peak_tflops=1.0, utilisation=0.5), resources=Resources(gpus_per_process=2))
 
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from quick_task import ASKED, ENVIRONMENT
 from study_folder import StudyFolder
 from synthetic import record
@@ -32,7 +32,7 @@ def start(study: StudyFolder, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "import sys; from eval_suite.cli import main; sys.exit(main())", "study", "run"]
     path = os.pathsep.join(sys.path)
     return subprocess.Popen([*command, str(study.file), *arguments], text=True, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": path}, cwd=Path(__file__).parents[2])
+                            env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
 
 
 def until(condition: Callable[[], object]) -> None:

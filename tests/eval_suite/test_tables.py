@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from synthetic import SCRATCH, SPARK, record
 
-from eval_suite.schema import Initialisation, Metric, ResultRecord
 from eval_suite.study.cluster import Resources
 from eval_suite.study.graph import Graph, Node
 from eval_suite.table_text import readable, to_csv, to_latex, to_markdown
@@ -19,6 +18,7 @@ from eval_suite.tables import collect, flatten
 from eval_suite.tables import summarise as summarise_flat
 from eval_suite.task import Work
 from spark.errors import UserError
+from spark.runs.record import Initialisation, Metric, ResultRecord
 
 SUPERVISED = Initialisation("supervised", "timm:resnet18.a1_in1k")
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from cluster import SlurmCluster, missing, wait_until
+from paths import ROOT
 from PIL import Image
 from quick_task import ENVIRONMENT
 from study_folder import StudyFolder
@@ -30,7 +31,6 @@ from eval_suite.study.progress import read_finished
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
 STEPS = 8
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

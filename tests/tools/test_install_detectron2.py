@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
+from paths import ROOT
+
+SCRIPT = ROOT / "tools" / "install_detectron2.py"
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,12 +12,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 from pycocotools.coco import COCO
 
 from spark.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "make_demo_data.py"
+SCRIPT = ROOT / "tools" / "make_demo_data.py"
 WHEELS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from spark.errors import UserError
-from spark.metrics import MetricsLog
+from spark.runs.metrics import MetricsLog
 
-TOOL = Path(__file__).parents[2] / "tools" / "update_readme.py"
+TOOL = ROOT / "tools" / "update_readme.py"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ r"""Your own network, complete: a ResNet for 32-pixel images whose total stride 
         model.drop_path=0 'model.options={blocks: 3}' 'data.input_size=[32,32]' decoder.width=256 \
         data.root=photos out=runs/own
 
-Everything a pyramid needs is `forward`, `channels`, `strides` and `example`; see spark.pyramid.Pyramid. What is not
+Everything a pyramid needs is `forward`, `channels`, `strides` and `example`; see `spark.Pyramid`. What is not
 one of the layers that `spark` knows is named in `sparse_layers`. Afterwards:
 
     network = CifarResNet(blocks=3)

@@ -1,0 +1,1 @@
+"""Networks as feature pyramids: timm's by name, and your own."""

@@ -1,0 +1,161 @@
+"""Any timm network as a feature pyramid, and any pyramid by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.own_network import build_own
+from spark.backbones.pyramid import Pyramid
+from spark.errors import UserError
+
+SCALES = 4
+"""SparK decodes from strides 4, 8, 16, 32: the coarsest stride and three halvings. So a dilated network of stride 16 is
+decoded from 2, 4, 8, 16, and one of stride 8 from 2, 4, 8: pixels themselves are never taken."""
+
+OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
+REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
+FIXED_OPTIONS = ("num_classes", "features_only", "pretrained")
+
+
+class TimmPyramid(nn.Module):
+    """The feature maps of a timm network, the finest first.
+
+    `network` is the timm model with its own parameter names and without a classifier.
+
+    Args:
+        name: timm's.
+        in_chans: channels of the images.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`, e.g. {"output_stride": 16} for a dilated network.
+
+    Attributes:
+        channels: of each map.
+        strides: of each map, relative to the image; the last one is the patch size.
+        name: the timm name.
+    """
+
+    def __init__(
+        self, name: str, in_chans: int = 3, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self._in_chans = in_chans
+        self.network = build_timm(name, in_chans, drop_path, options or {})
+        levels = deepest_per_stride(self.network.feature_info)
+        finest = max(2, levels[-1][1]["reduction"] >> (SCALES - 1))
+        levels = [(index, level) for index, level in levels if level["reduction"] >= finest]
+        self._indices = [index for index, _ in levels]
+        self.channels: list[int] = [level["num_chs"] for _, level in levels]
+        self._goes_on = _goes_on(self.network, levels[-1][1]["module"])
+        if self._goes_on:
+            self.channels[-1] = self.network.num_features
+        self.strides: list[int] = [level["reduction"] for _, level in levels]
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Return the maps [B, channels[i], H / strides[i], W / strides[i]]."""
+        if not self._goes_on:
+            return self.network.forward_intermediates(x_BCHW, indices=self._indices, intermediates_only=True)
+        last, maps = self.network.forward_intermediates(x_BCHW, indices=self._indices)
+        return [*maps[:-1], last]
+
+    def example(self) -> Tensor:
+        """Return a small input of zeros that runs through every level."""
+        side = 2 * self.strides[-1]
+        return torch.zeros(1, self._in_chans, side, side)
+
+
+def build_pyramid(
+    name: str, in_chans: int | None = None, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+) -> Pyramid:
+    """Build a timm network, or a user's own by `path/to/file.py:ClassName` or `package.module:ClassName`.
+
+    Args:
+        name: of either sort.
+        in_chans: channels of the images; None: the network's default.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`, or of the own network's constructor.
+
+    Raises:
+        UserError: there is no such network, or it cannot be built so.
+    """
+    if is_reference(name):
+        return build_own(name, in_chans, drop_path, options)
+    return TimmPyramid(name, 3 if in_chans is None else in_chans, drop_path, options)
+
+
+def dense_part(pyramid: nn.Module) -> nn.Module:
+    """Return whose weights are exported: timm's model itself, which knows nothing of the pyramid around it."""
+    return pyramid.network if isinstance(pyramid, TimmPyramid) else pyramid
+
+
+def build_timm(
+    name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str = "model.drop_path"
+) -> Any:
+    """Build a timm model that returns feature maps, without its classifier.
+
+    Args:
+        name: timm's.
+        in_chans: channels of the images.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`.
+        drop_path_key: where a recipe sets the drop path, for the message.
+
+    Raises:
+        UserError: there is no such model, it returns no feature maps, it has no drop path and some is asked for, or
+            timm cannot build it.
+    """
+    if not timm.is_model(name):
+        raise unknown_model(name)
+    network = _build(name, in_chans, drop_path, options, drop_path_key)
+    if not hasattr(network, "forward_intermediates"):
+        raise UserError(f"model '{name}' has no feature pyramid in this timm version")
+    return network
+
+
+def deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Keep the deepest map of each stride, the finest first: [(index, {num_chs, reduction, module})]."""
+    infos = feature_info.info if hasattr(feature_info, "info") else feature_info
+    deepest = {info["reduction"]: (index, info) for index, info in enumerate(infos)}
+    return [deepest[stride] for stride in sorted(deepest)]
+
+
+def _goes_on(network: nn.Module, module: str) -> bool:
+    """Whether layers follow the one that makes timm's last map, in the same sequence: GhostNet, ReXNet, DPN.
+
+    They hold up to two thirds of the parameters, which would not be trained if the last map was taken before them.
+    """
+    sequence, _, name = module.rpartition(".")
+    return bool(sequence) and list(dict(network.get_submodule(sequence).named_children()))[-1] != name
+
+
+def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str) -> Any:
+    for option in options:
+        if option in OPTIONS_ELSEWHERE:
+            raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
+        if option in FIXED_OPTIONS:
+            raise UserError(f"model.options must not have '{option}': an encoder without classifier is pre-trained")
+    build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **options)
+    try:
+        return build(drop_path_rate=drop_path)  # zero too: some models' own default is not
+    except REFUSALS as error:
+        if not isinstance(error, TypeError) or "drop_path_rate" not in str(error):
+            raise cannot_build(name, options, error) from error
+    if drop_path:
+        raise UserError(f"model '{name}' has no drop path; set {drop_path_key}=0")
+    try:
+        return build()
+    except REFUSALS as error:
+        raise cannot_build(name, options, error) from error
+
+
+def cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
+    """Return what to tell of an option, or a pretrained tag, that timm does not take."""
+    chosen = f" with model.options={dict(options)}" if options else ""
+    return UserError(f"timm cannot build '{name}'{chosen}: {str(error) or 'it refuses a value'}")

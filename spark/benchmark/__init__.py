@@ -1,0 +1,1 @@
+"""Times a training step, and the loader alone."""

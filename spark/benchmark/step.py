@@ -1,0 +1,302 @@
+"""What a training step costs, part by part, side by side: the original's scheme, masked tuned, compact.
+
+The variants take turns (A B C A B C …) in one process, so that a machine whose speed drifts drifts for all of
+them; every number is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from spark.benchmark.original import build_original
+from spark.masking import random_mask
+from spark.methods.spark.model import build_spark
+from spark.training.optim import build_optimizer, parameter_groups, set_schedule
+from spark.utils.device import autocast, choose_device
+from spark.utils.memory import kept_for_backward
+from spark.utils.provenance import code_version, environment, hardware
+
+PARTS = ("encoder forward", "encoder backward", "decoder forward", "decoder backward", "optimizer")
+"""Densify and loss are counted with the decoder."""
+
+
+Reporter = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the same numbers.
+
+    Attributes:
+        engine: "original", "masked" or "compact".
+        precision: of the multiplications, "float32" or "bfloat16" (autocast).
+        foreach: whether the optimizer treats all tensors together instead of looping over them.
+    """
+
+    label: str
+    engine: str
+    memory_format: torch.memory_format = torch.channels_last
+    precision: str = "float32"
+    foreach: bool | None = None
+    compile: bool = False
+
+
+def variants(precision: str, compile: bool = False) -> list[Variant]:
+    """Return the original's scheme, the masked engine tuned, and the compact one."""
+    return [
+        Variant("original", "original", torch.contiguous_format, foreach=False),
+        Variant("masked", "masked", precision=precision),
+        Variant("compact", "compact", precision=precision),
+        *([Variant("compact compiled", "compact", precision=precision, compile=True)] if compile else []),
+    ]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on."""
+
+    model: str = "resnet50"
+    batch: int = 16
+    input_size: tuple[int, int] = (224, 224)
+    mask_ratio: float = 0.6
+    decoder_width: int = 768
+    device: str = "auto"
+
+
+@dataclass
+class Measurement:
+    """One variant's costs: seconds, floating-point operations, bytes.
+
+    Attributes:
+        activations: what the encoder's forward pass keeps for its backward pass.
+        peak: most memory that a step has in use on a GPU; 0 on a CPU, whose allocator does not count.
+    """
+
+    variant: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    activations: int = 0
+    peak: int = 0
+
+    @property
+    def encoder(self) -> float:
+        """Seconds of the encoder's forward and backward pass."""
+        return self.seconds["encoder forward"] + self.seconds["encoder backward"]
+
+
+class TrainingStep:
+    """A training step of one variant that can be timed in parts: gradients are cut at the encoder's maps."""
+
+    def __init__(self, workload: Workload, variant: Variant, state: Mapping[str, Tensor] | None) -> None:
+        self.workload, self.variant = workload, variant
+        self.device = choose_device(workload.device)
+        torch.manual_seed(0)
+        settings = 0.0, workload.mask_ratio, workload.decoder_width  # no drop path: engines must agree on the loss
+        if variant.engine == "original":
+            self.model = build_original(workload.model, *settings)
+        else:
+            self.model = build_spark(workload.model, 3, *settings, variant.engine)
+        if state is not None:
+            self.model.load_state_dict(state)
+        self.model.to(self.device).to(memory_format=variant.memory_format)
+        groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model)]
+        self.optimizer = build_optimizer("lamb", groups, (0.9, 0.95))
+        set_schedule(self.optimizer, 1e-4, 0.04)
+        shape = (workload.batch, 3, *workload.input_size)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(shape, generator=generator).to(self.device)
+        self.images = images.contiguous(memory_format=variant.memory_format)
+        self.mask = random_mask(workload.batch, self.model.grid(*workload.input_size), workload.mask_ratio, generator)
+        if variant.compile:
+            self.model.compile()
+
+    def run(self, around: Callable[[str, Callable[[], Any]], Any]) -> Tensor:
+        """Do one step; each part runs inside `around(part, function)`. Returns the loss."""
+        model = self.model
+        per_image = int(self.mask[0].sum())
+        mask = self.mask.to(self.device)
+        self.optimizer.zero_grad()
+
+        def forward_encoder() -> list[Tensor]:
+            with autocast(self.device, self.variant.precision):
+                return model.encode(self.images, mask, per_image)
+
+        def forward_decoder() -> Tensor:
+            with autocast(self.device, self.variant.precision):
+                prediction = model.decode(cut, mask, per_image)
+            return model.loss(prediction.float(), self.images, mask, per_image)
+
+        def update() -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            self.optimizer.step()
+
+        features = around("encoder forward", forward_encoder)
+        cut = [feature.detach().requires_grad_() for feature in features]
+        loss = around("decoder forward", forward_decoder)
+        around("decoder backward", loss.backward)
+        gradients = [feature.grad for feature in cut]
+        around("encoder backward", lambda: torch.autograd.backward(features, gradients))
+        around("optimizer", update)
+        return loss.detach()
+
+
+def measure(workload: Workload, chosen: list[Variant], rounds: int, report: Reporter) -> list[Measurement]:
+    """Time each variant's steps in turns."""
+    first = TrainingStep(workload, chosen[0], None)
+    state = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    steps = [first, *(TrainingStep(workload, variant, state) for variant in chosen[1:])]
+    results = [Measurement(step.variant.label) for step in steps]
+    for step, result in zip(steps, results, strict=True):
+        loss = step.run(lambda part, function: function()).item()  # warm-up
+        report(f"{result.variant}: loss {loss:.6f}")
+        result.flops = count_flops(step)
+        result.activations = kept_bytes(step)
+        result.peak = peak_bytes(step)
+    times: list[list[dict[str, float]]] = [[] for _ in steps]
+    for turn in range(rounds):
+        for step, collected in zip(steps, times, strict=True):
+            collected.append(_time(step))
+        report(f"round {turn + 1} of {rounds}: " + ", ".join(f"{sum(c[-1].values()):.2f} s" for c in times))
+    for result, collected in zip(results, times, strict=True):
+        result.seconds = {part: statistics.median(one[part] for one in collected) for part in PARTS}
+    return results
+
+
+def _time(step: TrainingStep) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        _wait(step.device)
+        start = time.perf_counter()
+        result = function()
+        _wait(step.device)
+        seconds[part] = time.perf_counter() - start
+        return result
+
+    step.run(around)
+    return seconds
+
+
+def count_flops(step: TrainingStep) -> dict[str, int]:
+    """Return the floating-point operations of each part's convolutions and matrix products."""
+    flops: dict[str, int] = {}
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        with FlopCounterMode(display=False, custom_mapping=dict(CONVOLUTION_BACKWARD)) as counter:
+            result = function()
+        flops[part] = counter.get_total_flops()
+        return result
+
+    step.run(around)
+    return flops
+
+
+def _convolution_backward_flops(
+    grad_shape: list[int], x_shape: list[int], weight_shape: list[int], _bias: Any, _stride: Any, _padding: Any,
+    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: list[bool], **_: Any,
+) -> int:
+    """As many as the forward pass for each gradient; torch's own formula forgets the groups of the weight's."""
+    return conv_flop_count(x_shape, weight_shape, grad_shape, transposed) * sum(wanted[:2])
+
+
+CONVOLUTION_BACKWARD = MappingProxyType({torch.ops.aten.convolution_backward: _convolution_backward_flops})
+
+
+def kept_bytes(step: TrainingStep) -> int:
+    """Return the bytes that the encoder's forward pass keeps for its backward pass, parameters left out."""
+    kept: dict[int, int] = {}
+
+    def around(part: str, function: Callable[[], Any]) -> Any:
+        if part != "encoder forward":
+            return function()
+        with kept_for_backward(step.model) as found:
+            result = function()
+        kept.update(found)
+        return result
+
+    step.run(around)
+    return sum(kept.values())
+
+
+def peak_bytes(step: TrainingStep) -> int:
+    """Return the most memory that a step has in use on a GPU, and 0 on a CPU."""
+    if step.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    step.run(lambda part, function: function())
+    return torch.cuda.max_memory_allocated()
+
+
+def matmul_rate(device: torch.device, precision: str, side: int = 0) -> float:
+    """Measure floating-point operations per second of a square matrix product."""
+    side = side or (8192 if device.type == "cuda" else 2048)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _best(lambda: a @ b, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Measure bytes per second read and written by copying a large tensor."""
+    source = torch.randn(64 * 2**20, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+
+
+def _best(function: Callable[[], Any], device: torch.device, times: int = 7) -> float:
+    function()
+    seconds = []
+    for _ in range(times):
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def benchmark(
+    workload: Workload, precision: str, rounds: int, compile: bool, ratios: Sequence[float], report: Reporter
+) -> dict[str, Any]:
+    """Measure a workload, and the encoder at other mask ratios; return everything that a report needs.
+
+    Raises:
+        UserError: a rate has no meaning, or the model is unknown or not supported by the compact engine.
+    """
+    device = choose_device(workload.device)
+    results = measure(workload, variants(precision, compile), rounds, report)  # first: it refuses what is wrong
+    rates = {"matmul": matmul_rate(device, precision), "copy": copy_rate(device)}
+    return {
+        "workload": asdict(workload),
+        "precision": precision,
+        "rounds": rounds,
+        "hardware": hardware(device),
+        "environment": environment(),
+        "code": code_version(),
+        "date": datetime.date.today().isoformat(),
+        "rates": rates,
+        "variants": [asdict(result) for result in results],
+        "ratios": [_at_ratio(workload, ratio, precision, rounds, report) for ratio in ratios],
+    }
+
+
+def _at_ratio(workload: Workload, ratio: float, precision: str, rounds: int, report: Reporter) -> dict[str, Any]:
+    """Time the encoder at another mask ratio, with next to no decoder behind it."""
+    report(f"mask ratio {ratio}")
+    chosen = [variant for variant in variants(precision) if variant.engine != "original"]
+    results = measure(replace(workload, mask_ratio=ratio, decoder_width=32), chosen, rounds, report)
+    return {"mask_ratio": ratio, "encoder": {result.variant: result.encoder for result in results}}

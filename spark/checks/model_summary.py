@@ -1,0 +1,115 @@
+"""What a network is to pre-training: its stages, its costs, and what its layers were converted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spark.methods.spark.model import SparK, build_spark
+from spark.sparse.layers import COMPOSITION
+from spark.utils.memory import kept_for_backward
+
+BATCH = 2
+"""Images that costs are measured on: the norms inside of some gates need more than one."""
+
+BYTES_PER_PARAMETER = 4 * 4
+"""Weight, gradient and the optimizer's two moments, in float32."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Numbers of one network at one input size. FLOPs count a multiplication and an addition as two.
+
+    Attributes:
+        engine: that the costs are of.
+        channels: of each feature map, the finest first.
+        strides: likewise.
+        dense_flops: of the encoder's forward pass over a whole image.
+        encoder_flops: of its forward pass over what is visible of an image, as the engine computes it.
+        decoder_flops: of the forward pass of densify and decoder.
+        activations: bytes that the forward pass keeps of an image for the backward pass, in float32.
+        fixed_memory: bytes of weights, gradients and the optimizer's state.
+        converted: (class, count, what became of it), the most frequent first; blocks of layers are left out.
+    """
+
+    model: str
+    engine: str
+    input_size: tuple[int, int]
+    mask_ratio: float
+    channels: Sequence[int]
+    strides: Sequence[int]
+    encoder_parameters: int
+    decoder_parameters: int
+    dense_flops: int
+    encoder_flops: int
+    decoder_flops: int
+    activations: int
+    fixed_memory: int
+    converted: Sequence[tuple[str, int, str]]
+
+
+def describe(
+    model: str,
+    engine: str = "auto",
+    input_size: tuple[int, int] = (224, 224),
+    mask_ratio: float = 0.6,
+    decoder_width: int = 768,
+) -> ModelCard:
+    """Build SparK around a network and run it forward once, on two images.
+
+    Raises:
+        UserError: there is no such model, it is refused, or the input size is not divisible by its stride.
+    """
+    spark = build_spark(model, mask_ratio=mask_ratio, decoder_width=decoder_width, engine=engine)
+    spark.grid(*input_size)  # refuses a size before anything is computed
+    pyramid: Any = spark.encoder
+    images = torch.zeros(BATCH, pyramid.example().shape[1], *input_size)
+    encoder, decoder, kept = _forward_costs(spark, images)
+    trained = [parameter.numel() for parameter in spark.parameters() if parameter.requires_grad]
+    of_encoder = sum(parameter.numel() for parameter in spark.encoder.parameters() if parameter.requires_grad)
+    return ModelCard(
+        model=model,
+        engine=spark.visible.engine,
+        input_size=input_size,
+        mask_ratio=mask_ratio,
+        channels=list(pyramid.channels),
+        strides=list(pyramid.strides),
+        encoder_parameters=of_encoder,
+        decoder_parameters=sum(trained) - of_encoder,
+        dense_flops=_dense_flops(spark.encoder, images[:1]),
+        encoder_flops=encoder // BATCH,
+        decoder_flops=decoder // BATCH,
+        activations=kept // BATCH,
+        fixed_memory=sum(trained) * BYTES_PER_PARAMETER,
+        converted=[
+            (layer, count, kind)
+            for (layer, kind), count in spark.visible.converted.most_common()
+            if kind != COMPOSITION.name
+        ],
+    )
+
+
+def _forward_costs(spark: SparK, images: Tensor) -> tuple[int, int, int]:
+    """Return the FLOPs of encoder and decoder, and the bytes kept, of a batch."""
+    grid = spark.grid(*images.shape[-2:])
+    mask = spark.draw_mask(len(images), grid, torch.Generator().manual_seed(0))
+    per_image = int(mask[0].sum())
+    with kept_for_backward(spark) as kept:
+        with FlopCounterMode(display=False) as encoder:
+            features = spark.encode(images, mask, per_image)
+        with FlopCounterMode(display=False) as decoder:
+            prediction = spark.decode(features, mask, per_image)
+        _loss = spark.loss(prediction, images, mask, per_image)  # it holds on to what is kept, until that is counted
+    return encoder.get_total_flops(), decoder.get_total_flops(), sum(kept.values())
+
+
+def _dense_flops(encoder: nn.Module, image: Tensor) -> int:
+    """Without a mask the encoder is dense again, and without memory its shapes are all that is computed."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder.to("meta")(image.to("meta"))
+    return counter.get_total_flops()

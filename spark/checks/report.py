@@ -1,0 +1,78 @@
+"""`spark check`: the proof of a conversion, and what the network costs, as a person reads it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from spark.checks.coverage import read_table, verified_like
+from spark.checks.model_summary import ModelCard, describe
+from spark.errors import RefusedError, UserError
+from spark.sparse.check import TOLERANCE, Equivalence, verify
+
+
+def check(model: str, engine: str | None, input_size: tuple[int, int]) -> None:
+    """Print the errors of the three checks, the model's card and the verdict.
+
+    Args:
+        model: timm's name, or a reference to a user's own network.
+        engine: one of ENGINES or "auto"; None: every engine that takes the model.
+        input_size: (height, width) of the costs; the checks themselves take small pictures.
+
+    Raises:
+        UserError: the model is refused, or not converted correctly.
+    """
+    try:
+        card = describe(model, engine or "auto", input_size)
+        results = [verify(model, engine or "auto")]
+        if engine is None and card.engine != "masked":
+            results.append(verify(model, "masked"))
+    except RefusedError as error:
+        raise UserError(f"{error}.{verified_like(model, read_table())}") from error
+    console = Console(highlight=False, soft_wrap=True)
+    for result in results:
+        console.print(_errors(result), markup=False)
+    if not all(result.holds for result in results):
+        raise UserError(f"'{model}' is not converted correctly; do not pre-train it")
+    print_card(card, console)
+    console.print(f"{model}: verified", markup=False)
+
+
+def print_card(card: ModelCard, console: Console) -> None:
+    """Print the numbers, and a table of the layers."""
+    height, width = card.input_size
+    maps = ", ".join(f"{c} at {s}" for c, s in zip(card.channels, card.strides, strict=True))
+    share = card.encoder_flops / card.dense_flops
+    lines = {
+        "maps": f"{maps} (channels at stride)",
+        "parameters": f"{_short(card.encoder_parameters)} encoder, {_short(card.decoder_parameters)} decoder",
+        "FLOPs": f"{_short(card.encoder_flops)} encoder ({share:.0%} of {_short(card.dense_flops)} if dense), "
+        f"{_short(card.decoder_flops)} decoder; per image, forward",
+        "memory": f"about {_short(card.activations)}B per image, and {_short(card.fixed_memory)}B "
+        "for weights, gradients and optimizer; float32",
+    }
+    console.print(f"costs at {height}x{width}, mask ratio {card.mask_ratio}, engine {card.engine}", markup=False)
+    for name, text in lines.items():
+        console.print(f"  {name:<12} {text}", markup=False)
+    console.print("layers")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", min_width=6)
+    for layer, count, kind in card.converted:
+        table.add_row(str(count), layer, kind)
+    console.print(table)
+
+
+def _errors(result: Equivalence) -> str:
+    lines = [f"engine {result.engine}" + (f" ({result.stood_back})" if result.stood_back else "")]
+    for name, error in result.errors._asdict().items():
+        lines.append(f"  {name.replace('_', ' '):<12} {error:.1e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
+    return "\n".join(lines)
+
+
+def _short(number: int) -> str:
+    """Return three digits and a letter: 23500000 -> '23.5 M'."""
+    value, letters = float(number), iter(("", "k", "M", "G", "T"))
+    letter = next(letters)
+    while value >= 999.5:
+        value, letter = value / 1000, next(letters)
+    return f"{value:.3g} {letter}"

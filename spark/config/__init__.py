@@ -1,0 +1,1 @@
+"""Recipes: YAML over dataclasses, and what of them decides a result."""

@@ -1,0 +1,225 @@
+"""The configuration of a pre-training run. Defaults are the paper's recipe for ResNet-50 at 224 pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from spark.config.choices import DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
+from spark.errors import UserError, nearest
+
+AUTO = "auto"
+
+
+@dataclass
+class ModelConfig:
+    """The encoder."""
+
+    name: str = "resnet50"  # any timm model that the engine supports, or your own: path/to/file.py:ClassName
+    drop_path: float = 0.05
+    # Channels of the images, too: 1 loads them as luminance, 3 as RGB, 4 as RGBA, others as bands (TIFF, .npy).
+    in_chans: int = 3
+    options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
+
+
+@dataclass
+class DataConfig:
+    """The images."""
+
+    # A folder of images, nested or not; a list of files (.txt, or .csv with a column `path`); tar shards (a folder of
+    # them, or 'name-{000..127}.tar', quoted: shells expand braces); a Hugging Face data set saved to disk.
+    root: str = MISSING
+    input_size: list[int] = field(default_factory=lambda: [224, 224])  # height, width in pixels
+    min_scale: float = 0.67  # smallest share of the area that a random crop takes
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    workers: int = 8
+
+
+@dataclass
+class MaskConfig:
+    """What is hidden."""
+
+    ratio: float = 0.6
+    patch_size: int | None = None  # side in pixels, a multiple of the encoder's total stride; null: that stride itself
+
+
+@dataclass
+class DecoderConfig:
+    """The decoder."""
+
+    width: int = 768
+
+
+@dataclass
+class OptimizerConfig:
+    """LAMB as in the paper."""
+
+    name: str = "lamb"
+    base_lr: float = 2e-4  # per 256 images; the learning rate is base_lr * batch / 256
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # the paper: .95 for BN nets, .999 for ConvNeXt
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.2
+    clip_grad_norm: float = 5.0
+
+
+@dataclass
+class TrainConfig:
+    """The schedule."""
+
+    # auto: batch, epochs, learning rate and more are sized for the images and the device (spark/training/preset.py), each
+    # with its reason; what is written beside or over this line stays, what a base recipe says does not.
+    preset: str | None = None
+    epochs: int = 1600
+    warmup_epochs: int = 40
+    batch: int = 4096  # images of a step, over all devices
+    device_batch: int | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    accumulate: str = "auto"  # parts that a device's share is split into; auto: as few as device_batch allows
+    precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
+    compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
+    recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
+    checkpoint_minutes: float = 10.0  # beside those at the ends of epochs
+    checkpoint_epochs: int = 1  # a checkpoint at the end of every so many epochs
+    on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on
+    picture_epochs: int = 20  # a reconstruction picture every so many epochs
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with the values, each in a line."""
+        found = []
+        if self.device_batch is not None and self.device_batch <= 0:
+            found.append(f"train.device_batch={self.device_batch} must be positive, or null")
+        if self.accumulate != "auto" and not (self.accumulate.isdecimal() and int(self.accumulate)):
+            found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
+        if self.on_divergence not in ON_DIVERGENCE:
+            found.append(f"train.on_divergence={self.on_divergence} is not one of {', '.join(ON_DIVERGENCE)}")
+        if self.preset not in (None, "none", AUTO):
+            found.append(f"train.preset={self.preset} must be {AUTO} or none")
+        return found if self.preset == AUTO else found + self.schedule_problems()
+
+    def schedule_problems(self) -> list[str]:
+        """Say what is wrong with numbers that a preset may still change."""
+        if self.warmup_epochs < self.epochs:
+            return []
+        return [f"train.warmup_epochs={self.warmup_epochs} must be less than train.epochs={self.epochs}"]
+
+
+@dataclass
+class ProbeConfig:
+    """Is it learning? Classify labelled images by the encoder's features, now and then; training is not touched."""
+
+    train: str | None = None  # a folder of class folders; null: no probe
+    val: str | None = None  # another one of the same classes; null: a fifth of the first is split off
+    epochs: int = 10  # a probe every so many epochs, beside the first, of the network as it begins, and the last
+    images: int = 10000  # at most so many of each folder, chosen at random
+    neighbours: int = 20  # of weighted k-NN
+    temperature: float = 0.07  # of weighted k-NN
+
+
+@dataclass
+class PretrainConfig:
+    """A whole run."""
+
+    out: str = MISSING  # the run's folder
+    seed: int = 0
+    device: str = "auto"  # auto: cuda if there is one
+    resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
+    # Weights to begin with: a run's folder or checkpoint (decoder too), an encoder in any format that `spark convert`
+    # reads, or timm:NAME.
+    init: str | None = None
+    init_allow_partial: bool = False  # begin even if less than nine tenths of the tensors match
+    engine: str = "auto"  # compact: compute what is visible; masked: compute all; auto: the first that can
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate (linear scaling rule)."""
+        return self.optimizer.base_lr * self.train.batch / 256
+
+    def parts(self, share: int) -> int:
+        """Return into how many equal parts a device splits its share of the batch.
+
+        Raises:
+            UserError: the share cannot be split as the configuration says.
+        """
+        train = self.train
+        if train.accumulate == "auto":
+            most = train.device_batch or share
+            return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+        parts = int(train.accumulate)
+        if share % parts:
+            raise UserError(f"train.accumulate={parts} does not divide the {share} images that a device has of a batch")
+        if train.device_batch and share // parts > train.device_batch:
+            raise UserError(
+                f"train.accumulate={parts} leaves {share // parts} images at a time, more than "
+                f"train.device_batch={train.device_batch}; pass train.accumulate=auto"
+            )
+        return parts
+
+    def problems(self) -> list[str]:
+        """Say what is wrong with the values, each in a line."""
+        found = self.train.problems()
+        positive = {
+            "train.epochs": self.train.epochs,
+            "train.batch": self.train.batch,
+            "train.picture_epochs": self.train.picture_epochs,
+            "train.checkpoint_epochs": self.train.checkpoint_epochs,
+            "probe.epochs": self.probe.epochs,
+            "probe.images": self.probe.images,
+            "probe.neighbours": self.probe.neighbours,
+            "probe.temperature": self.probe.temperature,
+            "optimizer.base_lr": self.optimizer.base_lr,
+            "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
+            "decoder.width": self.decoder.width,
+            "model.in_chans": self.model.in_chans,
+            "mask.patch_size": 1 if self.mask.patch_size is None else self.mask.patch_size,
+        }
+        found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
+        not_negative = {
+            "seed": self.seed,
+            "data.workers": self.data.workers,
+            "train.warmup_epochs": self.train.warmup_epochs,
+            "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.weight_decay_end": self.optimizer.weight_decay_end,
+        }
+        found += [f"{name}={value} must not be negative" for name, value in not_negative.items() if value < 0]
+        if self.probe.val and not self.probe.train:
+            found.append(f"probe.val={self.probe.val} needs probe.train, a folder of the same classes")
+        if not 0 < self.mask.ratio < 1:
+            found.append(f"mask.ratio={self.mask.ratio} must lie between 0 and 1")
+        if not 0 < self.data.min_scale <= 1:
+            found.append(f"data.min_scale={self.data.min_scale} must be more than 0 and at most 1")
+        if not 0 <= self.model.drop_path < 1:
+            found.append(f"model.drop_path={self.model.drop_path} must be at least 0 and less than 1")
+        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            found.append(f"optimizer.betas={list(self.optimizer.betas)} must be at least 0 and less than 1")
+        if not all(side > 0 for side in self.data.input_size):
+            found.append(f"data.input_size={list(self.data.input_size)} must be positive")
+        if not all(deviation > 0 for deviation in self.data.std):
+            found.append(f"data.std={list(self.data.std)} must be positive")
+        for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
+            if len(values) != 2:
+                found.append(f"{name}={list(values)} must have two numbers")
+        found += [
+            f"data.{name}={list(values)} must have as many numbers as there are channels: model.in_chans="
+            f"{self.model.in_chans}"
+            for name, values in (("mean", self.data.mean), ("std", self.data.std))
+            if len(values) != self.model.in_chans
+        ]
+        choices = {
+            "resume": (self.resume, ("auto", "never")),
+            "device": (self.device, DEVICES),
+            "train.precision": (self.train.precision, PRECISIONS),
+            "optimizer.name": (self.optimizer.name, OPTIMIZERS),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                found.append(f"{name}={value} is not one of {', '.join(known)}.{nearest(value, known)}")
+        return found

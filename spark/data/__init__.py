@@ -1,0 +1,1 @@
+"""Images from anywhere: found, decoded, cropped, put in order."""

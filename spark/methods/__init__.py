@@ -1,0 +1,1 @@
+"""Pre-training methods, a folder each, behind one interface (`base.Method`)."""

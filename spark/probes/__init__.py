@@ -1,0 +1,1 @@
+"""Is it learning? Frozen features classified, and watched for collapse."""

@@ -1,0 +1,73 @@
+"""Is it learning? What is looked at between two epochs, beside the loss, without touching the training."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from spark.config.pretrain import PretrainConfig
+from spark.data.dataset import ImagePool
+from spark.data.pixels import normalise
+from spark.probes.collapse import spread_of
+from spark.probes.features import pooled_features
+from spark.probes.probe import Probe
+from spark.utils.device import autocast
+from spark.utils.distributed import Ranks
+
+COLLAPSE_IMAGES = 64
+COLLAPSE_COST = 0.01  # of the images that are trained on, at most so many more are looked at
+
+
+class LearningWatch:
+    """Probes the encoder where the configuration asks for it, and always looks whether it has collapsed.
+
+    Args:
+        config: of the run.
+        ranks: the processes.
+        pool: the images that are trained on.
+        epoch_images: how many of them an epoch sees.
+    """
+
+    def __init__(self, config: PretrainConfig, ranks: Ranks, pool: ImagePool, epoch_images: int) -> None:
+        self._config, self._ranks, self._pool = config, ranks, pool
+        self._probe = Probe(config, ranks) if config.probe.train else None
+        self._images = min(COLLAPSE_IMAGES, len(pool))
+        self._collapse_epochs = math.ceil(self._images / (COLLAPSE_COST * epoch_images))
+        self._collapsed = False
+        self.status = ""  # what a person wants to see of the last probe
+
+    def look(self, encoder: Any, epochs_done: int, last: bool) -> dict[str, float]:
+        """Return what is found out after so many epochs, by name; all processes must ask, the first gets the answer.
+
+        Args:
+            encoder: the sparse encoder; it is left as it was.
+            epochs_done: 0 before the first step.
+            last: whether training ends here.
+        """
+        found: dict[str, float] = {}
+        if self._probe and (last or epochs_done % self._config.probe.epochs == 0):
+            found = self._probe.measure(encoder)
+            self.status = "".join(f"  {name} {accuracy:.1f} %" for name, accuracy in found.items())
+        enough = self._images > 1 and epochs_done > 0
+        if self._ranks.first and enough and (last or epochs_done % self._collapse_epochs == 0):
+            found |= self._spread(encoder)
+        return found
+
+    @cached_property
+    def _shown(self) -> Tensor:
+        """The images that collapse is looked for with: loaded once, as reading them would cost more than the look."""
+        return self._pool.some(self._images)
+
+    def _spread(self, encoder: Any) -> dict[str, float]:
+        """Return how different the features of some images are, and warn when they begin to be all the same."""
+        data, device = self._config.data, self._ranks.device
+        images = normalise(self._shown, data.mean, data.std, device)
+        with autocast(device, self._config.train.precision):
+            spread = spread_of(pooled_features(encoder, images))
+        if not self._collapsed:
+            self._ranks.say(spread.warning())
+        self._collapsed = spread.collapsed
+        return {name: value for name, value in spread._asdict().items() if math.isfinite(value)}

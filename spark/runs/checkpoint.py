@@ -1,0 +1,113 @@
+"""Checkpoints that survive: written whole, verified when read, the previous one kept until then."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spark.errors import UserError
+from spark.utils.files import atomic_path
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may well be whole
+
+
+class DamagedCheckpoint(UserError):
+    """A file is there and can be read, but it is not a whole checkpoint."""
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Write `last.pt`; the one before it stays as `previous.pt`.
+
+    Raises:
+        UserError: it cannot be written; the checkpoints that are there stay.
+    """
+    with atomic_path(folder / LAST) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"cannot write '{folder / LAST}': {str(error).splitlines()[0]}") from None
+        _keep_as_previous(folder)
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
+
+    Damaged ones that are newer are set aside as `*.damaged`: it is for whoever goes on to save there.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; or one cannot be read now.
+    """
+    content, damaged = read_latest(folder)
+    for path in damaged:  # it would take the whole one's place when the next is saved
+        path.rename(path.with_name(path.name + ".damaged"))
+    return content
+
+
+def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return what `load_latest` does, and the damaged files that are newer; nothing is moved.
+
+    Raises:
+        UserError: as for `load_latest`.
+    """
+    damaged: list[Path] = []
+    present = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in present:
+        try:
+            return load_file(path), damaged
+        except DamagedCheckpoint as error:
+            warnings.warn(f"{error}{'; trying the one before' if path != present[-1] else ''}", stacklevel=2)
+            damaged.append(path)
+    if damaged:
+        raise UserError(f"no checkpoint is whole: {', '.join(map(str, damaged))}; remove them to start over")
+    return None, damaged
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """Give `last.pt` a second name, so that it exists until the new one replaces it."""
+    last, link = folder / LAST, folder / ".previous.tmp.pt"
+    if not last.exists():
+        return
+    link.unlink(missing_ok=True)
+    try:
+        os.link(last, link)
+    except OSError:  # a file system without hard links
+        os.replace(last, folder / PREVIOUS)
+        return
+    os.replace(link, folder / PREVIOUS)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a `torch.save` file without running code from it, on the CPU.
+
+    Raises:
+        UserError: missing, truncated or damaged, or holding more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        # torch.load does not look at the checksums that torch.save writes; legacy (non-zip) files have none.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise DamagedCheckpoint(f"checkpoint '{path}' is damaged")
+        with warnings.catch_warnings():  # torch warns of old pickles that it then reads, or refuses, anyway
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it will not make
+            raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
+        raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes its readers stumble in any way
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+            raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
+        raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None

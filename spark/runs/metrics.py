@@ -1,0 +1,65 @@
+"""A run's numbers over time: `metrics.jsonl` for machines, TensorBoard for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spark.utils.files import write_text
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Append records to `<run>/metrics.jsonl` and mirror their numbers to `<run>/tensorboard`.
+
+    A run that is resumed at step n drops the records of steps after n, which it is about to repeat; one at step 0 has
+    nothing to keep. A quiet log writes nothing: of several processes, one writes for all.
+    """
+
+    def __init__(self, run: Path, resume_step: int = 0, quiet: bool = False) -> None:
+        self._quiet = quiet
+        if quiet:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and readers do without
+
+        path = run / FILE_NAME
+        kept = [record for record in read_metrics(run) if record["step"] <= resume_step > 0]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._quiet:
+            return
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, **values: Any) -> None:
+        """Record the values that belong to optimizer step `step` (the first is 1)."""
+        if self._quiet:
+            return
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run; a line that was torn by a kill is left out."""
+    path = run / FILE_NAME
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

@@ -1,0 +1,51 @@
+"""What a pre-training would take, found by doing a few steps of it; nothing is written."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection
+from datetime import timedelta
+
+import torch
+
+from spark.config.pretrain import PretrainConfig
+from spark.training.pretraining import Pretraining
+from spark.training.rehearsal import peak_memory, timed_step
+from spark.training.sizing import sized
+from spark.utils.distributed import Ranks, joined
+
+TIMED = 3  # steps, after one that warms up
+
+
+def dry_run(config: PretrainConfig, written: Collection[str] = ()) -> str:
+    """Return steps, time, memory and GPU-hours of a run in lines for people; "" in all processes but the first.
+
+    Args:
+        config: of the run.
+        written: dotted keys of the settings that its preset leaves as they are.
+
+    Raises:
+        UserError: as for the run itself.
+    """
+    with joined(config.device) as ranks:
+        config = sized(config, written, ranks)
+        training = ranks.together(lambda: Pretraining(config, ranks))
+        seconds = [timed_step(training, ranks.device) for _ in range(1 + TIMED)][1:]
+        return _report(config, training, ranks, statistics.median(seconds)) if ranks.first else ""
+
+
+def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, seconds: float) -> str:
+    gpu = ranks.device.type == "cuda"
+    total = seconds * training.total_steps
+    used = peak_memory(ranks.device)
+    device = torch.cuda.get_device_name(ranks.device) if gpu else "CPU"
+    return "\n".join([
+        f"steps    {training.total_steps} ({training.total_steps // config.train.epochs} in each of "
+        f"{config.train.epochs} epochs, {config.train.batch} images in a step)",
+        f"step     {seconds:.3f} s, {config.train.batch / seconds:.0f} images/s (median of {TIMED} steps with images "
+        "from memory: loading has to keep up)",
+        f"time     {timedelta(seconds=round(total))} on {ranks.size} x {device}",
+        f"{'GPU-hours' if gpu else 'CPU-hours'} {total * ranks.size / 3600:.2f}",
+        f"memory   {used / 2**30:.2f} GiB in {'the GPU' if gpu else 'each process'} at most",
+        "nothing was written",
+    ])  # fmt: skip

@@ -1,0 +1,24 @@
+"""Data parallelism: every process has the gradient of the whole batch, and batch norms its statistics."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spark.sparse.synchronise import synchronise_batch_norms
+from spark.utils.distributed import Ranks
+
+
+def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return the model so that backward passes leave the gradient of the whole batch in every process.
+
+    Batch norms are changed in place: their statistics are those of all processes together.
+    """
+    if ranks.size == 1:
+        return model
+    synchronise_batch_norms(model)
+    # Buffers need no broadcast, as batch norms keep theirs equal.
+    return DistributedDataParallel(
+        model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+        broadcast_buffers=False, gradient_as_bucket_view=True,
+    )

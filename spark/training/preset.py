@@ -1,0 +1,215 @@
+"""`train.preset=auto`: a schedule for the images and the device that are there, each number with its reason.
+
+The paper's recipe is for 1.28 million images and a batch of 4096. The rules here carry it over to fewer images and
+smaller devices. They are pure: facts in, numbers and reasons out. `spark.training.sizing` finds the facts.
+
+Sources:
+    Tian et al. 2023 (SparK, arXiv 2301.03580): LAMB, 2e-4 per 256 images at a batch of 4096, 1600 epochs, of which
+        40 warm up.
+    Woo et al. 2023 (ConvNeXt V2, arXiv 2301.00808): AdamW for masked pre-training of convolutional networks, 1.5e-4
+        per 256 images at a batch of 4096.
+    Malladi et al. 2022 (arXiv 2205.10287), You et al. 2020 (LAMB, arXiv 1904.00962): the learning rate of adaptive
+        optimizers follows the square root of the batch.
+    El-Nouby et al. 2021 (arXiv 2112.10740): masked pre-training on a tenth of ImageNet or less is as good, if the
+        number of steps stays.
+    Ma and Yarats 2021 (arXiv 1910.04209): 2 / (1 - beta2) steps of warm-up are enough for Adam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from spark.config.pretrain import PretrainConfig
+
+PAPER_BATCH, PAPER_EPOCHS, PAPER_WARMUP = 4096, 1600, 40 / 1600
+PEAK: Mapping[str, float] = MappingProxyType({"lamb": 3.2e-3, "adamw": 2.4e-3})  # learning rates at PAPER_BATCH
+LARGE_BATCH = 1024  # from here on LAMB
+SHARE = {"gpu": 256, "cpu": 64}  # images of a batch that a process has at most
+LEAST_BATCH, LEAST_STEPS = 16, 16  # images of a batch, steps of an epoch
+FEW = 32  # images at a time: batch norms of fewer are noisy
+MOST_STEPS = {"gpu": 94_000, "cpu": 5_000}  # 300 epochs of ImageNet at PAPER_BATCH; some hours or a night of a CPU
+MEMORY = 0.8  # share of what is free: the rest is for fragments and for what a rehearsal does not meet
+PICTURES = 40  # of a run
+MOST_WORKERS = 16
+
+
+class Facts(NamedTuple):
+    """What a run has: the number of images and processes, and for each process cores and bytes of free memory."""
+
+    images: int
+    processes: int
+    gpu: bool
+    cores: int
+    memory: int
+
+
+class Cost(NamedTuple):
+    """What a step takes: bytes whatever the batch, and bytes and seconds for each image of it."""
+
+    fixed: float
+    per_image: float
+    seconds: float
+
+
+class Choice(NamedTuple):
+    """A setting, by its dotted key."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def choose(
+    config: PretrainConfig, written: Collection[str], facts: Facts, measure: Callable[[bool], Cost]
+) -> list[Choice]:
+    """Size a run.
+
+    Args:
+        config: settings that are `written` are taken from it as they are.
+        written: dotted keys.
+        facts: of the images and the device.
+        measure: return the cost of a step, without or with recomputing activations.
+    """
+    draft = _Draft(config, written)
+    batch = draft.take("train.batch", *_batch(facts))
+    _fit(draft, facts, math.ceil(batch / facts.processes), measure)
+    name = draft.take("optimizer.name", *_optimizer(batch))
+    draft.take("optimizer.base_lr", *_base_lr(name, batch))
+    steps = max(facts.images // batch, 1)
+    epochs = draft.take("train.epochs", *_epochs(steps, facts))
+    draft.take("train.warmup_epochs", *_warmup(steps, epochs, config.optimizer.betas[1]))
+    pictures = draft.take(
+        "train.picture_epochs", max(1, epochs // PICTURES), f"{min(PICTURES, epochs)} pictures or a few more"
+    )
+    draft.take("train.checkpoint_epochs", pictures, "with the pictures; others are written by the clock")
+    draft.take("data.workers", *_workers(facts))
+    return draft.choices
+
+
+class _Draft:
+    """Collects choices; what is written wins."""
+
+    def __init__(self, config: PretrainConfig, written: Collection[str]) -> None:
+        self._config, self._written = config, written
+        self.choices: list[Choice] = []
+
+    def free(self, key: str) -> bool:
+        return key not in self._written
+
+    def take(self, key: str, value: Any, reason: str) -> Any:
+        """Return the value in force."""
+        if not self.free(key):
+            mine = value
+            value = reduce(getattr, key.split("."), self._config)
+            reason = "as you set it" + ("" if value == mine else f"; the preset would take {shown(mine)}: {reason}")
+        self.choices.append(Choice(key, value, reason))
+        return value
+
+
+def shown(value: Any) -> str:
+    """Write a value as in a recipe."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _power_of_two(most: float) -> int:
+    """Return the largest power of two up to `most`, at least 1."""
+    return 1 << max(int(most), 1).bit_length() - 1
+
+
+def _batch(facts: Facts) -> tuple[int, str]:
+    kind = "gpu" if facts.gpu else "cpu"
+    rules = [
+        (SHARE[kind], f"{SHARE[kind]} images keep a {kind.upper()} busy; a smaller batch means more steps an epoch"),
+        (PAPER_BATCH / facts.processes, f"the paper's {PAPER_BATCH}"),
+        (
+            facts.images / LEAST_STEPS / facts.processes,
+            f"{LEAST_STEPS} steps or more an epoch, so that at most a sixteenth of {facts.images} images is left out",
+        ),
+    ]
+    share, reason = min(rules)
+    least = min(LEAST_BATCH, facts.images) / facts.processes
+    if share < least:
+        share, reason = least, f"batch norms want {LEAST_BATCH} images or more, and there are {facts.images}"
+    batch = _power_of_two(share) * facts.processes
+    return batch, reason + (f" ({facts.processes} processes)" if facts.processes > 1 else "")
+
+
+def _fit(draft: _Draft, facts: Facts, share: int, measure: Callable[[bool], Cost]) -> None:
+    """Find out how many images fit the memory at a time."""
+    recompute, why = False, "there is memory enough"
+    if not draft.free("train.recompute"):
+        recompute = draft.take("train.recompute", recompute, why)
+    cost = measure(recompute)
+    if draft.free("train.recompute"):
+        if _fitting(cost, facts) < min(share, FEW):
+            recompute, why = True, f"without it {_fitting(cost, facts)} images fit at a time, and batch norms want more"
+            cost = measure(recompute)
+        draft.take("train.recompute", recompute, why)
+    gib = 2**30
+    fits = _fitting(cost, facts)
+    of = f"of {facts.memory / gib:.1f} GiB that are free, measured"
+    if fits >= share:
+        need = (cost.fixed + cost.per_image * share) / gib
+        draft.take("train.device_batch", None, f"{share} images at a time take {need:.1f} GiB {of}")
+    else:
+        need = (cost.fixed + cost.per_image * fits) / gib
+        draft.take(
+            "train.device_batch", fits,
+            f"takes {need:.1f} GiB {of}; {share} would take {(cost.fixed + cost.per_image * share) / gib:.1f}",
+        )
+
+
+def _fitting(cost: Cost, facts: Facts) -> int:
+    return _power_of_two((MEMORY * facts.memory - cost.fixed) / max(cost.per_image, 1))
+
+
+def _optimizer(batch: int) -> tuple[str, str]:
+    if batch >= LARGE_BATCH:
+        return "lamb", f"the paper's, made for large batches: {LARGE_BATCH} or more"
+    return "adamw", f"in batches below {LARGE_BATCH} it learns faster than LAMB, which was made for large ones"
+
+
+def _base_lr(optimizer: str, batch: int) -> tuple[float, str]:
+    peak = PEAK[optimizer] * math.sqrt(batch / PAPER_BATCH)
+    base = float(f"{peak * 256 / batch:.3g}")
+    source = "the paper's" if optimizer == "lamb" else "ConvNeXt V2's"
+    return base, (
+        f"a peak of {base * batch / 256:.2g}: {source} {PEAK[optimizer]:g} at {PAPER_BATCH}, "
+        "and as the square root of the batch, as is right for adaptive optimizers"
+    )
+
+
+def _epochs(steps: int, facts: Facts) -> tuple[int, str]:
+    most = MOST_STEPS["gpu" if facts.gpu else "cpu"]
+    epochs = math.ceil(most / steps)
+    if epochs >= PAPER_EPOCHS:
+        return PAPER_EPOCHS, f"the paper's: {_steps_of(PAPER_EPOCHS, steps)}, as few images need many epochs"
+    what = "as 300 epochs of ImageNet at the paper's batch" if facts.gpu else "as a CPU cannot do many more"
+    return epochs, f"{_steps_of(epochs, steps)}, {what}"
+
+
+def _steps_of(epochs: int, steps: int) -> str:
+    return f"{epochs * steps} steps, {steps} an epoch"
+
+
+def _warmup(steps: int, epochs: int, beta2: float) -> tuple[int, str]:
+    least = 2 / (1 - beta2)
+    wanted = math.ceil(max(PAPER_WARMUP * epochs, least / steps))
+    warmup = min(wanted, max(epochs // 10, 1), epochs - 1)
+    if warmup < wanted:
+        return warmup, "no more than a tenth of the epochs"
+    if warmup * steps <= least + steps:
+        return warmup, f"{warmup * steps} steps: with beta2={beta2:g}, {least:.0f} are needed"
+    return warmup, f"{PAPER_WARMUP:.1%} of the epochs, as in the paper"
+
+
+def _workers(facts: Facts) -> tuple[int, str]:
+    if facts.gpu:
+        return min(max(facts.cores - 1, 1), MOST_WORKERS), f"all but one of {facts.cores} cores feed the GPU"
+    return max(1, facts.cores // 8), f"most of {facts.cores} cores are for the training itself"

@@ -1,0 +1,82 @@
+"""What a step of a pre-training takes, found by doing some with images of noise; nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import resource
+import time
+
+import torch
+
+from spark.config.pretrain import PretrainConfig
+from spark.data.dataset import ImagePool
+from spark.errors import UserError
+from spark.training.preset import Cost
+from spark.training.pretraining import Pretraining
+from spark.utils.distributed import Ranks
+
+IMAGES = {"cuda": (8, 64), "cpu": (2, 8)}  # two batches tell what grows with the batch from what does not
+
+
+def timed_step(training: Pretraining, device: torch.device) -> float:
+    """Do a step and return the seconds that it took."""
+    started = time.perf_counter()
+    training.rehearse()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use: of a GPU, or else of this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, recompute: bool) -> Cost:
+    """Measure steps of two small batches, in this process alone.
+
+    On a CPU the memory is that of the whole process at its peak, so a second measurement of less finds nothing.
+
+    Raises:
+        UserError: the model cannot be built, or not even the smaller batch fits.
+    """
+    small, large = (min(count, len(pool)) for count in IMAGES[device.type])
+    too_many = UserError(f"{small} images do not fit the device: set train.device_batch and train.recompute=true")
+    try:
+        below, seconds = _measure(config, pool, device, recompute, small)
+    except torch.cuda.OutOfMemoryError:
+        raise too_many from None
+    if large == small:  # there are no more images: what grows with their number cannot be told from what does not
+        return Cost(0, below / small, seconds / small)
+    while large > small:
+        try:
+            above, seconds = _measure(config, pool, device, recompute, large)
+        except torch.cuda.OutOfMemoryError:
+            large //= 2
+            continue
+        per_image = max(above - below, 0) / (large - small)
+        return Cost(max(below - small * per_image, 0), per_image, seconds / large)
+    raise too_many
+
+
+def _measure(
+    config: PretrainConfig, pool: ImagePool, device: torch.device, recompute: bool, images: int
+) -> tuple[int, float]:
+    """Return the peak of memory and the seconds of a step of so many images."""
+    train = dataclasses.replace(
+        config.train, batch=images, device_batch=None, accumulate="auto", epochs=1, recompute=recompute, compile=False
+    )
+    probe = dataclasses.replace(config.probe, train=None, val=None)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    training = Pretraining(dataclasses.replace(config, train=train, probe=probe), Ranks(device), pool)
+    try:
+        seconds = [timed_step(training, device) for _ in range(2)][-1]  # the first one warms up
+        return peak_memory(device), seconds
+    finally:
+        del training
+        gc.collect()

@@ -1,0 +1,116 @@
+"""Find the facts that `train.preset=auto` goes by, and size a run; a run that goes on keeps its numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from spark.config.pretrain import AUTO, PretrainConfig
+from spark.config.recipe import with_values
+from spark.data.dataset import ImagePool
+from spark.errors import UserError
+from spark.runs.folder import CHECKPOINTS, CONFIG
+from spark.training.preset import Choice, Cost, Facts, choose, shown
+from spark.training.rehearsal import step_cost
+from spark.utils.distributed import Ranks
+
+SIZED = (
+    "train.batch", "train.recompute", "train.device_batch", "optimizer.name", "optimizer.base_lr", "train.epochs",
+    "train.warmup_epochs", "train.picture_epochs", "train.checkpoint_epochs", "data.workers",
+)  # fmt: skip
+PATIENCE = 600.0  # seconds after which one wants to see something
+
+
+def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> PretrainConfig:
+    """Return the configuration with the numbers of its preset, which are told to people; as it is without one.
+
+    Args:
+        config: of the run.
+        written: dotted keys of the settings that stay.
+        ranks: the processes; all of them must call this.
+
+    Raises:
+        UserError: images or model are not to be had, or the numbers do not go together with those that are written.
+    """
+    if config.train.preset != AUTO:
+        return config
+    values = ranks.on_first(lambda: _stored(config, written))
+    if values is None:
+        values = ranks.on_first(lambda: _chosen(config, written, ranks))
+    else:
+        ranks.say(f"train.preset=auto: the run in {config.out} keeps the numbers that it began with")
+    config = with_values(config, values)
+    if problems := config.train.schedule_problems():
+        raise UserError("; ".join(problems))
+    return config
+
+
+def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] | None:
+    """Return the numbers of a run that was begun with the preset; None if there is none to go on with."""
+    run = Path(config.out)
+    if config.resume == "never" or not (run / CHECKPOINTS).is_dir() or not (run / CONFIG).is_file():
+        return None
+    before = OmegaConf.load(run / CONFIG)
+    if OmegaConf.select(before, "train.preset") != AUTO:
+        return None
+    stored = {key: OmegaConf.select(before, key) for key in SIZED}
+    return {key: value for key, value in stored.items() if key not in written}
+
+
+def _chosen(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> dict[str, Any]:
+    """Measure, choose, and tell."""
+    pool = ImagePool(
+        config.data.root, (config.data.input_size[0], config.data.input_size[1]), config.data.min_scale, config.seed,
+        config.model.in_chans,
+    )  # fmt: skip
+    facts = _facts(len(pool), ranks)
+    measured: list[Cost] = []
+
+    def measure(recompute: bool) -> Cost:
+        measured.append(step_cost(config, pool, ranks.device, recompute))
+        return measured[-1]
+
+    choices = choose(config, written, facts, measure)
+    values = {choice.key: choice.value for choice in choices}
+    ranks.say(table(choices))
+    ranks.say(_outlook(facts, values["train.epochs"], measured[-1].seconds))
+    return {key: value for key, value in values.items() if key not in written}
+
+
+def table(choices: Collection[Choice]) -> str:
+    """Write a line for each number, with its reason."""
+    rows = [(f"{choice.key}={shown(choice.value)}", choice.reason) for choice in choices]
+    width = max(len(setting) for setting, _ in rows)
+    return "\n".join(["train.preset=auto", *(f"  {setting:<{width}}  {reason}" for setting, reason in rows)])
+
+
+def _outlook(facts: Facts, epochs: int, seconds: float) -> str:
+    """Say how long it will take, and what to set for a first look."""
+    epoch = seconds * facts.images / facts.processes
+    minutes = max(round(epochs * epoch / 60), 1)
+    line = f"  about {timedelta(minutes=minutes)} h on this device, judged by a few steps of small batches"
+    first_look = int(PATIENCE / epoch)
+    if 0 < first_look < epochs:
+        line += f"; train.epochs={first_look} would take {PATIENCE / 60:.0f} minutes, for a first look"
+    return line
+
+
+def _facts(images: int, ranks: Ranks) -> Facts:
+    gpu = ranks.device.type == "cuda"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine share its cores and memory
+    memory = torch.cuda.mem_get_info(ranks.device)[0] if gpu else _free_memory() // here
+    return Facts(images, ranks.size, gpu, max(len(os.sched_getaffinity(0)) // here, 1), memory)
+
+
+def _free_memory() -> int:
+    """Return the bytes that programs can still have on this machine."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

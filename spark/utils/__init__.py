@@ -1,0 +1,1 @@
+"""What is about no model: files, processes, devices, progress, plots."""

@@ -1,0 +1,241 @@
+"""Every kind of image loads as a person expects; FORMATS is the table of those tried."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from spark.data.decode import UnreadableImageError, decode
+
+GREY_16 = np.repeat(np.array([[0, 257 * 100, 65535]], dtype=np.uint16), 2, axis=0)
+GREY = (GREY_16 // 257).astype(np.uint8)
+COLOUR = np.array([[[255, 0, 0], [0, 128, 255], [10, 20, 30]]] * 2, dtype=np.uint8)
+COLOUR_16 = COLOUR.astype(np.uint16) * 257
+ALPHA = np.array([[0, 255, 51]] * 2, dtype=np.uint8)
+RGBA = np.dstack([COLOUR, ALPHA])
+ON_WHITE = np.array([[[255, 255, 255], [0, 128, 255], [206, 208, 210]]] * 2, dtype=np.uint8)
+BANDS = np.random.RandomState(0).randint(0, 256, (5, 7, 12), dtype=np.uint8)
+
+
+def pillow(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def array(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    return pillow(Image.fromarray(pixels), kind, **options)
+
+
+def palette(**options: object) -> bytes:
+    return pillow(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", **options)
+
+
+def png_16(pixels: np.ndarray) -> bytes:
+    """Write RGB or RGBA of 16 bits, which Pillow cannot."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+              for name, data in chunks)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+
+def npy(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+def turned(kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    return array(COLOUR, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+FORMATS: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {  # what is written, and what is seen
+    "PNG grey": (lambda: array(GREY), GREY),
+    "PNG grey, 16 bits": (lambda: array(GREY_16), GREY),
+    "PNG black and white": (lambda: pillow(Image.fromarray(GREY).convert("1", dither=0), "PNG"), (GREY > 127) * 255),
+    "PNG grey with alpha": (
+        lambda: pillow(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), "PNG"),
+        np.array([[255, 100, 255]] * 2),
+    ),
+    "PNG colour": (lambda: array(COLOUR), COLOUR),
+    "PNG colour, 16 bits": (lambda: png_16(COLOUR_16), COLOUR),
+    "PNG RGBA, on white": (lambda: array(RGBA), ON_WHITE),
+    "PNG RGBA, 16 bits, on white": (lambda: png_16(RGBA.astype(np.uint16) * 257), ON_WHITE),
+    "PNG palette": (palette, COLOUR),
+    "PNG palette with a transparent colour": (
+        lambda: palette(transparency=Image.open(io.BytesIO(palette())).getpixel((1, 0))),
+        np.where((COLOUR == [0, 128, 255]).all(2, keepdims=True), 255, COLOUR),
+    ),
+    "PNG colour with a transparent colour": (
+        lambda: array(COLOUR, transparency=(255, 0, 0)),
+        np.where((COLOUR == [255, 0, 0]).all(2, keepdims=True), 255, COLOUR),
+    ),
+    "PNG turned by EXIF": (lambda: turned("PNG"), np.rot90(COLOUR, -1)),
+    "WebP": (lambda: array(COLOUR, "WEBP", lossless=True), COLOUR),
+    "WebP turned by EXIF": (lambda: turned("WEBP"), np.rot90(COLOUR, -1)),
+    "WebP RGBA, on white": (lambda: array(RGBA, "WEBP", lossless=True, exact=True), ON_WHITE),
+    "BMP": (lambda: array(COLOUR, "BMP"), COLOUR),
+    "PPM": (lambda: array(COLOUR, "PPM"), COLOUR),
+    "PGM, 16 bits": (lambda: array(GREY_16, "PPM"), GREY),
+    "GIF, the first picture": (
+        lambda: pillow(Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.new("L", (3, 2))]), GREY
+    ),
+    "TIFF grey": (lambda: array(GREY, "TIFF"), GREY),
+    "TIFF grey, 16 bits": (lambda: array(GREY_16, "TIFF"), GREY),
+    "TIFF grey, 16 bits, big-endian": (lambda: tiff(GREY_16, byteorder=">"), GREY),
+    "TIFF colour, 16 bits": (lambda: tiff(COLOUR_16, photometric="rgb"), COLOUR),
+    "TIFF colour, LZW": (lambda: array(COLOUR, "TIFF", compression="tiff_lzw"), COLOUR),
+    "TIFF CMYK": (
+        lambda: pillow(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"), COLOUR
+    ),
+    ".npy": (lambda: npy(COLOUR), COLOUR),
+    ".npy, 16 bits": (lambda: npy(COLOUR_16), COLOUR),
+}  # fmt: skip
+
+
+CORNERS = np.kron(  # 16 x 32 pixels, each quarter of a grey of its own
+    np.array([[[0] * 3, [80] * 3], [[160] * 3, [240] * 3]], dtype=np.uint8), np.ones((8, 16, 1), dtype=np.uint8)
+)
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what the eight values of EXIF's orientation ask for
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_kind_of_image_is_seen_as_rgb(name: str) -> None:
+    write, expected = FORMATS[name]
+    if expected.ndim == 2:
+        expected = np.dstack([expected] * 3)
+    pixels = decode(io.BytesIO(write()))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr"])
+def test_every_kind_of_jpeg_is_seen_as_rgb(mode: str) -> None:
+    red = Image.new("RGB", (16, 16), (200, 40, 40)).convert(mode)
+    pixels = decode(io.BytesIO(pillow(red, "JPEG", quality=100))).reshape(-1, 3)
+    expected = np.asarray(Image.new(mode, (1, 1), red.getpixel((0, 0))).convert("RGB"))[0, 0]
+    assert np.abs(pixels - expected.astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_jpeg_is_turned_and_mirrored_as_its_camera_says(orientation: int, progressive: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = array(CORNERS, "JPEG", quality=100, subsampling=0, exif=exif, progressive=progressive)
+    seen, expected = decode(io.BytesIO(stored)), UPRIGHT[orientation](CORNERS)
+    assert seen.shape == expected.shape
+    assert np.abs(seen - expected.astype(int)).max() <= 3
+
+
+# Other numbers of channels
+
+LUMINANCE = np.asarray(Image.fromarray(COLOUR).convert("L"))
+CHANNELS: dict[str, tuple[int, Callable[[], bytes], np.ndarray]] = {
+    "1 of colour: luminance": (1, lambda: array(COLOUR), LUMINANCE),
+    "1 of grey, 16 bits": (1, lambda: array(GREY_16), GREY),
+    "1 of RGBA, on white": (1, lambda: array(RGBA), np.asarray(Image.fromarray(ON_WHITE).convert("L"))),
+    "1 of .npy [H, W]": (1, lambda: npy(GREY), GREY),
+    "4 of RGBA: as stored": (4, lambda: array(RGBA), RGBA),
+    "4 of colour: opaque": (4, lambda: array(COLOUR), np.dstack([COLOUR, np.full((2, 3), 255)])),
+    "4 of a TIFF with RGBA": (4, lambda: array(RGBA, "TIFF"), RGBA),
+    "4 of a TIFF with RGB and infrared": (
+        4, lambda: tiff(BANDS[..., :4], photometric="rgb", extrasamples=["unspecified"]), BANDS[..., :4]
+    ),
+    "4 of a TIFF of bands": (
+        4, lambda: tiff(BANDS[..., :4], photometric="minisblack", planarconfig="contig"), BANDS[..., :4]
+    ),
+    "4 of a TIFF, a page each": (
+        4, lambda: tiff(BANDS[..., :4].transpose(2, 0, 1), photometric="minisblack"), BANDS[..., :4]
+    ),
+    "4 of a TIFF in grey: opaque": (
+        4, lambda: array(GREY, "TIFF"), np.dstack([GREY, GREY, GREY, np.full((2, 3), 255)])
+    ),
+    "12 of a TIFF, bands together": (
+        12, lambda: tiff(BANDS, photometric="minisblack", planarconfig="contig"), BANDS
+    ),
+    "12 of a TIFF, band after band": (
+        12, lambda: tiff(BANDS.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate"), BANDS
+    ),
+    "12 of a TIFF, a page each": (12, lambda: tiff(BANDS.transpose(2, 0, 1), photometric="minisblack"), BANDS),
+    "12 of a TIFF, 16 bits, deflated": (
+        12, lambda: tiff(BANDS.astype(np.uint16) * 257, planarconfig="contig", compression="zlib"), BANDS
+    ),
+    "12 of .npy": (12, lambda: npy(BANDS), BANDS),
+    "2 of .npy, 16 bits, big-endian": (2, lambda: npy(BANDS[..., :2].astype(">u2") * 257), BANDS[..., :2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_other_numbers_of_channels(name: str) -> None:
+    channels, write, expected = CHANNELS[name]
+    pixels = decode(io.BytesIO(write()), channels)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected.reshape(*expected.shape[:2], channels))
+
+
+# What cannot be read says why
+
+NOISE = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "channels", "reason"),
+    [
+        (b"", 3, "not an image"),
+        (b"<html>404</html>", 3, "not an image"),
+        (array(NOISE)[:2000], 3, "truncated"),
+        (array(NOISE, "JPEG")[:2000], 3, "truncated"),
+        (array(NOISE, "WEBP")[:2000], 3, "Error"),
+        (array(NOISE, "TIFF")[:2000], 3, "Error"),
+        (array(np.ones((4, 4), np.float32), "TIFF"), 3, "no known range"),
+        (array(np.full((4, 4), 70000, np.int32), "TIFF"), 3, "more than 16 bits"),
+        (npy(np.ones((4, 4, 3), np.float32)), 3, "float32, neither uint8 nor uint16"),
+        (npy(BANDS.transpose(2, 0, 1)), 12, r"\[12, 5, 7\], not \[height, width, 12\]"),
+        (npy(COLOUR)[:90], 3, "."),
+        (npy(np.array([{}])), 3, "pickle"),
+        (array(COLOUR), 12, "has 3 channels, not 12"),
+        (tiff(BANDS, planarconfig="contig"), 5, r"\[5, 7, 12\], not \[height, width, 5\]"),
+        (tiff(BANDS, planarconfig="contig"), 3, "."),
+        (tiff(BANDS, planarconfig="contig")[:300], 12, "."),
+    ],
+)
+def test_what_cannot_be_read_says_why(content: bytes, channels: int, reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
+        decode(io.BytesIO(content), channels)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tiff_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO(tiff(BANDS, planarconfig="contig"))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UnreadableImageError, match="pip install tifffile"):
+        decode(content, 12)
