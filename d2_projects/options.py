@@ -20,7 +20,7 @@ class Pair:
 
 @dataclass
 class DataOptions(Pair):
-    """Where the data is; `d2_projects.data.locate` says which of these counts."""
+    """Where the data is; `d2_projects.data.coco.locate` says which of these counts."""
 
     root: str = "datasets/coco"  # a folder in COCO's layout, or "demo"
     val_share: float = 0.1  # of the pictures, when `images` and `annotations` are for both
@@ -54,7 +54,7 @@ class TrainOptions:
     accumulate: int = 1  # parts that a process computes one after the other; the total batch stays
     clip_grad_norm: float = 0.0  # of all gradients together; 0: no clipping
     reference_world_size: int = 0  # GPUs that batch, learning rate and schedule are meant for; 0: any number
-    auto_scale: bool = True  # with fewer GPUs than that, scale them (see d2_projects/scaling.py)
+    auto_scale: bool = True  # with fewer GPUs than that, scale them (see d2_projects/solver/scaling.py)
     checkpointer: Checkpointer = field(default_factory=Checkpointer)
     eval_period: int = 0  # iterations; 0: only at the end
     precise_bn_iter: int = 0  # batches for batch norms' statistics before each evaluation; 0: their running ones

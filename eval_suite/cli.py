@@ -70,7 +70,7 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
-    from d2_projects.demo import recipe_and_overrides
+    from d2_projects.data.demo import recipe_and_overrides
     from eval_suite.tasks.coco_mask_rcnn import run, run_launched
     from spark.utils.signals import EXIT_CODE, PostponedError
 

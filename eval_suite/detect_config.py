@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 
 import yaml
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, SCMode
 
 from d2_projects.options import complete
-from d2_projects.scaling import scaled, set_by_hand
+from d2_projects.solver.scaling import scaled, set_by_hand
+from spark.config.identity import deciding, first_names
 from spark.config.overrides import split_overrides
 from spark.errors import UserError, nearest
 
@@ -23,6 +23,13 @@ SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.roo
 SCRATCH = "scratch"
 # Beside the recipe's own keys: whose weights, go on or start again, only evaluate, and then which checkpoint.
 OPTIONS = {"init": SCRATCH, "resume": "auto", "eval_only": "false", "weights": "last"}
+# Where callables of our recipes are now, and the names under which protocols were first recorded with them.
+MOVED = {
+    "d2_projects.solver.layer_decay.resnet_layer_decay": "d2_projects.optim.resnet_layer_decay",
+    "d2_projects.solver.layer_decay.timm_parameter_groups": "d2_projects.optim.timm_parameter_groups",
+    "d2_projects.modeling.timm_backbone.TimmBackbone": "d2_projects.timm_backbone.TimmBackbone",
+    "d2_projects.modeling.res5.with_norm": "d2_projects.res5.with_norm",
+}
 # What does not decide whether two numbers may be compared. (The seed and the initialisation are recorded
 # beside the protocol; the data is identified by its content; of scaling, the results are in the protocol.)
 NOT_PROTOCOL = (
@@ -61,11 +68,9 @@ class DetectConfig:
 
     def protocol_text(self) -> str:
         """Return everything in the recipe that decides whether two numbers are comparable, as YAML."""
-        cfg = copy.deepcopy(self.cfg)
-        for key in NOT_PROTOCOL:
-            parent, _, name = key.rpartition(".")
-            (OmegaConf.select(cfg, parent) if parent else cfg).pop(name, None)
-        return to_yaml(cfg)
+        settings = OmegaConf.to_container(self.cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
+        decisive = first_names(deciding(settings, NOT_PROTOCOL), MOVED)
+        return to_yaml(OmegaConf.create(decisive, flags={"allow_objects": True}))
 
 
 def to_yaml(cfg: DictConfig) -> str:

@@ -55,7 +55,7 @@ class Backbone:
 class Start:
     """What a detector starts from."""
 
-    weights: dict[str, Tensor] | None  # for `d2_projects.backbone_weights.load_backbone`; None: as the recipe builds it
+    weights: dict[str, Tensor] | None  # for `d2_projects.modeling.load_backbone.load_backbone`; None: as the recipe builds it
     record: Initialisation
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from eval_suite.task import without
 from spark.config.choices import DEVICES, PRECISIONS
+from spark.config.identity import deciding
 from spark.errors import nearest
 
 SCRATCH = "scratch"
-# What neither decides about the numbers nor, but for rounding, touches them. The model's name is a column of its own.
-NOT_PROTOCOL = frozenset({
-    "out", "init", "seed", "origin", "resume", "device", "precision", "model.name", "data.root", "data.train",
-    "data.val", "data.workers",
-})  # fmt: skip
 
 
 @dataclass
@@ -62,6 +56,18 @@ class DataConfig:
 class EvaluationConfig:
     """What every evaluation has."""
 
+    # What neither decides about the numbers nor, but for rounding, touches them. The model's name is a column of its
+    # own; a precision that rounds more than float32 enters the protocol as what it came to.
+    FREE: ClassVar[frozenset[str]] = frozenset({
+        "out", "init", "seed", "origin", "resume", "device", "precision", "model.name", "data.root", "data.train",
+        "data.val", "data.workers",
+    })  # fmt: skip
+    # A run that goes on may change these.
+    FREE_TO_CHANGE: ClassVar[frozenset[str]] = frozenset({
+        "out", "resume", "device", "precision", "data.root", "data.train", "data.val", "data.workers", "origin",
+        "train.checkpoint_minutes", "train.on_divergence", "train.device_batch",
+    })  # fmt: skip
+
     out: str = MISSING  # the run's folder
     # scratch; a run's folder or its encoder.safetensors; a checkpoint of any format that `spark convert` reads;
     # timm:NAME (supervised weights)
@@ -86,11 +92,7 @@ class EvaluationConfig:
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that two runs must share for their accuracies to be comparable."""
-        settings = without(dataclasses.asdict(self), NOT_PROTOCOL)
-        model = settings.get("model", {})
-        if not model.get("options"):
-            model.pop("options", None)
-        return settings
+        return deciding(self, self.FREE)
 
 
 def not_one_of(name: str, value: str, known: Iterable[str]) -> list[str]:

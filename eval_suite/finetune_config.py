@@ -6,15 +6,15 @@ Source: arXiv 2301.03580, appendix, and the authors' released hyper-parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from eval_suite.evaluation_config import EvaluationConfig, not_one_of, those_that_hold
 from spark.backbones.names import is_reference
 from spark.config.choices import ON_DIVERGENCE, OPTIMIZERS
+from spark.config.identity import added, deciding
 from spark.errors import UserError
 
 LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
-NOT_PROTOCOL = ("device_batch", "checkpoint_minutes")  # batch norms alone see the first, nothing the second
 
 
 @dataclass
@@ -23,7 +23,7 @@ class ModelConfig:
 
     name: str = "resnet50"  # any timm classification model, or your own network: path/to/file.py:ClassName
     drop_path: float = 0.05
-    options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
+    options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
 
 
 @dataclass
@@ -96,6 +96,9 @@ class LabelsConfig:
 class FinetuneConfig(EvaluationConfig):
     """Everything that decides a fine-tuning run."""
 
+    # Batch norms alone see the first of the two, nothing the second.
+    FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"train.device_batch", "train.checkpoint_minutes"}
+
     model: ModelConfig = field(default_factory=ModelConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -161,9 +164,4 @@ class FinetuneConfig(EvaluationConfig):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that two runs must share for their accuracies to be comparable."""
-        settings = super().protocol()
-        for name in NOT_PROTOCOL:
-            del settings["train"][name]
-        if not self.labels.limited:
-            del settings["labels"]
-        return settings
+        return deciding(self, self.FREE if self.labels.limited else self.FREE | {"labels"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spark.runs.folder import flat
+from spark.config.identity import flat
 
 
 class _Absent:

@@ -6,9 +6,10 @@ No published protocol of SparK's is behind the defaults, as the paper has none; 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from eval_suite.evaluation_config import EvaluationConfig, those_that_hold
+from spark.config.identity import added
 
 
 @dataclass
@@ -16,7 +17,7 @@ class EncoderConfig:
     """The frozen network."""
 
     name: str = "resnet50"  # any timm network that returns feature maps, or your own: path/to/file.py:ClassName
-    options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
+    options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
     # Batch norms' statistics are taken anew over so many whole training images. Those of sparse pre-training are over
     # visible patches only. 0: they stay as they are.
     recalibrate: int = 0
@@ -46,6 +47,8 @@ class ProbeTrainConfig:
 class ProbeConfig(EvaluationConfig):
     """Everything that decides a linear probe."""
 
+    FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"train.checkpoint_minutes", "train.evaluate_epochs"}
+
     model: EncoderConfig = field(default_factory=EncoderConfig)
     train: ProbeTrainConfig = field(default_factory=ProbeTrainConfig)
 
@@ -66,17 +69,12 @@ class ProbeConfig(EvaluationConfig):
             "train.evaluate_epochs must be at least 1": train.evaluate_epochs < 1,
         })
 
-    def protocol(self) -> dict[str, Any]:
-        """Return the settings that two runs must share for their accuracies to be comparable."""
-        settings = super().protocol()
-        for name in ("checkpoint_minutes", "evaluate_epochs"):
-            del settings["train"][name]
-        return settings
-
 
 @dataclass
 class KnnConfig(EvaluationConfig):
     """Everything that decides a k-NN classification; the seed, only where weights are random."""
+
+    FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"batch"}
 
     model: EncoderConfig = field(default_factory=EncoderConfig)
     neighbours: list[int] = field(default_factory=lambda: [20, 10, 100, 200])  # the first is the main number's
@@ -91,9 +89,3 @@ class KnnConfig(EvaluationConfig):
             "temperature must be positive": self.temperature <= 0,
             "batch must be at least 1": self.batch < 1,
         })
-
-    def protocol(self) -> dict[str, Any]:
-        """Return the settings that two runs must share for their accuracies to be comparable."""
-        settings = super().protocol()
-        del settings["batch"]
-        return settings

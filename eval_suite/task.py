@@ -165,17 +165,6 @@ def tasks_table() -> str:
     return "\n".join(rows)
 
 
-def without(tree: Mapping[str, Any], names: tuple[str, ...] | frozenset[str]) -> dict[str, Any]:
-    """Return a copy of nested settings that lacks some, named by dotted keys."""
-    kept: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key in names:
-            continue
-        inner = tuple(name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}."))
-        kept[key] = without(value, inner) if isinstance(value, Mapping) else value
-    return kept
-
-
 def _is_task(candidate: Any, module: ModuleType) -> bool:
     return (
         inspect.isclass(candidate) and issubclass(candidate, Task) and not inspect.isabstract(candidate)

@@ -35,10 +35,6 @@ from spark.utils.signals import StopRequest
 
 STEPS_PER_RECORD = 100  # the loss is read from the device, and logged, once in so many steps and at ends of epochs
 UNREADABLE = "unreadable_files.txt"
-FREE_TO_CHANGE = (
-    "data.train", "data.val", "precision", "train.checkpoint_minutes", "train.on_divergence", "train.device_batch",
-    "origin",
-)  # fmt: skip
 
 
 class Learner(ABC):
@@ -196,7 +192,7 @@ class Training:
     def _prepare(self, run: Path, yields: Collection[str]) -> bool:
         """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
         fresh = self._config.resume == "never"
-        check_run_folder(run, self._config, fresh, (RESULT, UNREADABLE, *yields), FREE_TO_CHANGE)
+        check_run_folder(run, self._config, fresh, (RESULT, UNREADABLE, *yields))
         there = load_latest(run / CHECKPOINTS) is not None
         if not there and (run / RESULT).is_file():
             raise UserError(f"'{run}' holds a result, but its training's checkpoint is gone; pass another out=…, "

@@ -10,7 +10,7 @@ Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
 
 from detectron2 import model_zoo
 
-from d2_projects.schedule import iterations_of_epochs, steps
+from d2_projects.solver.schedule import iterations_of_epochs, steps
 
 from ..mask_rcnn.mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, train
 

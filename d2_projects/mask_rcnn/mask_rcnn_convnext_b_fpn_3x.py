@@ -12,10 +12,10 @@ Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from d2_projects.augmentation import detr_augmentation
-from d2_projects.optim import timm_parameter_groups
-from d2_projects.schedule import iterations_of_epochs, steps
-from d2_projects.timm_backbone import RES2_TO_RES5, TimmBackbone
+from d2_projects.data.augmentation import detr_augmentation
+from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
+from d2_projects.solver.layer_decay import timm_parameter_groups
+from d2_projects.solver.schedule import iterations_of_epochs, steps
 
 from .mask_rcnn_r50_fpn import data, dataloader, train
 

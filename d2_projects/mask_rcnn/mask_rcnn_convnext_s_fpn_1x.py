@@ -7,7 +7,7 @@ Expected:   not known.
 Cost:       87,960 iterations of 16 pictures; not measured.
 """
 
-from d2_projects.schedule import iterations_of_epochs, steps
+from d2_projects.solver.schedule import iterations_of_epochs, steps
 
 from .mask_rcnn_convnext_s_fpn_3x import data, dataloader, model, optimizer, train
 

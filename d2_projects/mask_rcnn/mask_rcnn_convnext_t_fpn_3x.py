@@ -8,7 +8,7 @@ Expected:   box AP 46.2, mask AP 41.7 from supervised weights (ConvNeXt's table)
 Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
 """
 
-from d2_projects.schedule import iterations_of_epochs, steps
+from d2_projects.solver.schedule import iterations_of_epochs, steps
 
 from .mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, train
 

@@ -13,7 +13,7 @@ Cost:       90,000 iterations of 16 pictures; not measured with this code yet.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from d2_projects.res5 import with_norm
+from d2_projects.modeling.res5 import with_norm
 
 from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, lr_multiplier, optimizer, train
 

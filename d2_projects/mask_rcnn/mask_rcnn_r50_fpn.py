@@ -14,9 +14,9 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
-from d2_projects.evaluation import CocoMetrics
-from d2_projects.optim import resnet_layer_decay
-from d2_projects.schedule import iterations_of_times, steps
+from d2_projects.evaluation.coco import CocoMetrics
+from d2_projects.solver.layer_decay import resnet_layer_decay
+from d2_projects.solver.schedule import iterations_of_times, steps
 
 data = OmegaConf.create({"root": "datasets/coco"})  # train2017/ val2017/ annotations/instances_*.json
 

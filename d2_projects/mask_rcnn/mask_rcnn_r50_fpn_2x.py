@@ -8,7 +8,7 @@ Expected:   box AP 43.4, mask AP 39.4; 41.3 and 37.3 from supervised weights (th
 Cost:       180,000 iterations of 16 pictures, about 25 COCO epochs; not measured with this code yet.
 """
 
-from d2_projects.schedule import iterations_of_times, steps
+from d2_projects.solver.schedule import iterations_of_times, steps
 
 from .mask_rcnn_r50_fpn import data, dataloader, model, optimizer, train
 

@@ -13,7 +13,7 @@ that were trained somehow; from scratch it is pointless.
 
 from detectron2 import model_zoo
 
-from d2_projects.schedule import steps
+from d2_projects.solver.schedule import steps
 
 from .mask_rcnn_r50_fpn import data, dataloader, train
 

@@ -7,7 +7,7 @@ Expected:   box AP 41.0, mask AP 37.2 from supervised weights (Detectron2's mode
 Cost:       270,000 iterations of 16 pictures; not measured with this code yet.
 """
 
-from d2_projects.schedule import iterations_of_times, steps
+from d2_projects.solver.schedule import iterations_of_times, steps
 
 from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, model, optimizer, train
 

@@ -11,8 +11,8 @@ Cost:       90,000 iterations of 16 pictures; not measured.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from d2_projects.optim import timm_parameter_groups
-from d2_projects.timm_backbone import RES2_TO_RES5, TimmBackbone
+from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
+from d2_projects.solver.layer_decay import timm_parameter_groups
 
 from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, train
 

@@ -26,8 +26,8 @@ from spark.utils.provenance import code_version, content_hash, environment, hard
 from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
-    from d2_projects.data import CocoData
-    from d2_projects.training import Outcome
+    from d2_projects.data.coco import CocoData
+    from d2_projects.engine.train import Outcome
     from eval_suite.detect_config import DetectConfig
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
@@ -83,7 +83,7 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
     """
     require_detectron2()
     with quiet_detectron2():
-        from d2_projects.processes import pick_device, processes
+        from d2_projects.engine.processes import pick_device, processes
         from eval_suite.detect_config import load
 
         def read() -> DetectConfig:
@@ -114,7 +114,7 @@ def run_launched(recipe: str, overrides: list[str], count: int) -> int:
         import torch
         from detectron2.engine import launch
 
-        from d2_projects.processes import TIMEOUT
+        from d2_projects.engine.processes import TIMEOUT
         from eval_suite.detect_config import load
 
         load(recipe, overrides)  # so that what is wrong is found here
@@ -164,8 +164,8 @@ def stop_request() -> contextlib.AbstractContextManager[StopRequest | None]:
 
 def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | None) -> Path | None:
     """Train, evaluate and record; errors and returned value as for `run`."""
-    from d2_projects.data import check, locate, registered
-    from d2_projects.training import point_at, train
+    from d2_projects.data.coco import check, locate, registered
+    from d2_projects.engine.train import point_at, train
 
     config, notes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
     for note in notes:
@@ -196,9 +196,9 @@ def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | 
 
 def evaluate_and_write(config: DetectConfig, ranks: Ranks) -> Path | None:
     """Evaluate a checkpoint and write EVALUATION into `out`; errors and returned value as for `run`."""
-    from d2_projects.checkpoints import BEST
-    from d2_projects.data import check, locate, registered
-    from d2_projects.training import evaluate_only, point_at
+    from d2_projects.data.coco import check, locate, registered
+    from d2_projects.engine.checkpoints import BEST
+    from d2_projects.engine.train import evaluate_only, point_at
 
     of_run = {"last": LAST, "best": BEST}.get(config.weights)
     weights = config.out / CHECKPOINTS / of_run if of_run else Path(config.weights)
@@ -248,8 +248,8 @@ def refuse_early(config: DetectConfig, ranks: Ranks) -> None:
     Raises:
         UserError: the batch cannot be shared, or the device has not the precision.
     """
-    from d2_projects.trainer import mixed_precision
-    from d2_projects.training import share_batch
+    from d2_projects.engine.train import share_batch
+    from d2_projects.engine.trainer import mixed_precision
 
     share_batch(config.cfg, ranks.size)
     mixed_precision(config.cfg.train.amp, ranks.device)
@@ -305,8 +305,8 @@ def remove_run(out: Path) -> None:
 
     Checkpoints go before what tells whose they are: whenever this is interrupted, no other run takes them up.
     """
-    from d2_projects.outputs import OUTPUTS
-    from d2_projects.training import TTA
+    from d2_projects.engine.train import TTA
+    from d2_projects.evaluation.outputs import OUTPUTS
 
     with contextlib.suppress(FileNotFoundError):
         (out / RESULT).unlink()
@@ -353,7 +353,7 @@ def headline(values: dict[str, float]) -> dict[str, float]:
 
 def write_pictures(out: Path, config: DetectConfig, data: CocoData, numbers: dict[str, float]) -> None:
     """Draw what the evaluation has written into `out`, and the course of training where there is a log."""
-    from d2_projects.outputs import write_course, write_gallery_of
+    from d2_projects.evaluation.outputs import write_course, write_gallery_of
 
     write_gallery_of(out, data.val.source, f"{config.recipe.stem}, init {config.init}, {out}", numbers)
     write_course(out)

@@ -23,7 +23,8 @@ from eval_suite.frozen import LAST, FrozenEncoder, some_images
 from eval_suite.initialise import build_encoder, start_of
 from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import KnnConfig
-from eval_suite.task import Cost, Prepared, Task, Work, without
+from eval_suite.task import Cost, Prepared, Task, Work
+from spark.config.identity import without
 from spark.config.recipe import load_recipe, save_resolved, to_yaml
 from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError

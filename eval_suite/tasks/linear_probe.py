@@ -22,8 +22,9 @@ from eval_suite.initialise import Start, build_encoder, start_of
 from eval_suite.labelled import LabelledSource, identity_of, open_splits
 from eval_suite.probe_config import ProbeConfig
 from eval_suite.probing import Probing, choose
-from eval_suite.task import Cost, Prepared, Task, Work, without
+from eval_suite.task import Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
+from spark.config.identity import without
 from spark.config.recipe import load_recipe
 from spark.errors import UserError
 from spark.runs.record import Initialisation, Metric, ResultRecord

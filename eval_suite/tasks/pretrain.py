@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work, without
+from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_hash
 from spark.checks.model_summary import ModelCard, describe
+from spark.config.identity import deciding
 from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import load_recipe
 from spark.formats.encoder import INFO, WEIGHTS
-from spark.runs.folder import FREE_TO_CHANGE
-from spark.training.run import FREE_TO_CHANGE_HERE
 
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32
@@ -31,7 +29,7 @@ class Pretrain(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; what a continued run may change does not decide."""
         config = _read(work)
-        settings = without(dataclasses.asdict(config), FREE_TO_CHANGE.union(FREE_TO_CHANGE_HERE))
+        settings = deciding(config, config.FREE_TO_CHANGE)
         if is_reference(config.model.name):
             settings["source"] = source_hash(config.model.name)
         return Prepared(settings, (Path(config.data.root),), config.train.epochs)

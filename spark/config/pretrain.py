@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -120,6 +120,18 @@ class ProbeConfig:
 @dataclass
 class PretrainConfig:
     """A whole run."""
+
+    # What neither decides about the numbers nor, but for rounding, touches them. `probe` is all of its settings.
+    FREE: ClassVar[frozenset[str]] = frozenset({
+        "out", "resume", "device", "engine", "train.compile", "train.recompute", "data.root", "data.workers", "probe",
+    })  # fmt: skip
+    # A run that goes on may also change these. The first four do not touch the weights (though ids of exports count
+    # them, as they did from the start); the others do, through rounding, drop path and, where a network has them, batch
+    # norms' statistics: whoever goes on with a smaller device wants just that.
+    FREE_TO_CHANGE: ClassVar[frozenset[str]] = FREE | {
+        "train.checkpoint_minutes", "train.checkpoint_epochs", "train.picture_epochs", "train.on_divergence",
+        "train.device_batch", "train.accumulate",
+    }  # fmt: skip
 
     out: str = MISSING  # the run's folder
     seed: int = 0

@@ -23,7 +23,7 @@ CAUTION = (
     "Detectron2's files do not tell STRIDE_IN_1X1 nor INPUT.FORMAT: taken as False and RGB; the detectors of its model "
     "zoo that started from MSRA's ResNets are True and BGR, which no timm ResNet is"
 )
-TIMM_BACKBONE = "the timm backbone (d2_projects/timm_backbone.py) takes any timm pyramid's export as it is"
+TIMM_BACKBONE = "the timm backbone (d2_projects/modeling/timm_backbone.py) takes any timm pyramid's export as it is"
 
 TABLE = Table(
     Rule("stem.conv1.weight", "conv1.weight"),
@@ -39,7 +39,7 @@ TABLE = Table(
 )
 TIMM_NET = "backbone.bottom_up.net."
 IN_DETECTOR: Renaming = (
-    (rf"{re.escape(TIMM_NET)}(.*)", r"timm.\1"),  # of d2_projects/timm_backbone.py
+    (rf"{re.escape(TIMM_NET)}(.*)", r"timm.\1"),  # of d2_projects/modeling/timm_backbone.py
     (r"backbone\.bottom_up\.((?:stem|res[2-5])\..*)", r"\1"),  # behind an FPN
     (r"backbone\.((?:stem|res[2-5])\..*)", r"\1"),  # C4 detectors keep the last stage with the heads
     (r"roi_heads\.(res5\.\d.*)", r"\1"),

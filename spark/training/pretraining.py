@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_of
+from spark.config.identity import deciding_hash
 from spark.config.pretrain import PretrainConfig
 from spark.data.dataset import ImagePool, Sample, build_loader
 from spark.data.pixels import normalise
@@ -29,7 +30,7 @@ from spark.formats.encoder import Encoder, EncoderInfo
 from spark.methods.spark.model import build_spark
 from spark.probes.monitor import LearningWatch
 from spark.runs.checkpoint import load_latest, save_checkpoint
-from spark.runs.folder import CHECKPOINTS, protocol_hash, recipe_hash
+from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import MetricsLog
 from spark.training.guard import LR_FACTOR, Counts, DivergedError, FiniteGuard, check_counts, check_rollback
 from spark.training.initialize import initialise
@@ -247,8 +248,9 @@ class Pretraining:
         info = EncoderInfo(
             model=config.model.name, in_chans=config.model.in_chans, input_size=(height, width),
             mean=tuple(config.data.mean), std=tuple(config.data.std), method="spark",
-            epochs=self.step // self._steps_per_epoch, config_hash=protocol_hash(config), code_version=code_version(),
-            options=dict(config.model.options), recipe_hash=recipe_hash(config, self._pool.identity),
+            epochs=self.step // self._steps_per_epoch, config_hash=deciding_hash(config, config.FREE), code_version=code_version(),
+            options=dict(config.model.options), 
+            recipe_hash=deciding_hash(config, config.FREE | {"seed"}, images=self._pool.identity),
             source=self._source,
         )
         return Encoder(self._model.dense_state(), info)

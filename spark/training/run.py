@@ -17,14 +17,6 @@ from spark.utils.files import write_text
 from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 from spark.visualize.curve import FILE_NAME as CURVE
 
-# The first four do not touch the weights; the others do through rounding, drop path and, where a network has them,
-# batch norms' statistics: whoever goes on with a smaller device wants just that.
-FREE_TO_CHANGE_HERE = (
-    "train.checkpoint_minutes", "train.checkpoint_epochs", "train.picture_epochs", "train.on_divergence",
-    "train.device_batch", "train.accumulate",
-)  # fmt: skip
-
-
 STOPPED = "stopped"  # a file in the run's folder that is there while the run waits to go on; torchrun hides exit codes
 
 
@@ -85,5 +77,5 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
 def _prepare(run: Path, config: PretrainConfig) -> bool:
     """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
     yields = (WEIGHTS, INFO, CURVE, PICTURES, UNREADABLE, STOPPED)
-    check_run_folder(run, config, config.resume == "never", yields, FREE_TO_CHANGE_HERE)
+    check_run_folder(run, config, config.resume == "never", yields)
     return load_latest(run / CHECKPOINTS) is not None

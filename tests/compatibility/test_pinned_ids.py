@@ -22,9 +22,9 @@ from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import build_graph
 from eval_suite.tasks import imagenet_finetune, knn, linear_probe, pretrain
+from spark.config.identity import deciding_hash
 from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import load_recipe
-from spark.runs.folder import protocol_hash, recipe_hash
 from spark.utils.provenance import content_hash
 
 PINNED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "pinned_ids.json").read_text())
@@ -57,7 +57,9 @@ def test_everything_shipped_is_pinned() -> None:
 @pytest.mark.parametrize("recipe", recipes("configs/pretrain/*.yaml"))
 def test_pretraining(recipe: str) -> None:
     config = load_recipe(PretrainConfig, recipe, PLACES)
-    assert {"protocol": protocol_hash(config), "recipe": recipe_hash(config, "images")} == PINNED[recipe]
+    protocol = deciding_hash(config, config.FREE)
+    repeated = deciding_hash(config, config.FREE | {"seed"}, images="images")
+    assert {"protocol": protocol, "recipe": repeated} == PINNED[recipe]
 
 
 @pytest.mark.parametrize("recipe", recipes("configs/finetune/*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2_projects.demo import demo_detection
+from d2_projects.data.demo import demo_detection
 
 
 @pytest.fixture(autouse=True, scope="session")

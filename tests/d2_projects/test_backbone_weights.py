@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from paths import ROOT
 from torch import Tensor, nn
 
-from d2_projects.backbone_weights import load_backbone
+from d2_projects.modeling.load_backbone import load_backbone
 from spark.errors import UserError
 from spark.formats.detectron2 import from_timm
 

@@ -15,8 +15,8 @@ import tiny_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from d2_projects.data import ANNOTATED, Sources, check, locate, records, registered
-from d2_projects.demo import recipe_and_overrides
+from d2_projects.data.coco import ANNOTATED, Sources, check, locate, records, registered
+from d2_projects.data.demo import recipe_and_overrides
 from spark.errors import UserError
 
 

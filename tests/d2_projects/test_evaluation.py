@@ -16,10 +16,11 @@ import random_coco as synthetic
 import torch
 from detectron2.structures import Boxes, Instances
 
-from d2_projects import evaluation
-from d2_projects.annotations import Source
-from d2_projects.data import check, registered
-from d2_projects.evaluation import CocoMetrics, evaluate
+from d2_projects.data.annotations import Source
+from d2_projects.data.coco import check, registered
+from d2_projects.evaluation.average_precision import evaluate
+from d2_projects.evaluation.coco import CocoMetrics
+from d2_projects.evaluation.coco import coco as evaluation
 from spark.errors import UserError
 
 Task = Literal["bbox", "segm"]

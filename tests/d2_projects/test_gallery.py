@@ -15,12 +15,12 @@ import tiny_coco
 from PIL import Image
 from random_coco import detection
 
-from d2_projects.annotations import Source
-from d2_projects.data import coco_layout
-from d2_projects.gallery import Gallery, write_gallery
-from d2_projects.matching import IGNORED, WRONG, Matches, best_score, match
-from d2_projects.outputs import OUTPUTS, write_course, write_gallery_of
-from d2_projects.visualize import Shape, draw, sheet
+from d2_projects.data.annotations import Source
+from d2_projects.data.coco import coco_layout
+from d2_projects.evaluation.gallery import Gallery, write_gallery
+from d2_projects.evaluation.matching import IGNORED, WRONG, Matches, best_score, match
+from d2_projects.evaluation.outputs import OUTPUTS, write_course, write_gallery_of
+from d2_projects.evaluation.visualize import Shape, draw, sheet
 
 SIZE = (64, 64)
 

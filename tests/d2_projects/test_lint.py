@@ -12,7 +12,7 @@ import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
-from d2_projects.data import check
+from d2_projects.data.coco import check
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -17,8 +17,8 @@ from detectron2.data.samplers import TrainingSampler
 from omegaconf import DictConfig
 from paths import ROOT
 
-from d2_projects.data import check, registered
-from d2_projects.loader import Draw, DrawSampler, FollowingBatches, build_train_loader, seeded
+from d2_projects.data.coco import check, registered
+from d2_projects.data.loader import Draw, DrawSampler, FollowingBatches, build_train_loader, seeded
 
 RECIPE = ROOT / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py"
 

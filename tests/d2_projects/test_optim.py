@@ -10,8 +10,8 @@ import torch
 from paths import ROOT
 from torch import nn
 
-from d2_projects.optim import resnet_layer_decay, timm_parameter_groups
-from d2_projects.timm_backbone import TimmBackbone
+from d2_projects.modeling.timm_backbone import TimmBackbone
+from d2_projects.solver.layer_decay import resnet_layer_decay, timm_parameter_groups
 from spark.backbones.layer_groups import timm_layers
 from spark.errors import UserError
 from spark.formats.detectron2 import from_timm

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from d2_projects.proof import largest_feature_difference
+from d2_projects.modeling.equivalence import largest_feature_difference
 from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
 

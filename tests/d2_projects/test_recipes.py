@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from paths import ROOT
 from torch import nn
 
-from d2_projects.schedule import iterations_of_epochs, iterations_of_times
-from d2_projects.timm_backbone import TimmBackbone
+from d2_projects.modeling.timm_backbone import TimmBackbone
+from d2_projects.solver.schedule import iterations_of_epochs, iterations_of_times
 
 FOLDER = ROOT / "d2_projects"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*mask_rcnn/*mask_rcnn_*.py"))}

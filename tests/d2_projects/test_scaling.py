@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
 from d2_projects.options import complete
-from d2_projects.scaling import scaled, set_by_hand
+from d2_projects.solver.scaling import scaled, set_by_hand
 
 RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 

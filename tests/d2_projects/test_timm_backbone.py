@@ -11,7 +11,7 @@ from detectron2.modeling.backbone import FPN
 from timm.layers import FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
-from d2_projects.timm_backbone import TimmBackbone
+from d2_projects.modeling.timm_backbone import TimmBackbone
 from spark.errors import UserError
 
 NETWORKS = ("convnext_atto", "regnety_002", "efficientnet_b0", "resnet18d")

@@ -10,8 +10,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from d2_projects.engine.trainer import Trainer, mixed_precision
 from d2_projects.options import Amp
-from d2_projects.trainer import Trainer, mixed_precision
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
 

@@ -20,11 +20,11 @@ from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
-from d2_projects import training
-from d2_projects.checkpoints import BEST
-from d2_projects.data import check, registered
-from d2_projects.processes import pick_device
-from d2_projects.training import Outcome, evaluate_only, point_at, train
+from d2_projects.data.coco import check, registered
+from d2_projects.engine import train as training
+from d2_projects.engine.checkpoints import BEST
+from d2_projects.engine.processes import pick_device
+from d2_projects.engine.train import Outcome, evaluate_only, point_at, train
 from spark.errors import UserError
 from spark.runs.checkpoint import LAST, PREVIOUS, load_file
 from spark.runs.metrics import read_metrics

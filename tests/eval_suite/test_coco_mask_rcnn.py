@@ -94,7 +94,7 @@ def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> Non
 def test_a_signal_stops_a_run_and_tells_the_scheduler(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from d2_projects import trainer
+    from d2_projects.engine import trainer
 
     run_step = trainer.Trainer.run_step
 
@@ -136,7 +136,7 @@ def test_an_encoder_gives_the_backbone_and_is_recorded(coco: Path, tmp_path: Pat
 
 
 def test_initialisation_and_seed_do_not_change_the_protocol(coco: Path, tmp_path: Path) -> None:
-    from d2_projects.data import check
+    from d2_projects.data.coco import check
     from eval_suite.detect_config import load
 
     def protocol(*overrides: str) -> dict[str, object]:

@@ -254,7 +254,7 @@ def test_detectron2s_own_checkpointer_loads_the_file(recipe: str, tmp_path: Path
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
 
-    from d2_projects.proof import detectron2_resnet
+    from d2_projects.modeling.equivalence import detectron2_resnet
 
     state = detectron2.from_timm(random_state("resnet50")).state
     detectron2.save(tmp_path / "r.pkl", state, info("resnet50"))

@@ -11,8 +11,8 @@ from spark.errors import UserError
 
 DEMO = "demo"  # what `data=` calls it
 FOLDER = Path("data/demo")  # where `make demo` puts it too
-RECIPE = Path(__file__).parent / "mask_rcnn" / "mask_rcnn_r18_demo.py"
-MAKER = Path(__file__).parents[1] / "tools" / "make_demo_data.py"
+RECIPE = Path(__file__).parents[1] / "mask_rcnn" / "mask_rcnn_r18_demo.py"
+MAKER = Path(__file__).parents[2] / "tools" / "make_demo_data.py"
 
 
 def demo_detection() -> Path:

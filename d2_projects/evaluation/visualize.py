@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as rle
 
-from d2_projects.matching import WRONG, Matches, encoded
+from d2_projects.evaluation.matching import WRONG, Matches, encoded
 
 GAP = 6  # pixels of white between the pictures of a sheet
 TINT = 90  # of 255: how much of a mask's colour covers the photo

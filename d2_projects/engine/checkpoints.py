@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from d2_projects.trainer import Trainer
+from d2_projects.engine.trainer import Trainer
 from spark.errors import UserError
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
 from spark.utils.files import atomic_path

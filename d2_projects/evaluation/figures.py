@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from spark.utils.plots import COLOURS, GREY, encode, quieten
 
 if TYPE_CHECKING:
-    from d2_projects.evaluation import Evaluation
+    from d2_projects.evaluation.average_precision import Evaluation
 
 TITLES = {"bbox": "boxes", "segm": "masks"}
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision

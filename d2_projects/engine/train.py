@@ -23,16 +23,16 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from d2_projects.backbone_weights import load_backbone
-from d2_projects.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
-from d2_projects.data import CocoData
-from d2_projects.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
-from d2_projects.loader import FollowingBatches, build_train_loader
+from d2_projects.data.coco import CocoData
+from d2_projects.data.loader import FollowingBatches, build_train_loader
+from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
+from d2_projects.engine.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
+from d2_projects.engine.processes import equal_buffers, parallel, pick_device
+from d2_projects.engine.trainer import Trainer, mixed_precision
+from d2_projects.evaluation.rehearsal import rehearse_evaluation
+from d2_projects.evaluation.tta import original_pictures, with_tta
+from d2_projects.modeling.load_backbone import load_backbone
 from d2_projects.options import complete
-from d2_projects.processes import equal_buffers, parallel, pick_device
-from d2_projects.rehearsal import rehearse_evaluation
-from d2_projects.trainer import Trainer, mixed_precision
-from d2_projects.tta import original_pictures, with_tta
 from spark.errors import UserError
 from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from d2_projects.data import ANNOTATED
+from d2_projects.data.coco import ANNOTATED
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from d2_projects import evaluation, gallery
-from d2_projects.annotations import Source
-from d2_projects.figures import draw_course
+from d2_projects.data.annotations import Source
+from d2_projects.evaluation import coco as evaluation
+from d2_projects.evaluation import gallery
+from d2_projects.evaluation.figures import draw_course
 from spark.runs.metrics import read_metrics
 from spark.utils.files import atomic_path
 

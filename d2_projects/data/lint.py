@@ -15,7 +15,7 @@ import pandas as pd
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import ExifTags, Image
 
-from d2_projects.annotations import Content, Source, numbers, valid_mask
+from d2_projects.data.annotations import Content, Source, numbers, valid_mask
 from spark.utils.files import sha256
 
 SAMPLE = 32  # pictures of a split that are opened

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from d2_projects.timm_backbone import TimmBackbone
+from d2_projects.modeling.timm_backbone import TimmBackbone
 from spark.formats.proofs import load_exactly
 
 COUNTER = "num_batches_tracked"  # frozen batch norms have none

@@ -10,8 +10,8 @@ from typing import Any
 
 from detectron2.engine import HookBase, hooks
 
-from d2_projects.checkpoints import Checkpoints
-from d2_projects.loader import seed_step
+from d2_projects.data.loader import seed_step
+from d2_projects.engine.checkpoints import Checkpoints
 from spark.runs.metrics import MetricsLog, read_metrics
 from spark.utils.distributed import Ranks
 from spark.utils.progress import TrainingProgress

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.solver.build import reduce_param_groups
 from torch import nn
 
-from d2_projects.timm_backbone import TimmBackbone
+from d2_projects.modeling.timm_backbone import TimmBackbone
 from spark.backbones.layer_groups import BLOCKS_PER_LAYER, timm_layers
 from spark.errors import UserError
 from spark.training.optim import decayed

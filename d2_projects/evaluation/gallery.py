@@ -15,9 +15,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from d2_projects.annotations import Content, Source
-from d2_projects.matching import Matches, best_score, match
-from d2_projects.visualize import annotated, detected, draw, sheet
+from d2_projects.data.annotations import Content, Source
+from d2_projects.evaluation.matching import Matches, best_score, match
+from d2_projects.evaluation.visualize import annotated, detected, draw, sheet
 from spark.utils.files import atomic_path, write_text
 from spark.utils.provenance import code_version
 

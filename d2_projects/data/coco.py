@@ -13,9 +13,9 @@ import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from d2_projects.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected, valid_mask
-from d2_projects.demo import DEMO, demo_detection
-from d2_projects.lint import lint, lint_pair
+from d2_projects.data.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected, valid_mask
+from d2_projects.data.demo import DEMO, demo_detection
+from d2_projects.data.lint import lint, lint_pair
 from spark.errors import UserError
 from spark.utils.files import sha256
 

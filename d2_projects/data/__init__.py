@@ -1,0 +1,1 @@
+"""Data sets in COCO's layout: located, checked, loaded."""

@@ -1,0 +1,1 @@
+"""Metrics, figures and galleries of what a detector finds."""

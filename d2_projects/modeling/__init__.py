@@ -1,0 +1,1 @@
+"""Backbones for Detectron2, and weights for them."""

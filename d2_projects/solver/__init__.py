@@ -1,0 +1,1 @@
+"""Schedules and layer-wise learning rates."""
