@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import eval_suite.tasks
-from eval_suite.study_cli import add_verbs as add_study_verbs
+from eval_suite.study.cli import add_verbs as add_study_verbs
 from spark import __version__
 from spark.errors import exits_cleanly
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return diff(options.first, options.second)
     else:
-        from eval_suite.report import write_report
+        from eval_suite.reporting.write import write_report
 
         write_report(options.runs, options.out)
     return 0

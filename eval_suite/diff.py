@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eval_suite.nested import ABSENT, leaves
-from eval_suite.task import Work, find_task, task_names
+from eval_suite.task import Work
+from eval_suite.task_registry import find_task, task_names
 from spark.errors import UserError
 from spark.formats.encoder import INFO
 from spark.runs.folder import CONFIG
@@ -149,7 +150,7 @@ def _of_recipe(name: str, task: str) -> Side:
 
 
 def _protocol_of_detector(names: Collection[str]) -> set[str]:
-    from eval_suite.detect_config import NOT_PROTOCOL  # needs Detectron2
+    from d2_projects.engine.config import NOT_PROTOCOL  # needs Detectron2
 
     return {name for name in names if not any(f"{name}.".startswith(f"{other}.") for other in NOT_PROTOCOL)}
 

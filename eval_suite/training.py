@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval_suite.evaluation_config import EvaluationConfig
-from eval_suite.finetune_data import Data, TrainSampler, train_loader
+from eval_suite.classification.config import EvaluationConfig
+from eval_suite.classification.data import Data, TrainSampler, train_loader
 from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError

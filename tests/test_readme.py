@@ -15,7 +15,7 @@ import pytest
 from paths import ROOT
 from PIL import Image
 
-from eval_suite.task import tasks_table
+from eval_suite.task_registry import tasks_table
 from spark.checks.coverage import coverage_line, read_table
 
 # Appended to a command of the README, by its verb, so that it ends in seconds.

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from eval_suite.task import tasks_table
+from eval_suite.task_registry import tasks_table
 from spark.benchmark.report import ratio_to
 from spark.checks.coverage import coverage_line, read_table
 from spark.errors import UserError, exits_cleanly

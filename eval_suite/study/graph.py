@@ -29,7 +29,8 @@ from eval_suite.study.config import (
 )
 from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identity, data_paths
 from eval_suite.study.steps import MAKES
-from eval_suite.task import Cost, Prepared, Task, Work, find_task
+from eval_suite.task import Cost, Prepared, Task, Work
+from eval_suite.task_registry import find_task
 from spark.backbones.names import shown_name
 from spark.errors import UserError
 from spark.utils.files import write_json

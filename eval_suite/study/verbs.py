@@ -1,4 +1,4 @@
-"""What the verbs of `spark-eval study` do; `eval_suite.study_cli` describes their arguments."""
+"""What the verbs of `spark-eval study` do; `eval_suite.study.cli` describes their arguments."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from rich.live import Live
 
-from eval_suite.launch import Launcher
-from eval_suite.launch.local import Local
-from eval_suite.launch.slurm import Slurm, was_submitted
 from eval_suite.study.attempt import FAILED, STOPPED
+from eval_suite.study.cli import FAILED_ONES
 from eval_suite.study.cluster import ClusterConfig, load_cluster
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import Graph, build_graph, load_graph, missing_data
+from eval_suite.study.launch import Launcher
+from eval_suite.study.launch.local import Local
+from eval_suite.study.launch.slurm import Slurm, was_submitted
 from eval_suite.study.progress import finished
 from eval_suite.study.status import LOST, QUEUED, RUNNING, Job, State, console, states_of, status_table
-from eval_suite.study_cli import FAILED_ONES
 from spark.errors import UserError, nearest
 
 REFRESH_SECONDS = 5.0

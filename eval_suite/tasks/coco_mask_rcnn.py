@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2_projects.compat import quiet_detectron2, require_detectron2
-from eval_suite.detect_init import Start, backbone_of, start_of
+from d2_projects.engine.initialize import Start, backbone_of, start_of
 from eval_suite.task import Prepared, Task, Work
 from spark.errors import UserError, exits_cleanly
 from spark.runs.checkpoint import LAST
@@ -27,8 +27,8 @@ from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
     from d2_projects.data.coco import CocoData
+    from d2_projects.engine.config import DetectConfig
     from d2_projects.engine.train import Outcome
-    from eval_suite.detect_config import DetectConfig
 
 TASK, TASK_VERSION = "coco_mask_rcnn", 1
 CONFIG, IDENTITY, LOG = "config.yaml", "identity.json", "log.txt"
@@ -47,8 +47,8 @@ class CocoMaskRcnn(Task):
         """Read the recipe; the protocol and the seed decide."""
         require_detectron2()
         with quiet_detectron2():
-            from eval_suite.detect_config import load
-            from eval_suite.detect_init import backbone_of
+            from d2_projects.engine.config import load
+            from d2_projects.engine.initialize import backbone_of
 
             config, _ = load(work.recipe, work.overrides()).for_gpus(work.gpus)
             settings = {"protocol": config.protocol_text(), "seed": config.cfg.train.seed}
@@ -83,8 +83,8 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
     """
     require_detectron2()
     with quiet_detectron2():
+        from d2_projects.engine.config import load
         from d2_projects.engine.processes import pick_device, processes
-        from eval_suite.detect_config import load
 
         def read() -> DetectConfig:
             config = load(recipe, overrides)
@@ -114,8 +114,8 @@ def run_launched(recipe: str, overrides: list[str], count: int) -> int:
         import torch
         from detectron2.engine import launch
 
+        from d2_projects.engine.config import load
         from d2_projects.engine.processes import TIMEOUT
-        from eval_suite.detect_config import load
 
         load(recipe, overrides)  # so that what is wrong is found here
         if torch.cuda.is_available() and count > torch.cuda.device_count():
@@ -276,7 +276,7 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
     Raises:
         UserError: the folder holds another run.
     """
-    from eval_suite.detect_config import to_yaml
+    from d2_projects.engine.config import to_yaml
 
     out = config.out
     if out.exists() and not out.is_dir():

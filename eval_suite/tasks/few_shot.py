@@ -7,7 +7,7 @@ of fewer with the same seed. Which images a run had is written to its `labelled_
 
 from __future__ import annotations
 
-from eval_suite.finetune_config import FinetuneConfig
+from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.task import Cost, Work
 from eval_suite.tasks.imagenet_finetune import FEW_SHOT, VERSIONS, ImagenetFinetune
 from spark.errors import UserError

@@ -11,14 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_suite.augment import train_transform, val_transform
-from eval_suite.backbone_cost import backbone_cost
-from eval_suite.evaluation import in_processes, measured, prepared
-from eval_suite.finetune_config import FinetuneConfig
-from eval_suite.finetune_data import Data, LabelledImages
-from eval_suite.finetuning import Finetuning
-from eval_suite.initialise import build_classifier, start_of
-from eval_suite.labelled import LabelledSource, identity_of, limited, open_splits
+from eval_suite.classification.augment import train_transform, val_transform
+from eval_suite.classification.backbone_cost import backbone_cost
+from eval_suite.classification.data import Data, LabelledImages
+from eval_suite.classification.finetune_config import FinetuneConfig
+from eval_suite.classification.finetuning import Finetuning
+from eval_suite.classification.initialize import build_classifier, start_of
+from eval_suite.classification.labelled import LabelledSource, identity_of, limited, open_splits
+from eval_suite.classification.run import in_processes, measured, prepared
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
 from spark.config.recipe import load_recipe

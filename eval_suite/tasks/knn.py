@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval_suite.augment import val_transform
-from eval_suite.backbone_cost import backbone_cost
-from eval_suite.evaluation import in_processes, measured, prepared
-from eval_suite.evaluation_config import SCRATCH
-from eval_suite.finetune_data import UNLABELLED, LabelledImages, plain_loader
-from eval_suite.frozen import LAST, FrozenEncoder, some_images
-from eval_suite.initialise import build_encoder, start_of
-from eval_suite.labelled import LabelledSource, identity_of, open_splits
-from eval_suite.probe_config import KnnConfig
+from eval_suite.classification.augment import val_transform
+from eval_suite.classification.backbone_cost import backbone_cost
+from eval_suite.classification.config import SCRATCH
+from eval_suite.classification.data import UNLABELLED, LabelledImages, plain_loader
+from eval_suite.classification.frozen import LAST, FrozenEncoder, some_images
+from eval_suite.classification.initialize import build_encoder, start_of
+from eval_suite.classification.labelled import LabelledSource, identity_of, open_splits
+from eval_suite.classification.probe_config import KnnConfig
+from eval_suite.classification.run import in_processes, measured, prepared
 from eval_suite.task import Cost, Prepared, Task, Work
 from spark.config.identity import without
 from spark.config.recipe import load_recipe, save_resolved, to_yaml

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval_suite.augment import train_transform, val_transform
-from eval_suite.backbone_cost import backbone_cost
-from eval_suite.evaluation import in_processes, measured, prepared
-from eval_suite.finetune_config import AugmentConfig
-from eval_suite.finetune_data import Data, LabelledImages
-from eval_suite.frozen import FrozenEncoder, some_images
-from eval_suite.initialise import Start, build_encoder, start_of
-from eval_suite.labelled import LabelledSource, identity_of, open_splits
-from eval_suite.probe_config import ProbeConfig
-from eval_suite.probing import Probing, choose
+from eval_suite.classification.augment import train_transform, val_transform
+from eval_suite.classification.backbone_cost import backbone_cost
+from eval_suite.classification.data import Data, LabelledImages
+from eval_suite.classification.finetune_config import AugmentConfig
+from eval_suite.classification.frozen import FrozenEncoder, some_images
+from eval_suite.classification.initialize import Start, build_encoder, start_of
+from eval_suite.classification.labelled import LabelledSource, identity_of, open_splits
+from eval_suite.classification.probe_config import ProbeConfig
+from eval_suite.classification.probing import Probing, choose
+from eval_suite.classification.run import in_processes, measured, prepared
 from eval_suite.task import Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
 from spark.config.identity import without

@@ -69,8 +69,8 @@ class OptimizerConfig:
 class TrainConfig:
     """The schedule."""
 
-    # auto: batch, epochs, learning rate and more are sized for the images and the device (spark/training/preset.py), each
-    # with its reason; what is written beside or over this line stays, what a base recipe says does not.
+    # auto: batch, epochs, learning rate and more are sized for the images and the device, each with its reason (see
+    # spark/training/preset.py); what is written beside or over this line stays, what a base recipe says does not.
     preset: str | None = None
     epochs: int = 1600
     warmup_epochs: int = 40

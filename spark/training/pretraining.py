@@ -248,8 +248,8 @@ class Pretraining:
         info = EncoderInfo(
             model=config.model.name, in_chans=config.model.in_chans, input_size=(height, width),
             mean=tuple(config.data.mean), std=tuple(config.data.std), method="spark",
-            epochs=self.step // self._steps_per_epoch, config_hash=deciding_hash(config, config.FREE), code_version=code_version(),
-            options=dict(config.model.options), 
+            epochs=self.step // self._steps_per_epoch, config_hash=deciding_hash(config, config.FREE),
+            code_version=code_version(), options=dict(config.model.options),
             recipe_hash=deciding_hash(config, config.FREE | {"seed"}, images=self._pool.identity),
             source=self._source,
         )

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from eval_suite import evaluation
-from eval_suite.detect_config import load
-from eval_suite.finetune_config import FinetuneConfig
-from eval_suite.probe_config import KnnConfig, ProbeConfig
+from d2_projects.engine.config import load
+from eval_suite.classification import run as evaluation
+from eval_suite.classification.finetune_config import FinetuneConfig
+from eval_suite.classification.probe_config import KnnConfig, ProbeConfig
 from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.config import load_study
 from eval_suite.study.graph import build_graph

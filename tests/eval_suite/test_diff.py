@@ -9,9 +9,9 @@ import pytest
 from paths import ROOT
 from synthetic import SCRATCH, SPARK, record
 
+from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.cli import main
 from eval_suite.diff import DETECT, DIFFERENT, SAME, Difference, differences, read_sides
-from eval_suite.finetune_config import FinetuneConfig
 from spark.config.recipe import load_recipe, save_resolved, with_values
 from spark.runs.record import Initialisation
 

@@ -11,7 +11,7 @@ import pytest
 from synthetic import IMAGENET, SCRATCH, SPARK, record
 
 from eval_suite.published import UNVERIFIED, VERIFIED, as_text, measured_as_published, published, published_beside
-from eval_suite.tables import flatten, summarise
+from eval_suite.reporting.tables import flatten, summarise
 from spark.runs.record import ResultRecord
 
 

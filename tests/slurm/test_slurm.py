@@ -25,8 +25,8 @@ from study_folder import StudyFolder
 from synthetic import record
 
 from eval_suite.cli import main
-from eval_suite.launch.slurm import SUBMISSIONS
 from eval_suite.study.attempt import attempts, last_attempt
+from eval_suite.study.launch.slurm import SUBMISSIONS
 from eval_suite.study.progress import read_finished
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]

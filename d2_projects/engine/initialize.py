@@ -1,0 +1,159 @@
+"""What a detector's backbone starts from.
+
+`init=` is one of
+
+    an exported encoder   its weights; the recipe must have that network
+    another checkpoint    of any format that `spark convert` reads
+    scratch               the random weights from which pre-training starts, drawn from the run's seed
+    timm:NAME             the supervised weights that timm offers for NAME
+    detectron2            Detectron2's own random weights, for its own ResNets
+
+Scratch is not Detectron2's own: timm starts a ResNet with its residual branches closed (the last norm of each block
+is zero), Detectron2 with open ones, and a short training from open branches ends several AP higher. Compared with
+that, pre-training, which starts from timm's, would pay for the difference. So `scratch` builds timm's network and
+converts it, as an encoder is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from spark.errors import UserError
+from spark.formats.detectron2 import SHAPES, Shape, from_timm
+from spark.formats.encoder import WEIGHTS, Encoder
+from spark.formats.reader import encoder_of
+from spark.runs.record import Initialisation
+from spark.training.initialize import TIMM, timm_weights
+from spark.utils.files import sha256
+
+if TYPE_CHECKING:  # it needs Detectron2
+    from d2_projects.engine.config import DetectConfig
+
+SCRATCH, DETECTRON2 = "scratch", "detectron2"
+TIMM_RECIPE = "d2_projects/mask_rcnn/mask_rcnn_timm_fpn.py"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network in a recipe: timm's name and options, and whether it is Detectron2's own ResNet."""
+
+    name: str
+    options: Mapping[str, Any]
+    native: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a detector starts from."""
+
+    weights: dict[str, Tensor] | None  # for `load_backbone`; None: as the recipe builds it
+    record: Initialisation
+
+
+def start_of(config: DetectConfig) -> Start:
+    """Return what `init` stands for.
+
+    Raises:
+        UserError: it does not exist, is not of the recipe's network, or wants pictures normalised otherwise.
+    """
+    backbone, init = backbone_of(config.cfg), config.init
+    if init == SCRATCH:
+        return Start(random_weights(backbone, config.cfg.train.seed), Initialisation(SCRATCH))
+    if init == DETECTRON2:
+        if not backbone.native:
+            raise UserError(f"init={DETECTRON2}: {config.recipe} has timm's {backbone.name}; pass init={SCRATCH}")
+        return Start(None, Initialisation(DETECTRON2))
+    if init.startswith(TIMM):
+        return Start(_supervised(config, backbone), Initialisation("supervised", init))
+    encoder = encoder_of(Path(init), backbone.name)
+    _require_same(config, backbone, encoder.info.model, encoder.info.options)
+    _require_normalised(config, encoder.info.mean, encoder.info.std)
+    return Start(_named(backbone, encoder.state), _record(encoder, Path(init)))
+
+
+def backbone_of(cfg: DictConfig) -> Backbone:
+    """Return the network in a recipe's model.
+
+    Raises:
+        UserError: it is none that weights can be brought into.
+    """
+    bottom_up = cfg.model.backbone.get("bottom_up", cfg.model.backbone)
+    if "name" in bottom_up:
+        options: Any = OmegaConf.to_container(bottom_up.get("options") or OmegaConf.create())
+        return Backbone(bottom_up.name, options, False)
+    stages = bottom_up.get("stages", {})
+    shape = Shape(*(stages.get(key, default) for key, default in (
+        ("depth", 0), ("num_groups", 1), ("width_per_group", 64))))
+    for name, known in SHAPES.items():
+        if known == shape:
+            return Backbone(name, {}, True)
+    raise UserError(f"the recipe's backbone is neither one of Detectron2's ResNets ({', '.join(SHAPES)}) nor a "
+                    "TimmBackbone")
+
+
+def random_weights(backbone: Backbone, seed: int) -> dict[str, Tensor] | None:
+    """Return timm's random weights for one of Detectron2's ResNets; None for a `TimmBackbone`, which has them."""
+    if not backbone.native:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _named(backbone, timm.create_model(backbone.name, num_classes=0).state_dict())
+
+
+def _supervised(config: DetectConfig, backbone: Backbone) -> dict[str, Tensor]:
+    name = config.init.removeprefix(TIMM)
+    if timm.is_model(name):  # else the message is that of `timm_weights`
+        _require_same(config, backbone, name, {})
+        pretrained = timm.get_pretrained_cfg(name)
+        _require_normalised(config, pretrained.mean, pretrained.std)
+    return _named(backbone, timm_weights(name, in_chans=3).state)
+
+
+def _named(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return from_timm(state).state if backbone.native else dict(state)
+
+
+def _require_same(config: DetectConfig, backbone: Backbone, model: str, options: Mapping[str, Any]) -> None:
+    """Raise UserError unless the recipe has this network."""
+    base, init = model.partition(".")[0], config.init  # what follows the dot names other weights
+    if base != backbone.name.partition(".")[0]:
+        complaint = f"init '{init}' is a {model}, but {config.recipe} has a {backbone.name}"
+        if not backbone.native:
+            raise UserError(f"{complaint}: pass model.backbone.bottom_up.name={base}")
+        if base in SHAPES:
+            raise UserError(f"{complaint}: choose a recipe with that network, such as {TIMM_RECIPE} with "
+                            f"model.backbone.bottom_up.name={base}")
+        raise UserError(f"{complaint}. Detectron2's own ResNet cannot hold a {base}: use {TIMM_RECIPE} with "
+                        f"model.backbone.bottom_up.name={base}")
+    if dict(options) != dict(backbone.options):
+        if backbone.native:
+            raise UserError(f"init '{init}' is a {model} with options {dict(options)}, which Detectron2's own ResNet "
+                            f"does not have: use {TIMM_RECIPE}")
+        raise UserError(f"init '{init}' is a {model} with other options: "
+                        f"pass model.backbone.bottom_up.options='{dict(options)}'")
+
+
+def _require_normalised(config: DetectConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise UserError unless the recipe normalises pictures (0..255) as they were in training (0..1)."""
+    model = config.cfg.model
+    for key, given, expected in (("pixel_mean", model.pixel_mean, mean), ("pixel_std", model.pixel_std, std)):
+        wanted = [round(255 * value, 3) for value in expected]
+        if len(wanted) != len(given) or not all(
+            math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)
+        ):
+            raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
+
+
+def _record(encoder: Encoder, path: Path) -> Initialisation:
+    weights = path / WEIGHTS if path.is_dir() else path
+    return Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
+                          encoder.info.recipe_hash)

@@ -1,0 +1,81 @@
+"""Features of a frozen encoder, which never sees a mask here: its maps, averaged over positions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from eval_suite.classification.augment import val_transform
+from eval_suite.classification.config import DataConfig
+from eval_suite.classification.data import LabelledImages, plain_loader
+from eval_suite.classification.labelled import LabelledSource
+from spark.utils.device import autocast
+from spark.utils.distributed import Ranks
+
+LAST, LAST_TWO = "last", "last_two"
+RECALIBRATION_BATCH = 256  # images
+SAMPLE_SEED = 0  # of the images that statistics are taken over: the same for all runs
+
+
+class FrozenEncoder:
+    """An encoder in evaluation mode.
+
+    Args:
+        encoder: a pyramid.
+        device: to compute on.
+        precision: as for `spark.utils.device.autocast`.
+    """
+
+    def __init__(self, encoder: Any, device: torch.device, precision: str) -> None:
+        self._encoder = encoder.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._device, self._precision = device, precision
+        channels = list(encoder.channels)
+        self.widths = {LAST: channels[-1], LAST_TWO: sum(channels[-2:])}
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Return features [B, width] in float32: of the coarsest map, and of the two coarsest side by side."""
+        x = images_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with autocast(self._device, self._precision):
+            pooled = [map_.float().mean((2, 3)) for map_ in self._encoder(x)[-2:]]
+        return {LAST: pooled[-1], LAST_TWO: torch.cat(pooled, 1)}
+
+    def recalibrate(self, images: LabelledImages, workers: int) -> None:
+        """Take the running statistics of all batch norms anew, as plain averages over batches of these images.
+
+        The batches are of one size, which no setting changes: it decides about the statistics. What is left over when
+        they are filled is left out.
+        """
+        batch = min(RECALIBRATION_BATCH, len(images))
+        with autocast(self._device, self._precision):
+            update_bn(itertools.islice(self._batches(images, batch, workers), len(images) // batch), self._encoder)
+        self._encoder.eval()
+
+    def statistics(self, images: LabelledImages, batch: int, workers: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return mean and deviation [width] of each sort of features over these images."""
+        parts = [self(x) for x in self._batches(images, batch, workers)]
+        found = {}
+        for name in self.widths:
+            deviation, mean = torch.std_mean(torch.cat([part[name] for part in parts]).double(), 0, correction=0)
+            found[name] = mean.float(), deviation.float()
+        return found
+
+    def _batches(self, images: LabelledImages, batch: int, workers: int) -> Iterator[Tensor]:
+        """Yield all images in every process alike."""
+        for sample in plain_loader(images, batch, workers, Ranks(self._device)):
+            yield sample.image.to(self._device).contiguous(memory_format=torch.channels_last)
+
+
+def some_images(images: LabelledSource, count: int, data: DataConfig) -> LabelledImages:
+    """Return about so many of the images, evenly over classes, mixed, and as they are evaluated."""
+    share = min(count / len(images), 1)
+    chosen = images.taking([max(1, round(share * there)) for there in images.counts().tolist()], SAMPLE_SEED)
+    mixed = dataclasses.replace(chosen, indices=np.random.default_rng(SAMPLE_SEED).permutation(chosen.indices))
+    return LabelledImages(mixed, val_transform(data), data.input_size, substitute=True)

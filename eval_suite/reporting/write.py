@@ -1,0 +1,61 @@
+"""`spark-eval report RUNS…`: table.md, table.csv, table.tex and one self-contained report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval_suite.reporting.page import render_page
+from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_latex, to_markdown
+from eval_suite.reporting.tables import caution_of, collect, flatten, summarise
+from spark.errors import UserError
+from spark.utils.files import write_text
+
+PAGE = "report.html"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report on everything under some folders; return the page's path.
+
+    Args:
+        folders: that hold runs.
+        out: where it is written; default: `report` in the folder, if there is one alone.
+
+    Raises:
+        UserError: there is nothing to report, or it is not said where to write a report on several folders.
+    """
+    if out is None and len(folders) != 1:
+        raise UserError("a report on several folders needs a place: pass --out FOLDER")
+    collected = collect(folders)
+    table = summarise(flatten(collected.records))
+    out = out or folders[0] / "report"
+    texts = {
+        "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table),
+        PAGE: render_page(collected, table, folders, out),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    _print_table(table)
+    print(f"report: {(out / PAGE).resolve()}")
+    return out / PAGE
+
+
+def _print_table(table: pd.DataFrame) -> None:
+    """Print one table for each task, protocol and origin: narrow enough for a terminal, and nothing is mixed."""
+    console = Console()
+    apart = ["task", "protocol", "origin"]
+    for (task, protocol, origin), rows in readable(table).groupby(apart, sort=False):
+        shown = Table(title=f"{task}, protocol {protocol}, {origin}", title_justify="left")
+        for name in rows.columns.drop(apart):
+            shown.add_column(name, overflow="fold")
+        for row in rows.drop(columns=apart).astype(str).to_numpy().tolist():
+            shown.add_row(*map(Text, row))  # brackets are no markup
+        console.print(shown)
+    for note in (interval_note(table), caution_of(table)):
+        if note:
+            console.print(Text(note))
