@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 
 CLASSIFICATION = {
-    "finetune": Verb("imagenet_finetune", "fine-tune a classifier on labelled images, all of them or few"),
+    "finetune": Verb("imagenet_finetune", "fine-tune a classifier on labeled images, all of them or few"),
     "probe": Verb("linear_probe", "train linear classifiers on a frozen encoder's features"),
     "knn": Verb("knn", "classify by nearest neighbours in a frozen encoder's features"),
 }

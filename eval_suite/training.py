@@ -128,19 +128,19 @@ class Training:
             UserError: the folder holds another run, or the training diverged.
         """
         run, ranks = Path(self._config.out), self._ranks
-        there = ranks.on_first(lambda: self._prepare(run, yields))
+        there = ranks.on_main(lambda: self._prepare(run, yields))
         if there and (checkpoint := load_latest(run / CHECKPOINTS)):
             self._check_same(checkpoint, run)
             self.load_state_dict(checkpoint)
             if not self.finished:
-                ranks.say(f"resuming {run} after step {self.step} of {self._total}")
-        if ranks.first:
+                ranks.log(f"resuming {run} after step {self.step} of {self._total}")
+        if ranks.is_main:
             save_resolved(self._config, run / CONFIG)
         if self.finished:
             return True
-        ranks.say(to_yaml(self._config))
+        ranks.log(to_yaml(self._config))
         self._resumed = time.monotonic()
-        if self._schedule.may_roll_back and self.step == 0 and ranks.first:
+        if self._schedule.may_roll_back and self.step == 0 and ranks.is_main:
             save_checkpoint(run / CHECKPOINTS, self.state_dict())  # something to go back to
         while True:
             try:
@@ -214,12 +214,12 @@ class Training:
         loader = train_loader(
             self._data.train, self._sampler(self.step), schedule.batch, self._config.data.workers, ranks
         )
-        unreadable = UnreadableFiles(self._data.train.images, run / UNREADABLE if ranks.first else None)
+        unreadable = UnreadableFiles(self._data.train.images, run / UNREADABLE if ranks.is_main else None)
         saved = self._since = time.monotonic()
         status = ""
         with (
-            MetricsLog(run, self.step, quiet=not ranks.first) as log,
-            TrainingProgress(self._title, self._total, schedule.batch, self.step, quiet=not ranks.first) as progress,
+            MetricsLog(run, self.step, quiet=not ranks.is_main) as log,
+            TrainingProgress(self._title, self._total, schedule.batch, self.step, quiet=not ranks.is_main) as progress,
         ):
             for images, labels, missing in loader:
                 unreadable.note(missing)
@@ -241,13 +241,13 @@ class Training:
                 progress.advance(status)
                 stop = ranks.any(request.received)
                 if into_epoch == 0 or stop or time.monotonic() - saved > 60 * schedule.checkpoint_minutes:
-                    if ranks.first and good:  # else the last good checkpoint stays
+                    if ranks.is_main and good:  # else the last good checkpoint stays
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
                 if stop:
                     break
         self._training_seconds, self._since = self._trained, None
-        ranks.say(unreadable.summary())
+        ranks.log(unreadable.summary())
 
     def _values(self) -> dict[str, float]:
         """Return what is to be logged of the steps since the last record; {} if the last step was bad, and it waits.
@@ -287,8 +287,8 @@ class Training:
         self.load_state_dict(checkpoint)
         self._rollbacks = rollbacks
         # All have read what the first is about to replace. Were it not, a killed run would diverge once more.
-        self._ranks.on_first(lambda: save_checkpoint(run / CHECKPOINTS, self.state_dict()))
-        self._ranks.say(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")
+        self._ranks.on_main(lambda: save_checkpoint(run / CHECKPOINTS, self.state_dict()))
+        self._ranks.log(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")
 
     def _sampler(self, first_step: int = 0) -> TrainSampler:
         schedule = self._schedule

@@ -1,4 +1,4 @@
-"""Convert randomised timm models to every other format and measure how far the outputs are apart.
+"""Convert randomized timm models to every other format and measure how far the outputs are apart.
 
     python tools/converter_table.py [MODEL…] [--out tools/converter_table.md]
 
@@ -19,7 +19,7 @@ import torch
 from spark.errors import UserError, exits_cleanly
 from spark.formats.convert import output_difference, prove_way_back
 from spark.formats.encoder import EncoderInfo
-from spark.formats.proofs import SIDE, randomise_statistics
+from spark.formats.proofs import SIDE, randomize_statistics
 from spark.formats.reader import IMAGENET_MEAN, IMAGENET_STD
 from spark.formats.registry import FORMATS
 from spark.utils.files import write_text
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(model: str) -> dict[str, str]:
     """Return a row of the table: what became of a model in each format."""
     torch.manual_seed(0)
-    state = randomise_statistics(timm.create_model(model, num_classes=0).state_dict())
+    state = randomize_statistics(timm.create_model(model, num_classes=0).state_dict())
     info = EncoderInfo(
         model, 3, (SIDE, SIDE), IMAGENET_MEAN, IMAGENET_STD, "imported", epochs=None, config_hash=None,
         code_version=code_version(),

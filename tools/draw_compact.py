@@ -19,7 +19,7 @@ from spark.utils.files import atomic_path
 PICTURE = Path(__file__).resolve().parent / "figures" / "compact.png"
 SIDE, PATCH, BORDER = 5, 32, 8  # patches across, and a patch's and a border's pixels
 INK = "#30363c"
-NOTHING = 0.85  # grey, for what the engine holds as zero
+NOTHING = 0.85  # gray, for what the engine holds as zero
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     mask = random_mask(1, (SIDE, SIDE), 0.6, torch.Generator().manual_seed(4))
     visible = VisiblePatches()
     windows = (Window(2 * BORDER + 1, 1, 1, BORDER, 2 * BORDER),) * 2
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         hidden = torch.where(visible.at(*image.shape[-2:]), image, NOTHING)
         patches = visible.take(image)
         bordered = tiles(patches, windows, visible, fill=NOTHING)

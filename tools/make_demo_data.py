@@ -5,7 +5,7 @@
 
 Writes, in a few seconds and without a network:
 
-    OUT/classification/{train,val}/<class>/*.jpg    grey patches of twelve photos, a class each
+    OUT/classification/{train,val}/<class>/*.jpg    gray patches of twelve photos, a class each
     OUT/pool/*.jpg                                  unlabelled crops to pre-train on
     OUT/detection/{train2017,val2017}/*.jpg         coins and handwritten digits on photos, in COCO's layout
     OUT/detection/annotations/instances_*.json
@@ -137,19 +137,19 @@ def save_jpeg(image: Image.Image, path: Path) -> None:
     image.save(path, quality=95)
 
 
-def without_colour(image: Image.Image, rng: Generator) -> Image.Image:
-    """Return the picture in grey with another brightness and contrast, still three channels."""
-    grey = ImageEnhance.Brightness(image.convert("L")).enhance(rng.uniform(0.6, 1.4))
-    return ImageEnhance.Contrast(grey).enhance(rng.uniform(0.6, 1.4)).convert("RGB")
+def without_color(image: Image.Image, rng: Generator) -> Image.Image:
+    """Return the picture in gray with another brightness and contrast, still three channels."""
+    gray = ImageEnhance.Brightness(image.convert("L")).enhance(rng.uniform(0.6, 1.4))
+    return ImageEnhance.Contrast(gray).enhance(rng.uniform(0.6, 1.4)).convert("RGB")
 
 
 def make_classification(root: Path, rng: Generator) -> None:
-    """An ImageFolder of patches; a photo is a class, and its colours must not give it away."""
+    """An ImageFolder of patches; a photo is a class, and its colors must not give it away."""
     for split in SPLITS:
         for name, photo in CLASSES.items():
             for index in range(CLASS_IMAGES[split]):
                 patch = random_crop(photo.part(split), (56, 128), (CLASS_PIXELS, CLASS_PIXELS), rng)
-                save_jpeg(without_colour(patch, rng), root / split / name / f"{index:03d}.jpg")
+                save_jpeg(without_color(patch, rng), root / split / name / f"{index:03d}.jpg")
 
 
 def make_pool(root: Path, rng: Generator) -> None:
@@ -163,25 +163,25 @@ def make_pool(root: Path, rng: Generator) -> None:
 
 @dataclass(frozen=True)
 class Cutout:
-    """An object to paste: category name, grey values and opacity, both [h, w] in 0..1."""
+    """An object to paste: category name, gray values and opacity, both [h, w] in 0..1."""
 
     category: str
-    grey: np.ndarray
+    gray: np.ndarray
     alpha: np.ndarray
 
 
 def coins(split: Split) -> Iterator[Cutout]:
     """Yield the coins of one part of the photo, segmented by a local threshold."""
-    grey = np.asarray(COINS.part(split).convert("L"), dtype=float)
-    above = ndimage.gaussian_filter(grey, 1) > threshold_local(grey, 101, offset=-12)
+    gray = np.asarray(COINS.part(split).convert("L"), dtype=float)
+    above = ndimage.gaussian_filter(gray, 1) > threshold_local(gray, 101, offset=-12)
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(above, iterations=2))
     labels, _ = ndimage.label(ndimage.binary_opening(filled, iterations=4))
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[rows, columns] == label
-        touches_border = 0 in (rows.start, columns.start) or (rows.stop, columns.stop) == grey.shape
+        touches_border = 0 in (rows.start, columns.start) or (rows.stop, columns.stop) == gray.shape
         if mask.sum() > 700 and not touches_border:
             alpha = ndimage.gaussian_filter(np.pad(mask, 2).astype(float), 0.7)
-            yield Cutout("coin", np.pad(grey[rows, columns], 2, mode="edge") / 255, alpha)
+            yield Cutout("coin", np.pad(gray[rows, columns], 2, mode="edge") / 255, alpha)
 
 
 def digits(split: Split) -> Iterator[Cutout]:
@@ -194,7 +194,7 @@ def digits(split: Split) -> Iterator[Cutout]:
 
 
 def transformed(cutout: Cutout, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw size, rotation and colour; return colours [h, w, 3] and opacity [h, w], both in 0..1."""
+    """Draw size, rotation and color; return colors [h, w, 3] and opacity [h, w], both in 0..1."""
     side = int(rng.integers(34, 72))
     angle = rng.uniform(0, 360) if cutout.category == "coin" else rng.uniform(-25, 25)
 
@@ -207,11 +207,11 @@ def transformed(cutout: Cutout, rng: Generator) -> tuple[np.ndarray, np.ndarray]
 
     alpha = redraw(cutout.alpha)
     if cutout.category == "digit":
-        alpha = np.clip((alpha - 0.25) * 2.5, 0, 1)  # the grey slopes of 8x8 digits become soft edges
-        colour = rng.uniform(0, 1, 3)
+        alpha = np.clip((alpha - 0.25) * 2.5, 0, 1)  # the gray slopes of 8x8 digits become soft edges
+        color = rng.uniform(0, 1, 3)
     else:
-        colour = np.array([1.0, rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0)])  # copper, gold, silver
-    return redraw(cutout.grey)[..., None] * colour, alpha
+        color = np.array([1.0, rng.uniform(0.7, 1.0), rng.uniform(0.4, 1.0)])  # copper, gold, silver
+    return redraw(cutout.gray)[..., None] * color, alpha
 
 
 def compose(
@@ -226,7 +226,7 @@ def compose(
         attempts -= 1
         category = CATEGORIES[int(rng.integers(len(CATEGORIES)))]
         cutouts = stock[category]
-        colours, alpha = transformed(cutouts[int(rng.integers(len(cutouts)))], rng)
+        colors, alpha = transformed(cutouts[int(rng.integers(len(cutouts)))], rng)
         height, width = alpha.shape
         if height > background.height or width > background.width:
             continue
@@ -235,7 +235,7 @@ def compose(
         window = (slice(top, top + height), slice(left, left + width))
         if (taken[window] & (alpha > 0)).any():
             continue
-        canvas[window] = canvas[window] * (1 - alpha[..., None]) + colours * alpha[..., None]
+        canvas[window] = canvas[window] * (1 - alpha[..., None]) + colors * alpha[..., None]
         mask = np.zeros_like(taken)
         mask[window] = alpha > 0.5
         taken[window] |= alpha > 0

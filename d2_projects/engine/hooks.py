@@ -69,7 +69,7 @@ class EvaluationHook(hooks.EvalHook):
         """Make up for what was prevented."""
         start = self.trainer.start_iter
         if start and self._period and start % self._period == 0 and start < self.trainer.max_iter and (
-            not self._ranks.on_first(lambda: evaluated(self._run, start))
+            not self._ranks.on_main(lambda: evaluated(self._run, start))
         ):
             self.trainer.storage.iter = start - 1  # when it was due
             self._do_eval()

@@ -31,7 +31,7 @@ from spark.errors import UserError
 from spark.formats.detectron2 import SHAPES, Shape, from_timm
 from spark.formats.encoder import WEIGHTS, Encoder
 from spark.formats.reader import encoder_of
-from spark.runs.record import Initialisation
+from spark.runs.record import Initialization
 from spark.training.initialize import TIMM, timm_weights
 from spark.utils.files import sha256
 
@@ -56,7 +56,7 @@ class Start:
     """What a detector starts from."""
 
     weights: dict[str, Tensor] | None  # for `load_backbone`; None: as the recipe builds it
-    record: Initialisation
+    record: Initialization
 
 
 def start_of(config: DetectConfig) -> Start:
@@ -67,16 +67,16 @@ def start_of(config: DetectConfig) -> Start:
     """
     backbone, init = backbone_of(config.cfg), config.init
     if init == SCRATCH:
-        return Start(random_weights(backbone, config.cfg.train.seed), Initialisation(SCRATCH))
+        return Start(random_weights(backbone, config.cfg.train.seed), Initialization(SCRATCH))
     if init == DETECTRON2:
         if not backbone.native:
             raise UserError(f"init={DETECTRON2}: {config.recipe} has timm's {backbone.name}; pass init={SCRATCH}")
-        return Start(None, Initialisation(DETECTRON2))
+        return Start(None, Initialization(DETECTRON2))
     if init.startswith(TIMM):
-        return Start(_supervised(config, backbone), Initialisation("supervised", init))
+        return Start(_supervised(config, backbone), Initialization("supervised", init))
     encoder = encoder_of(Path(init), backbone.name)
     _require_same(config, backbone, encoder.info.model, encoder.info.options)
-    _require_normalised(config, encoder.info.mean, encoder.info.std)
+    _require_normalized(config, encoder.info.mean, encoder.info.std)
     return Start(_named(backbone, encoder.state), _record(encoder, Path(init)))
 
 
@@ -114,7 +114,7 @@ def _supervised(config: DetectConfig, backbone: Backbone) -> dict[str, Tensor]:
     if timm.is_model(name):  # else the message is that of `timm_weights`
         _require_same(config, backbone, name, {})
         pretrained = timm.get_pretrained_cfg(name)
-        _require_normalised(config, pretrained.mean, pretrained.std)
+        _require_normalized(config, pretrained.mean, pretrained.std)
     return _named(backbone, timm_weights(name, in_chans=3).state)
 
 
@@ -142,7 +142,7 @@ def _require_same(config: DetectConfig, backbone: Backbone, model: str, options:
                         f"pass model.backbone.bottom_up.options='{dict(options)}'")
 
 
-def _require_normalised(config: DetectConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+def _require_normalized(config: DetectConfig, mean: Sequence[float], std: Sequence[float]) -> None:
     """Raise UserError unless the recipe normalises pictures (0..255) as they were in training (0..1)."""
     model = config.cfg.model
     for key, given, expected in (("pixel_mean", model.pixel_mean, mean), ("pixel_std", model.pixel_std, std)):
@@ -153,7 +153,7 @@ def _require_normalised(config: DetectConfig, mean: Sequence[float], std: Sequen
             raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
 
 
-def _record(encoder: Encoder, path: Path) -> Initialisation:
+def _record(encoder: Encoder, path: Path) -> Initialization:
     weights = path / WEIGHTS if path.is_dir() else path
-    return Initialisation(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
+    return Initialization(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
                           encoder.info.recipe_hash)

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import distributed, nn
 
 from spark.errors import UserError
-from spark.utils.distributed import Ranks, joined
+from spark.utils.distributed import Ranks, process_group
 
 # The first process computes COCO's metrics alone, which takes minutes, while the others wait for it at a barrier. That
 # a process is gone is noticed by whoever started it, not by this.
@@ -35,7 +35,7 @@ def processes(device: str) -> Iterator[Ranks]:
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:  # by torchrun
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"train.device={device}: of several processes each has its own: use auto, cpu or cuda")
-        with joined(device, TIMEOUT) as ranks:
+        with process_group(device, TIMEOUT) as ranks:
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
             yield ranks
     else:
@@ -72,7 +72,7 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Return the model so that backward passes leave the mean of all processes' gradients in each.
 
     Raises:
-        UserError: it has batch norms that only GPUs can synchronise.
+        UserError: it has batch norms that only GPUs can synchronize.
     """
     if ranks.size == 1:
         return model

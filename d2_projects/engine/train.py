@@ -107,12 +107,12 @@ def train(
     cfg = complete(cfg)
     cfg.train.output_dir = str(run)  # where the evaluator writes
     ranks = ranks or Ranks(pick_device(cfg.train.device))
-    model, trainer = ranks.together(lambda: build(cfg, ranks, backbone))
-    checkpoints = Checkpoints(run / CHECKPOINTS, model, trainer, stopwatch, writes=ranks.first)
-    ranks.on_first(lambda: load_latest(run / CHECKPOINTS) is not None)  # a damaged one is set aside before others look
-    start = ranks.together(checkpoints.resume)
+    model, trainer = ranks.on_all(lambda: build(cfg, ranks, backbone))
+    checkpoints = Checkpoints(run / CHECKPOINTS, model, trainer, stopwatch, writes=ranks.is_main)
+    ranks.on_main(lambda: load_latest(run / CHECKPOINTS) is not None)  # a damaged one is set aside before others look
+    start = ranks.on_all(checkpoints.resume)
     if start:
-        ranks.say(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
+        ranks.log(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
     rehearse_evaluation(cfg, model, ranks)
 
     records = instantiate(cfg.dataloader.train.dataset)
@@ -135,19 +135,19 @@ def train(
     )
     trainer.register_hooks([hook for hook, wanted in (
         (SeedHook(cfg.train.seed), True),
-        (progress, ranks.first),
+        (progress, ranks.is_main),
         (hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), True),
         # Precise statistics first, so that they are what is saved and evaluated.
         (precise_bn, cfg.train.precise_bn_iter > 0),
         (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
         (EvaluationHook(run, cfg.train.eval_period, evaluate_now, ranks), True),
-        (BestHook(run / CHECKPOINTS, model), ranks.first and cfg.train.eval_period > 0),
-        (MetricsHook(run, cfg.train.log_period), ranks.first),
+        (BestHook(run / CHECKPOINTS, model), ranks.is_main and cfg.train.eval_period > 0),
+        (MetricsHook(run, cfg.train.log_period), ranks.is_main),
         (StopHook(request, ranks, checkpoints) if request else None, request is not None),
     ) if wanted])
     if ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ranks.device)
-    with logged_to(run / LOG if ranks.first else None):
+    with logged_to(run / LOG if ranks.is_main else None):
         try:
             trainer.train(start, cfg.train.max_iter)
         except Stopped:
@@ -161,7 +161,7 @@ def train(
             # A loader's worker process puts its traceback before the message.
             raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
         metrics.update(evaluate_with_tta(cfg, model, ranks))
-    best = best_of(run / CHECKPOINTS) if ranks.first and cfg.train.eval_period else None
+    best = best_of(run / CHECKPOINTS) if ranks.is_main and cfg.train.eval_period else None
     return Outcome(model, metrics, progress.images_per_second, stopwatch.seconds, peak_memory(ranks), best)
 
 
@@ -179,7 +179,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
         load_backbone(model, backbone)
     if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         part = cfg.dataloader.train.total_batch_size // cfg.train.accumulate
-        ranks.say(f"accumulating {cfg.train.accumulate} batches of {part} pictures: batch norms see one at a time")
+        ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} pictures: batch norms see one at a time")
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
     optimizer = instantiate(optimizer_cfg)
@@ -235,7 +235,7 @@ def evaluate_only(cfg: DictConfig, out: Path, weights: Path, ranks: Ranks) -> di
     cfg = complete(cfg)
     cfg.train.output_dir = str(out)
     model = instantiate(cfg.model).to(ranks.device)
-    ranks.together(lambda: load_model(model, weights))
+    ranks.on_all(lambda: load_model(model, weights))
     rehearse_evaluation(cfg, model, ranks)
     return flat(evaluate(cfg, model, ranks)) | evaluate_with_tta(cfg, model, ranks)
 

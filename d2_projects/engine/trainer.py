@@ -49,7 +49,7 @@ class Trainer(SimpleTrainer):
             started = time.perf_counter()
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - started
-            with self._ranks.exchanging(self.model, exchange=part == self._accumulate - 1):
+            with self._ranks.gradient_sync(self.model, exchange=part == self._accumulate - 1):
                 with self._autocast():
                     found = {name: loss / self._accumulate for name, loss in self.model(batch).items()}
                 self.grad_scaler.scale(sum(found.values())).backward()

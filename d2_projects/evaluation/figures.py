@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLOURS, GREY, encode, quieten
+from spark.utils.plots import COLORS, GRAY, encode, quieten
 
 if TYPE_CHECKING:
     from d2_projects.evaluation.average_precision import Evaluation
@@ -26,19 +26,19 @@ def draw_precision_recall(evaluations: Mapping[Any, Evaluation]) -> bytes:
         shown = np.argsort(evaluation.objects, kind="stable")[::-1][:SHOWN]
         for axes, threshold in zip(row, (0.5, 0.75), strict=True):
             precision_RK = evaluation.precision(threshold)
-            for colour, category in zip(COLOURS, shown, strict=False):
+            for color, category in zip(COLORS, shown, strict=False):
                 if evaluation.objects[category] and len(evaluation.categories) > 1:
-                    axes.plot(RECALLS, precision_RK[:, category], color=colour, linewidth=1.1,
+                    axes.plot(RECALLS, precision_RK[:, category], color=color, linewidth=1.1,
                               label=f"{evaluation.categories[category]} ({evaluation.objects[category]:,})")
             defined = ~np.isnan(precision_RK[0])
             axes.plot(RECALLS, precision_RK[:, defined].mean(1) if defined.any() else np.zeros(101), color="black",
                       linewidth=2.2, label=f"mean of {defined.sum()}")
             axes.set(xlim=(0, 1), ylim=(0, 1.02))
             axes.set_title(f"{TITLES[task]}, IoU {threshold:g}: AP {100 * np.nanmean(precision_RK[:, defined]):.1f}"
-                           if defined.any() else f"{TITLES[task]}, IoU {threshold:g}", fontsize=10, color=GREY)
+                           if defined.any() else f"{TITLES[task]}, IoU {threshold:g}", fontsize=10, color=GRAY)
             quieten(axes, grid=True)
         row[0].set_ylabel("precision", fontsize=9)
-        row[0].legend(fontsize=8, frameon=False, labelcolor=GREY)
+        row[0].legend(fontsize=8, frameon=False, labelcolor=GRAY)
     for axes in panels[-1]:
         axes.set_xlabel("recall", fontsize=9)
     return encode(figure, "png")
@@ -53,12 +53,12 @@ def draw_course(log: Sequence[Mapping[str, Any]]) -> bytes:
         for number, key in enumerate(keys):
             points = [(record["step"], record[key]) for record in log if key in record]
             if points:
-                axes.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)],
+                axes.plot(*zip(*points, strict=True), color=COLORS[number % len(COLORS)],
                           linewidth=2 if number == 0 else 1.1, marker="o" if len(points) < 3 else None, label=key)
-        axes.set_title(title, fontsize=10, color=GREY)
+        axes.set_title(title, fontsize=10, color=GRAY)
         axes.set_xlabel("iteration", fontsize=9)
         axes.set_ylim(0, 1.08 * max((record[key] for record in log for key in keys if key in record), default=1) or 1)
         quieten(axes, grid=True)
         if len(keys) > 1:
-            axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
+            axes.legend(fontsize=8, frameon=False, labelcolor=GRAY)
     return encode(figure, "png")

@@ -42,7 +42,7 @@ def rehearse_evaluation(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> None
         raise
     except Exception as error:  # whatever it is, it would happen after hours, too
         raise UserError(f"evaluating two validation pictures fails with {type(error).__name__}: {error}") from error
-    if ranks.first and not found >= LEAST_AP * best:
+    if ranks.is_main and not found >= LEAST_AP * best:
         raise UserError(f"the evaluator gives the annotations themselves a bbox AP of {found:.1f} instead of 100: "
                         "its data set is not that of dataloader.test, or its category ids are others")
 
@@ -85,7 +85,7 @@ def _rehearse(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> tuple[float, f
         results = evaluator.evaluate(img_ids=images)
     shown = sum(min(len(objects(record)), MOST_OBJECTS) for record in records)
     best = shown / max(1, sum(record.get(ANNOTATED, len(objects(record))) for record in records))
-    return (float(results["bbox"]["AP"]) if ranks.first else 0.0), best
+    return (float(results["bbox"]["AP"]) if ranks.is_main else 0.0), best
 
 
 def objects(record: dict[str, Any]) -> list[dict[str, Any]]:

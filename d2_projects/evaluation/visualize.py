@@ -13,9 +13,9 @@ from pycocotools import mask as rle
 from d2_projects.evaluation.matching import WRONG, Matches, encoded
 
 GAP = 6  # pixels of white between the pictures of a sheet
-TINT = 90  # of 255: how much of a mask's colour covers the photo
+TINT = 90  # of 255: how much of a mask's color covers the photo
 DASH = 5  # pixels
-COLOURS = ((255, 196, 0), (0, 200, 255), (255, 80, 160), (120, 230, 80), (180, 120, 255), (255, 120, 40))
+COLORS = ((255, 196, 0), (0, 200, 255), (255, 80, 160), (120, 230, 80), (180, 120, 255), (255, 120, 40))
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -26,7 +26,7 @@ class Shape:
     box: Box
     mask: np.ndarray | None  # [H, W]
     label: str
-    category: int  # its place among the categories: decides the colour
+    category: int  # its place among the categories: decides the color
     dashed: bool  # not matched: missed, or wrong
 
 
@@ -65,52 +65,52 @@ def _shape(entry: dict[str, Any], size: tuple[int, int], names: dict[int, str], 
 
 
 def draw(image: Image.Image, shapes: Iterable[Shape], side: int) -> Image.Image:
-    """Return the picture with `side` pixels on its longer edge, tinted masks, and a labelled box around each."""
+    """Return the picture with `side` pixels on its longer edge, tinted masks, and a labeled box around each."""
     scale = side / max(image.size)
     canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
     shapes = list(shapes)
     for shape in shapes:
         if shape.mask is not None:
-            _paint(canvas, shape.mask, COLOURS[shape.category % len(COLOURS)])
+            _paint(canvas, shape.mask, COLORS[shape.category % len(COLORS)])
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(11, side / 26))
     for shape in shapes:
         left, top, right, bottom = (value * scale for value in shape.box)
         box = (max(left, 0), max(top, 0), min(right, canvas.width - 1), min(bottom, canvas.height - 1))
         if box[0] < box[2] and box[1] < box[3]:
-            _outline(pen, box, COLOURS[shape.category % len(COLOURS)], shape.dashed)
+            _outline(pen, box, COLORS[shape.category % len(COLORS)], shape.dashed)
             pen.text((box[0] + 3, box[1] + 1), shape.label, "white", font, stroke_width=1, stroke_fill="black")
     return canvas
 
 
-def _paint(canvas: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _paint(canvas: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> None:
     """Tint a mask, and draw its edge."""
     whole = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize(canvas.size, Image.Resampling.NEAREST)
     edge = ImageChops.subtract(whole, whole.filter(ImageFilter.MinFilter(3)))
-    paint = Image.new("RGB", canvas.size, colour)
+    paint = Image.new("RGB", canvas.size, color)
     canvas.paste(paint, mask=whole.point(lambda value: TINT if value else 0))
     canvas.paste(paint, mask=edge)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int], dashed: bool) -> None:
+def _outline(pen: ImageDraw.ImageDraw, box: Box, color: tuple[int, int, int], dashed: bool) -> None:
     if not dashed:
-        pen.rectangle(box, outline=colour, width=2)
+        pen.rectangle(box, outline=color, width=2)
         return
     left, top, right, bottom = box
     for start, stop, line in (
         (left, right, lambda a, b: [(a, top, b, top), (a, bottom, b, bottom)]),
         (top, bottom, lambda a, b: [(left, a, left, b), (right, a, right, b)]),
     ):
-        _dashes(pen, start, stop, line, colour)
+        _dashes(pen, start, stop, line, color)
 
 
 def _dashes(
     pen: ImageDraw.ImageDraw, start: float, stop: float, line: Callable[[float, float], list[Box]],
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
 ) -> None:
     """Draw every other piece of the two lines that `line` gives for a piece."""
     for begin in np.arange(start, stop, 2 * DASH):
         for segment in line(float(begin), min(float(begin) + DASH, stop)):
-            pen.line(segment, fill=colour, width=2)
+            pen.line(segment, fill=color, width=2)
 
 
 def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.Image:

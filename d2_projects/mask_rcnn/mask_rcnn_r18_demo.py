@@ -42,7 +42,7 @@ model.roi_heads.box_predictor.input_shape.channels = 256
 model.roi_heads.mask_head.input_shape.channels = width
 model.roi_heads.mask_head.conv_dims = [width, width, width]
 
-# One process: no other to synchronise with.
+# One process: no other to synchronize with.
 model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = model.backbone.norm = "BN"
 model.roi_heads.box_head.conv_norm = model.roi_heads.mask_head.conv_norm = "BN"
 

@@ -26,7 +26,7 @@ def largest_feature_difference(
         d2_state: the same weights for Detectron2's native ResNet, likewise complete.
         info: which model it is, such as "resnet50".
 
-    Both run in evaluation mode on random pictures; randomise the batch-norm statistics before converting, or a
+    Both run in evaluation mode on random pictures; randomize the batch-norm statistics before converting, or a
     forgotten running mean goes unnoticed; and their weights, of which timm starts some at zero.
 
     Raises:

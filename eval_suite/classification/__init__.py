@@ -1,1 +1,1 @@
-"""Fine-tuning, linear probe and k-NN on labelled images."""
+"""Fine-tuning, linear probe and k-NN on labeled images."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from eval_suite.classification.data import UNLABELLED
+from eval_suite.classification.data import UNLABELED
 from spark.data.unreadable import UnreadableFiles
 from spark.utils.distributed import Ranks
 
 TOP = (1, 5)
-Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W], labels [B], unreadable [B]; see LabelledSample
+Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W], labels [B], unreadable [B]; see LabeledSample
 Classifiers = Callable[[Tensor], Mapping[str, Tensor]]  # images [B, 3, H, W] -> logits [B, classes] by name
 
 
@@ -31,7 +31,7 @@ def accuracies(
     metrics: dict[str, dict[int, MulticlassAccuracy]] = {}
     for images, labels_of_any, missing in batches:
         unreadable.note(missing)
-        readable = labels_of_any != UNLABELLED
+        readable = labels_of_any != UNLABELED
         known, labels = (part.to(ranks.device, non_blocking=True) for part in (readable, labels_of_any))
         found = classify(images.to(ranks.device, non_blocking=True))
         for name, logits in found.items():
@@ -42,7 +42,7 @@ def accuracies(
                 }
             for metric in metrics[name].values() if readable.any() else ():
                 metric.update(logits.float()[known], labels[known])
-    ranks.together(lambda: unreadable.judge(ranks.sum(len(unreadable.found))))
+    ranks.on_all(lambda: unreadable.judge(ranks.sum(len(unreadable.found))))
     return {
         name: {k: 100 * metric.compute().item() for k, metric in by_k.items()} for name, by_k in metrics.items()
     }

@@ -1,4 +1,4 @@
-"""Settings that every evaluation on labelled images has: fine-tuning, linear probe, k-NN."""
+"""Settings that every evaluation on labeled images has: fine-tuning, linear probe, k-NN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images in batches: which image comes when, and how each is augmented, follows from the seed alone."""
+"""Labeled images in batches: which image comes when, and how each is augmented, follows from the seed alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eval_suite.classification.augment import seeded
-from eval_suite.classification.labelled import LabelledSource
+from eval_suite.classification.labeled import LabeledSource
 from spark.data.dataset import SUBSTITUTES
 from spark.data.decode import UnreadableImageError
 from spark.data.samplers import AUGMENT, SHUFFLE, ShareSampler, mixed_seed
@@ -20,7 +20,7 @@ from spark.errors import UserError
 from spark.utils.distributed import Ranks
 from spark.utils.signals import leave_to_parent
 
-UNLABELLED = -1  # the class of an image that could not be decoded
+UNLABELED = -1  # the class of an image that could not be decoded
 
 
 class Draw(NamedTuple):
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     seed: int = 0
 
 
-class LabelledSample(NamedTuple):
+class LabeledSample(NamedTuple):
     """An image [3, H, W], its class, and the index of an unreadable image that was met, or -1."""
 
     image: Tensor
@@ -38,7 +38,7 @@ class LabelledSample(NamedTuple):
     unreadable: int
 
 
-class LabelledImages(Dataset[LabelledSample]):
+class LabeledImages(Dataset[LabeledSample]):
     """Transformed images.
 
     Args:
@@ -46,11 +46,11 @@ class LabelledImages(Dataset[LabelledSample]):
         transform: from a PIL image to [3, H, W].
         input_size: H and W.
         substitute: for training, any other image stands in for one that cannot be read. Otherwise, a black image of
-            class `UNLABELLED` does, and whoever counts leaves it out.
+            class `UNLABELED` does, and whoever counts leaves it out.
     """
 
     def __init__(
-        self, images: LabelledSource, transform: Callable[[Any], Tensor], input_size: int, substitute: bool
+        self, images: LabeledSource, transform: Callable[[Any], Tensor], input_size: int, substitute: bool
     ) -> None:
         self.images = images
         self._transform, self._blank = transform, torch.zeros(3, input_size, input_size)
@@ -60,19 +60,19 @@ class LabelledImages(Dataset[LabelledSample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Draw) -> LabelledSample:
+    def __getitem__(self, draw: Draw) -> LabeledSample:
         """Return an image, augmented by the draw's seed."""
         index, unreadable = draw.image, -1
         with seeded(draw.seed):
             for _ in range(self._tries):
                 try:
                     image = self._transform(self.images.load(index))
-                    return LabelledSample(image, self.images.label(index), unreadable)
+                    return LabeledSample(image, self.images.label(index), unreadable)
                 except UnreadableImageError:
                     unreadable = unreadable if unreadable >= 0 else index
                     index = int(torch.randint(len(self.images), ()))
-        label = self.images.label(draw.image) if self._substitute else UNLABELLED
-        return LabelledSample(self._blank, label, unreadable)  # the loop stops at the number of unreadable ones
+        label = self.images.label(draw.image) if self._substitute else UNLABELED
+        return LabeledSample(self._blank, label, unreadable)  # the loop stops at the number of unreadable ones
 
 
 class TrainSampler(Sampler[Draw]):
@@ -133,23 +133,23 @@ class Data:
         identity: JSON-like; independent of where the images lie.
     """
 
-    train: LabelledImages
-    val: LabelledImages
+    train: LabeledImages
+    val: LabeledImages
     classes: int
     identity: dict[str, Any]
 
 
 def train_loader(
-    images: LabelledImages, sampler: TrainSampler, batch: int, workers: int, ranks: Ranks
-) -> DataLoader[LabelledSample]:
+    images: LabeledImages, sampler: TrainSampler, batch: int, workers: int, ranks: Ranks
+) -> DataLoader[LabeledSample]:
     """Return this process's share of the batches: images [B, 3, H, W], labels [B], unreadable [B]."""
     return DataLoader(
-        images, ranks.share(batch), sampler=ShareSampler(sampler, batch, ranks), num_workers=workers,
+        images, ranks.local_batch(batch), sampler=ShareSampler(sampler, batch, ranks), num_workers=workers,
         pin_memory=ranks.device.type == "cuda", drop_last=True, worker_init_fn=leave_to_parent,
     )
 
 
-def plain_loader(images: LabelledImages, batch: int, workers: int, ranks: Ranks) -> DataLoader[LabelledSample]:
+def plain_loader(images: LabeledImages, batch: int, workers: int, ranks: Ranks) -> DataLoader[LabeledSample]:
     """Return this process's share of all images, each once, in order.
 
     Raises:

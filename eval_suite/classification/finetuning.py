@@ -23,7 +23,7 @@ from eval_suite.classification.layer_decay import parameter_groups
 from eval_suite.training import Learner
 from spark.data.samplers import STEP, mixed_seed
 from spark.data.unreadable import UnreadableFiles
-from spark.training.guard import Counts, FiniteGuard
+from spark.training.guard import Counts, NonFiniteGuard
 from spark.training.parallel import data_parallel
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
@@ -44,13 +44,13 @@ class Finetuning(Learner):
     def __init__(self, config: FinetuneConfig, data: Data, model: nn.Module, ranks: Ranks) -> None:
         self._config, self._data, self._ranks = config, data, ranks
         self._device = ranks.device
-        self._share = ranks.share(config.train.batch)
+        self._share = ranks.local_batch(config.train.batch)
         self._parts = config.parts(self._share)
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
         self._ema = ModelEmaV3(self._model, decay=config.train.ema_decay)
         self._parallel = data_parallel(self._model, ranks)
         self._optimizer = build_optimizer(config, self._model)
-        self._guard = FiniteGuard(self._model, self._device)
+        self._guard = NonFiniteGuard(self._model, self._device)
         self._mix = PairMixer(config.augment, data.classes, config.seed) if config.mixes else None
         self._loss = build_loss(config)
         self._unreadable = UnreadableFiles(data.val.images, spared=0)
@@ -110,7 +110,7 @@ class Finetuning(Learner):
             x, y = self._to_device(images[chosen]), labels[chosen].to(self._device, non_blocking=True)
             if self._mix is not None:
                 x, y = self._mix(x, y, number, self._ranks.rank * self._share + chosen.start)
-            with self._ranks.exchanging(self._parallel, part == self._parts - 1):
+            with self._ranks.gradient_sync(self._parallel, part == self._parts - 1):
                 with autocast(self._device, self._config.precision):
                     logits = self._parallel(x)
                 loss = self._loss(logits.float(), y)

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import update_bn
 
 from eval_suite.classification.augment import val_transform
 from eval_suite.classification.config import DataConfig
-from eval_suite.classification.data import LabelledImages, plain_loader
-from eval_suite.classification.labelled import LabelledSource
+from eval_suite.classification.data import LabeledImages, plain_loader
+from eval_suite.classification.labeled import LabeledSource
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
 
@@ -47,7 +47,7 @@ class FrozenEncoder:
             pooled = [map_.float().mean((2, 3)) for map_ in self._encoder(x)[-2:]]
         return {LAST: pooled[-1], LAST_TWO: torch.cat(pooled, 1)}
 
-    def recalibrate(self, images: LabelledImages, workers: int) -> None:
+    def recalibrate(self, images: LabeledImages, workers: int) -> None:
         """Take the running statistics of all batch norms anew, as plain averages over batches of these images.
 
         The batches are of one size, which no setting changes: it decides about the statistics. What is left over when
@@ -58,7 +58,7 @@ class FrozenEncoder:
             update_bn(itertools.islice(self._batches(images, batch, workers), len(images) // batch), self._encoder)
         self._encoder.eval()
 
-    def statistics(self, images: LabelledImages, batch: int, workers: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def statistics(self, images: LabeledImages, batch: int, workers: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return mean and deviation [width] of each sort of features over these images."""
         parts = [self(x) for x in self._batches(images, batch, workers)]
         found = {}
@@ -67,15 +67,15 @@ class FrozenEncoder:
             found[name] = mean.float(), deviation.float()
         return found
 
-    def _batches(self, images: LabelledImages, batch: int, workers: int) -> Iterator[Tensor]:
+    def _batches(self, images: LabeledImages, batch: int, workers: int) -> Iterator[Tensor]:
         """Yield all images in every process alike."""
         for sample in plain_loader(images, batch, workers, Ranks(self._device)):
             yield sample.image.to(self._device).contiguous(memory_format=torch.channels_last)
 
 
-def some_images(images: LabelledSource, count: int, data: DataConfig) -> LabelledImages:
+def some_images(images: LabeledSource, count: int, data: DataConfig) -> LabeledImages:
     """Return about so many of the images, evenly over classes, mixed, and as they are evaluated."""
     share = min(count / len(images), 1)
     chosen = images.taking([max(1, round(share * there)) for there in images.counts().tolist()], SAMPLE_SEED)
     mixed = dataclasses.replace(chosen, indices=np.random.default_rng(SAMPLE_SEED).permutation(chosen.indices))
-    return LabelledImages(mixed, val_transform(data), data.input_size, substitute=True)
+    return LabeledImages(mixed, val_transform(data), data.input_size, substitute=True)

@@ -28,7 +28,7 @@ from spark.backbones.timm_pyramid import (
 from spark.errors import UserError
 from spark.formats.encoder import WEIGHTS
 from spark.formats.reader import encoder_of, optional
-from spark.runs.record import Initialisation
+from spark.runs.record import Initialization
 from spark.training.initialize import TIMM, timm_weights
 from spark.utils.files import sha256
 
@@ -53,7 +53,7 @@ class Start:
     """What a network begins with: weights as they are named in the dense encoder, or None for its random ones."""
 
     weights: dict[str, Tensor] | None
-    record: Initialisation
+    record: Initialization
 
 
 def start_of(init: str, name: str, options: Mapping[str, Any], data: DataConfig) -> Start:
@@ -69,19 +69,19 @@ def start_of(init: str, name: str, options: Mapping[str, Any], data: DataConfig)
         UserError: it does not exist, is not of this network, or wants other images.
     """
     if init == SCRATCH:
-        return Start(None, Initialisation(SCRATCH))
+        return Start(None, Initialization(SCRATCH))
     if init.startswith(TIMM):
         supervised = init.removeprefix(TIMM)
         weights = dict(timm_weights(supervised, in_chans=3).state)
         pretrained = timm.get_pretrained_cfg(supervised)
         _check_fits(init, supervised, {}, 3, pretrained.mean, pretrained.std, name, options, data)
-        return Start(weights, Initialisation("supervised", init))
+        return Start(weights, Initialization("supervised", init))
     path = Path(init)
     encoder = encoder_of(path, name)
     info = encoder.info
     _check_fits(init, info.model, info.options, info.in_chans, info.mean, info.std, name, options, data)
     file = path / WEIGHTS if path.is_dir() else path
-    record = Initialisation(info.method, str(file), sha256(file), info.epochs, info.recipe_hash)
+    record = Initialization(info.method, str(file), sha256(file), info.epochs, info.recipe_hash)
     return Start(encoder.state, record)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval_suite.classification.accuracy import accuracies
-from eval_suite.classification.data import Data, LabelledImages, plain_loader
+from eval_suite.classification.data import Data, LabeledImages, plain_loader
 from eval_suite.classification.frozen import FrozenEncoder
 from eval_suite.classification.probe_config import ProbeConfig
 from eval_suite.training import Learner
@@ -82,7 +82,7 @@ class Probing(Learner):
     """
 
     def __init__(
-        self, config: ProbeConfig, data: Data, held_out: LabelledImages, encoder: FrozenEncoder,
+        self, config: ProbeConfig, data: Data, held_out: LabeledImages, encoder: FrozenEncoder,
         statistics: Mapping[str, tuple[Tensor, Tensor]], ranks: Ranks,
     ) -> None:
         self._config, self._classes, self._ranks, self._encoder = config, data.classes, ranks, encoder
@@ -114,7 +114,7 @@ class Probing(Learner):
         """Return top-1 and top-5 accuracy of every head, such as "val/top1/last/lr=0.1"; "top1" is the chosen one's."""
         found: dict[str, float] = {}
         for name, split in self._splits.items():
-            loader = plain_loader(split, self._ranks.share(self._config.train.batch), self._config.data.workers,
+            loader = plain_loader(split, self._ranks.local_batch(self._config.train.batch), self._config.data.workers,
                                   self._ranks)
             by_head = accuracies(
                 self._classify, loader, self._classes, self._ranks, self._unreadable[name]

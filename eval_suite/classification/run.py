@@ -17,7 +17,7 @@ from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import ResultRecord
-from spark.utils.distributed import Ranks, joined
+from spark.utils.distributed import Ranks, process_group
 from spark.utils.provenance import code_version, environment, hardware
 from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
@@ -41,15 +41,15 @@ def in_processes(config: EvaluationConfig, evaluate: Evaluate) -> Path | None:
         PostponedError: it was asked to stop.
     """
     run = Path(config.out)
-    with joined(config.device) as ranks, StopRequest() as request:
+    with process_group(config.device) as ranks, StopRequest() as request:
         record = evaluate(ranks, request)
         if record is not None:
-            ranks.on_first(lambda: _save(record, run, ranks))
-    if record is None and not ranks.first:
+            ranks.on_main(lambda: _save(record, run, ranks))
+    if record is None and not ranks.is_main:
         raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
     if record is None:
         raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
-    return run / RESULT if ranks.first else None
+    return run / RESULT if ranks.is_main else None
 
 
 def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
@@ -74,6 +74,6 @@ def measured(config: EvaluationConfig, ranks: Ranks, *, wall_seconds: float, **c
 
 def _save(record: ResultRecord, run: Path, ranks: Ranks) -> None:
     if (run / RESULT).is_file():
-        ranks.say(f"{run} is finished already; resume=never starts it again")
+        ranks.log(f"{run} is finished already; resume=never starts it again")
     else:
         record.save(run)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLOURS, GREY_ON_ANY, encode, quieten
+from spark.utils.plots import COLORS, GRAY_ON_ANY, encode, quieten
 
 Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
 POINTS = 400  # of a line: more would not be seen, and make the page large
@@ -21,7 +21,7 @@ TICKS_APART = 0.08  # of a logarithmic axis
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's log; runs of a group share a colour."""
+    """A run's log; runs of a group share a color."""
 
     group: str
     log: Log
@@ -40,12 +40,12 @@ def draw_curves(curves: Sequence[Curve], keys: Sequence[str]) -> bytes | None:
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    colours = dict(zip(dict.fromkeys(curve.group for curve in curves), itertools.cycle(COLOURS), strict=False))
+    colors = dict(zip(dict.fromkeys(curve.group for curve in curves), itertools.cycle(COLORS), strict=False))
     for axes, key in itertools.zip_longest(panels, shown):
         if key is None:
             axes.set_visible(False)
             continue
-        _draw_lines(axes, curves, key, axis_name, colours)
+        _draw_lines(axes, curves, key, axis_name, colors)
         axes.set_xlabel("optimizer step" if axis_name == "step" else "epoch")
         axes.set_xlim(left=0)
         _finish(axes, key)
@@ -71,7 +71,7 @@ def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: st
         _draw_points(upper, there, cost, style, "mean", there["std"], there["std"])
         _draw_points(lower, there, cost, style, "gain", there["gain"] - there["gain_low"],
                      there["gain_high"] - there["gain"])
-        lower.axhline(0, color=GREY_ON_ANY, linewidth=0.8)
+        lower.axhline(0, color=GRAY_ON_ANY, linewidth=0.8)
         lower.set_xlabel(title)
         _logarithmic(lower, sorted(there[cost].unique()))
         _finish(upper, metric if column == 0 else "")
@@ -79,12 +79,12 @@ def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: st
     return encode(figure, "svg")
 
 
-def _draw_lines(axes: Any, curves: Sequence[Curve], key: str, axis_name: str, colours: Mapping[str, str]) -> None:
+def _draw_lines(axes: Any, curves: Sequence[Curve], key: str, axis_name: str, colors: Mapping[str, str]) -> None:
     named: set[str] = set()
     for curve in curves:
         points = [(record[axis_name], record[key]) for record in curve.log if record.get(key) is not None]
         if points:
-            axes.plot(*zip(*_thinned(points), strict=True), color=colours[curve.group], linewidth=1.4,
+            axes.plot(*zip(*_thinned(points), strict=True), color=colors[curve.group], linewidth=1.4,
                       marker="o" if len(points) == 1 else None,
                       label=None if curve.group in named else curve.group)
             named.add(curve.group)
@@ -95,13 +95,13 @@ class _Style:
     """Colours of lines by the column that they are named after, markers by protocol."""
 
     by: str
-    colours: Mapping[str, str]
+    colors: Mapping[str, str]
     markers: Mapping[str, str]
 
     @classmethod
     def of(cls, points: pd.DataFrame, by: str) -> _Style:
-        colours = dict(zip(points[by].unique(), itertools.cycle(COLOURS), strict=False))
-        return cls(by, colours, dict(zip(points["protocol"].unique(), itertools.cycle(MARKERS), strict=False)))
+        colors = dict(zip(points[by].unique(), itertools.cycle(COLORS), strict=False))
+        return cls(by, colors, dict(zip(points["protocol"].unique(), itertools.cycle(MARKERS), strict=False)))
 
 
 def _draw_points(
@@ -111,7 +111,7 @@ def _draw_points(
     there = points.dropna(subset=[value]).sort_values(cost)
     for (name, protocol), line in there.groupby([style.by, "protocol"], sort=False):
         bars = [below[line.index].fillna(0), above[line.index].fillna(0)]
-        axes.errorbar(line[cost], line[value], yerr=bars, color=style.colours[str(name)],
+        axes.errorbar(line[cost], line[value], yerr=bars, color=style.colors[str(name)],
                       marker=style.markers[str(protocol)], linewidth=1.4, markersize=5, elinewidth=1, capsize=2.5,
                       label=name)
 
@@ -131,12 +131,12 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
 
 
 def _finish(axes: Any, title: str, legend: bool = True) -> None:
-    axes.set_title(title, fontsize=10, color=GREY_ON_ANY)
-    quieten(axes, GREY_ON_ANY, grid=True)
+    axes.set_title(title, fontsize=10, color=GRAY_ON_ANY)
+    quieten(axes, GRAY_ON_ANY, grid=True)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique and legend:
-        axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, labelcolor=GREY_ON_ANY)
+        axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, labelcolor=GRAY_ON_ANY)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -69,12 +69,12 @@ def collect(folders: Sequence[Path]) -> Collected:
 
 
 def flatten(records: Mapping[Path, ResultRecord]) -> pd.DataFrame:
-    """Return a row for each run with what `summarise` needs; a copied folder is not a second measurement."""
+    """Return a row for each run with what `summarize` needs; a copied folder is not a second measurement."""
     runs = pd.DataFrame([_flat(folder, record) for folder, record in records.items()])
     return runs.drop_duplicates([*ROW, "seed", "value", "wall_seconds"], ignore_index=True)
 
 
-def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Return mean, std (of a sample, absent for one run), n and gain over the baseline for each row.
 
     Args:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from eval_suite.reporting.page import render_page
 from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_latex, to_markdown
-from eval_suite.reporting.tables import caution_of, collect, flatten, summarise
+from eval_suite.reporting.tables import caution_of, collect, flatten, summarize
 from spark.errors import UserError
 from spark.utils.files import write_text
 
@@ -32,7 +32,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if out is None and len(folders) != 1:
         raise UserError("a report on several folders needs a place: pass --out FOLDER")
     collected = collect(folders)
-    table = summarise(flatten(collected.records))
+    table = summarize(flatten(collected.records))
     out = out or folders[0] / "report"
     texts = {
         "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table),

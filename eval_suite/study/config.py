@@ -27,7 +27,7 @@ OWN = "own"  # the only budget, where none are named: that of the recipe
 
 
 @dataclass
-class InitialisationChoice:
+class InitializationChoice:
     """What a backbone begins with: nothing (scratch), a pre-training of this study, or a checkpoint."""
 
     pretrain: str = ""  # recipe of a pre-training
@@ -76,7 +76,7 @@ class StudyConfig:
     images: int | None = None  # training images, for estimates where the data is not there
     prepare: str = ""  # command that makes {data}; it runs first, and once
     models: list[str] = field(default_factory=list)
-    initialisations: dict[str, Any] = field(default_factory=dict)  # name: InitialisationChoice
+    initialisations: dict[str, Any] = field(default_factory=dict)  # name: InitializationChoice
     budgets: dict[str, Any] = field(default_factory=dict)  # name: settings of the pre-training
     tasks: dict[str, Any] = field(default_factory=dict)  # name: TaskChoice
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -90,12 +90,12 @@ class StudyConfig:
         found = [f"'{name}' is required and empty" for name in ("models", "initialisations", "seeds")
                  if not getattr(self, name)]
         for name, schema in (
-            ("initialisations", InitialisationChoice), ("tasks", TaskChoice), ("overrides", Override),
+            ("initialisations", InitializationChoice), ("tasks", TaskChoice), ("overrides", Override),
         ):
             found += _Typed(schema, getattr(self, name), name).problems
         if found:
             return found
-        for name, init in self.initialisation_choices().items():
+        for name, init in self.initialization_choices().items():
             if init.pretrain and (init.checkpoint or init.checkpoints):
                 found.append(f"initialisations.{name} has both a pre-training and a checkpoint")
         for name, settings in self.budgets.items():
@@ -105,9 +105,9 @@ class StudyConfig:
             found += self._check_selector(name, selector)
         return found or ([] if self.points() else ["no point is left: 'exclude' takes all of them away"])
 
-    def initialisation_choices(self) -> dict[str, InitialisationChoice]:
+    def initialization_choices(self) -> dict[str, InitializationChoice]:
         """Return the initialisations by name."""
-        return _Typed(InitialisationChoice, self.initialisations, "initialisations").values
+        return _Typed(InitializationChoice, self.initialisations, "initialisations").values
 
     def task_choices(self) -> dict[str, TaskChoice]:
         """Return the tasks by name."""

@@ -20,7 +20,7 @@ from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.config import (
     OWN,
     PRETRAIN,
-    InitialisationChoice,
+    InitializationChoice,
     Point,
     StudyConfig,
     dotted,
@@ -173,7 +173,7 @@ class _Builder:
     def __init__(self, study: StudyConfig, cluster: ClusterConfig) -> None:
         self._study, self._cluster = study, cluster
         self._out = Path(study.out)
-        self._inits, self._tasks = study.initialisation_choices(), study.task_choices()
+        self._inits, self._tasks = study.initialization_choices(), study.task_choices()
         self._overrides = study.override_choices()
         self._identities = DataIdentities()
         self._nodes: dict[str, Node] = {}
@@ -197,7 +197,7 @@ class _Builder:
         work = Work(filled(study.prepare, data=study.data), self._out, {MAKES: study.data})
         return self._add(f"{STEPS}:MakeData", "data", work, {"task": "data"}, (), None)
 
-    def _pretraining(self, point: Point, choice: InitialisationChoice, made: Node | None) -> Node:
+    def _pretraining(self, point: Point, choice: InitializationChoice, made: Node | None) -> Node:
         seed = point.seed if choice.seed is None else choice.seed
         labels = {"task": PRETRAIN, "model": point.model, "init": point.init, "budget": point.budget, "seed": seed}
         budget = dotted(self._study.budgets.get(point.budget) or {})
@@ -205,7 +205,7 @@ class _Builder:
         return self._add(choice.task, f"{PRETRAIN}-{point.init}", work, labels, (), made)
 
     def _evaluation(
-        self, point: Point, choice: InitialisationChoice, pretraining: Node | None, made: Node | None
+        self, point: Point, choice: InitializationChoice, pretraining: Node | None, made: Node | None
     ) -> Node:
         labels = {"task": point.task, "model": point.model, "init": point.init, "seed": point.seed}
         task = self._tasks[point.task]

@@ -19,7 +19,7 @@ from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import FILE_NAME as RESULT
-from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.runs.record import Initialization, Metric, ResultRecord
 from spark.utils.distributed import Ranks
 from spark.utils.files import sha256, write_json, write_text
 from spark.utils.provenance import code_version, content_hash, environment, hardware
@@ -98,7 +98,7 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
                     return evaluate_and_write(config, ranks)
                 return train_and_record(config, ranks, request)
             except PostponedError:
-                if not ranks.first:
+                if not ranks.is_main:
                     raise SystemExit(EXIT_CODE) from None
                 raise
 
@@ -169,23 +169,23 @@ def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | 
 
     config, notes = config.for_gpus(ranks.size if ranks.device.type == "cuda" else 0)
     for note in notes:
-        ranks.say(note)
-    ranks.together(lambda: refuse_early(config, ranks))
-    start = ranks.together(lambda: start_of(config))
-    data = ranks.together(lambda: check(locate(config.cfg.data)))
-    ranks.together(lambda: check_categories(config, data))
+        ranks.log(note)
+    ranks.on_all(lambda: refuse_early(config, ranks))
+    start = ranks.on_all(lambda: start_of(config))
+    data = ranks.on_all(lambda: check(locate(config.cfg.data)))
+    ranks.on_all(lambda: check_categories(config, data))
     protocol = protocol_of(config, data)
     identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": start.record}
-    if ranks.on_first(lambda: finished(config, identity)):
-        ranks.say(f"{config.out} is finished already; resume=never starts it again")
-        return config.out / RESULT if ranks.first else None
+    if ranks.on_main(lambda: finished(config, identity)):
+        ranks.log(f"{config.out} is finished already; resume=never starts it again")
+        return config.out / RESULT if ranks.is_main else None
 
-    if ranks.first:
+    if ranks.is_main:
         print(summary(config, data, start))
     with registered(data) as names:
         point_at(config.cfg, data, names)
         outcome = train(config.cfg, config.out, start.weights, ranks, request)
-        if not ranks.first:
+        if not ranks.is_main:
             return None
     result = record(config, data, protocol, start.record, outcome, ranks)
     shown = headline({name: metric.value for name, metric in result.metrics.items()})
@@ -202,12 +202,12 @@ def evaluate_and_write(config: DetectConfig, ranks: Ranks) -> Path | None:
 
     of_run = {"last": LAST, "best": BEST}.get(config.weights)
     weights = config.out / CHECKPOINTS / of_run if of_run else Path(config.weights)
-    ranks.together(lambda: must_exist(weights))
-    data = ranks.together(lambda: check(locate(config.cfg.data)))
+    ranks.on_all(lambda: must_exist(weights))
+    data = ranks.on_all(lambda: check(locate(config.cfg.data)))
     with registered(data) as names:
         point_at(config.cfg, data, names)
         metrics = evaluate_only(config.cfg, config.out / EVALUATED, weights, ranks)
-    if not ranks.first:
+    if not ranks.is_main:
         return None
     values = metric_values(metrics)
     shown = headline(values)
@@ -371,7 +371,7 @@ def metrics_of(outcome: Outcome) -> dict[str, Metric]:
 
 
 def record(
-    config: DetectConfig, data: CocoData, protocol: dict[str, Any], init: Initialisation,
+    config: DetectConfig, data: CocoData, protocol: dict[str, Any], init: Initialization,
     outcome: Outcome, ranks: Ranks,
 ) -> ResultRecord:
     """Return the result record of a finished run."""

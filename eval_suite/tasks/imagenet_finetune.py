@@ -13,16 +13,16 @@ from pathlib import Path
 
 from eval_suite.classification.augment import train_transform, val_transform
 from eval_suite.classification.backbone_cost import backbone_cost
-from eval_suite.classification.data import Data, LabelledImages
+from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
 from eval_suite.classification.initialize import build_classifier, start_of
-from eval_suite.classification.labelled import LabelledSource, identity_of, limited, open_splits
+from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
 from eval_suite.classification.run import in_processes, measured, prepared
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from eval_suite.training import Schedule, Training
 from spark.config.recipe import load_recipe
-from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.runs.record import Initialization, Metric, ResultRecord
 from spark.utils.distributed import Ranks
 from spark.utils.files import write_text
 from spark.utils.provenance import content_hash
@@ -81,16 +81,16 @@ def run(recipe: str, overrides: Sequence[str]) -> Path | None:
 
 
 def _finetune(config: FinetuneConfig, ranks: Ranks, request: StopRequest) -> ResultRecord | None:
-    data = ranks.together(lambda: open_data(config))
-    start = ranks.together(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
-    model = ranks.together(lambda: build_classifier(config.model, data.classes, start, config.seed))
-    learner = ranks.together(lambda: Finetuning(config, data, model, ranks))
+    data = ranks.on_all(lambda: open_data(config))
+    start = ranks.on_all(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
+    model = ranks.on_all(lambda: build_classifier(config.model, data.classes, start, config.seed))
+    learner = ranks.on_all(lambda: Finetuning(config, data, model, ranks))
     origin = {"data": data.identity, "init": dataclasses.asdict(start.record)}
-    training = ranks.together(lambda: Training("finetune", config, _schedule(config), learner, data, ranks, origin))
+    training = ranks.on_all(lambda: Training("finetune", config, _schedule(config), learner, data, ranks, origin))
     _describe(config, data, ranks)
     if not training.complete(request, yields=(SUBSET,)):
         return None
-    if config.labels.limited and ranks.first:
+    if config.labels.limited and ranks.is_main:
         names = map(data.train.images.name, range(len(data.train)))
         write_text(Path(config.out) / SUBSET, "".join(f"{name}\n" for name in names))
     return _record(config, data, start.record, training, ranks)
@@ -109,12 +109,12 @@ def open_data(config: FinetuneConfig) -> Data:
         identity["subsets"] = _hash_of_subsets(whole, config)
     size = config.data.input_size
     return Data(
-        LabelledImages(train, train_transform(config.data, config.augment), size, substitute=True),
-        LabelledImages(val, val_transform(config.data), size, substitute=False), len(val.classes), identity,
+        LabeledImages(train, train_transform(config.data, config.augment), size, substitute=True),
+        LabeledImages(val, val_transform(config.data), size, substitute=False), len(val.classes), identity,
     )
 
 
-def _hash_of_subsets(whole: LabelledSource, config: FinetuneConfig) -> str:
+def _hash_of_subsets(whole: LabeledSource, config: FinetuneConfig) -> str:
     """Identify the subsets of all seeds that are compared: runs of different seeds have one protocol."""
     return content_hash([limited(whole, config.labels, seed).identity for seed in config.labels.seeds])
 
@@ -129,17 +129,17 @@ def _schedule(config: FinetuneConfig) -> Schedule:
 
 def _describe(config: FinetuneConfig, data: Data, ranks: Ranks) -> None:
     """Say how the steps are computed."""
-    share = ranks.share(config.train.batch)
+    share = ranks.local_batch(config.train.batch)
     parts = config.parts(share)
-    ranks.say(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
+    ranks.log(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
     if ranks.size > 1:
-        ranks.say(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
+        ranks.log(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
     if parts > 1:
-        ranks.say(f"accumulating {parts} parts of {share // parts} images, which batch norms see one at a time")
+        ranks.log(f"accumulating {parts} parts of {share // parts} images, which batch norms see one at a time")
 
 
 def _record(
-    config: FinetuneConfig, data: Data, init: Initialisation, training: Training, ranks: Ranks
+    config: FinetuneConfig, data: Data, init: Initialization, training: Training, ranks: Ranks
 ) -> ResultRecord:
     """Return the result of the finished run."""
     best = {name.replace("_last", "_best"): value for name, value in training.best.items() if name.endswith("_last")}

@@ -17,10 +17,10 @@ from torch import Tensor
 from eval_suite.classification.augment import val_transform
 from eval_suite.classification.backbone_cost import backbone_cost
 from eval_suite.classification.config import SCRATCH
-from eval_suite.classification.data import UNLABELLED, LabelledImages, plain_loader
+from eval_suite.classification.data import UNLABELED, LabeledImages, plain_loader
 from eval_suite.classification.frozen import LAST, FrozenEncoder, some_images
 from eval_suite.classification.initialize import build_encoder, start_of
-from eval_suite.classification.labelled import LabelledSource, identity_of, open_splits
+from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
 from eval_suite.classification.probe_config import KnnConfig
 from eval_suite.classification.run import in_processes, measured, prepared
 from eval_suite.task import Cost, Prepared, Task, Work
@@ -90,7 +90,7 @@ def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRe
     if (out / RESULT).is_file():
         return _unchanged(out, config, protocol, start.record.checkpoint_sha256)
     save_resolved(config, out / CONFIG)
-    ranks.say(to_yaml(config))
+    ranks.log(to_yaml(config))
     if config.model.recalibrate:
         sample = some_images(train, config.model.recalibrate, config.data)
         encoder.recalibrate(sample, config.data.workers)
@@ -105,7 +105,7 @@ def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRe
         metrics[f"top1_k{neighbours}"] = Metric(100 * (predicted == wanted).double().mean().item(), "%")
     seconds = time.monotonic() - started
     main = f"top1_k{config.neighbours[0]}"
-    ranks.say(f"{len(queries)} images by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
+    ranks.log(f"{len(queries)} images by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
     return measured(
         config, ranks, task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
         metrics=metrics, main_metric=main, protocol=protocol, epochs=0, wall_seconds=seconds,
@@ -114,7 +114,7 @@ def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRe
 
 
 def _features(
-    encoder: FrozenEncoder, images: LabelledSource, config: KnnConfig, ranks: Ranks, request: StopRequest
+    encoder: FrozenEncoder, images: LabeledSource, config: KnnConfig, ranks: Ranks, request: StopRequest
 ) -> tuple[Tensor, Tensor]:
     """Return features [N, D] and classes [N], on the device, of those images that can be read.
 
@@ -122,14 +122,14 @@ def _features(
         UserError: more than one per cent cannot be read.
         PostponedError: it was asked to stop.
     """
-    plain = LabelledImages(images, val_transform(config.data), config.data.input_size, substitute=False)
+    plain = LabeledImages(images, val_transform(config.data), config.data.input_size, substitute=False)
     unreadable = UnreadableFiles(images, spared=0)
     features, classes = [], []
     for pixels, labels, missing in plain_loader(plain, config.batch, config.data.workers, ranks):
         if request.received:
             raise PostponedError("k-NN was asked to stop")
         unreadable.note(missing)
-        readable = labels != UNLABELLED
+        readable = labels != UNLABELED
         features.append(encoder(pixels)[LAST][readable.to(ranks.device)])
         classes.append(labels[readable])
     return torch.cat(features), torch.cat(classes).to(ranks.device)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from eval_suite.classification.augment import train_transform, val_transform
 from eval_suite.classification.backbone_cost import backbone_cost
-from eval_suite.classification.data import Data, LabelledImages
+from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import AugmentConfig
 from eval_suite.classification.frozen import FrozenEncoder, some_images
 from eval_suite.classification.initialize import Start, build_encoder, start_of
-from eval_suite.classification.labelled import LabelledSource, identity_of, open_splits
+from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
 from eval_suite.classification.probe_config import ProbeConfig
 from eval_suite.classification.probing import Probing, choose
 from eval_suite.classification.run import in_processes, measured, prepared
@@ -27,7 +27,7 @@ from eval_suite.training import Schedule, Training
 from spark.config.identity import without
 from spark.config.recipe import load_recipe
 from spark.errors import UserError
-from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.runs.record import Initialization, Metric, ResultRecord
 from spark.utils.distributed import Ranks
 from spark.utils.files import write_json
 from spark.utils.signals import StopRequest
@@ -69,8 +69,8 @@ class LinearProbe(Task):
 @dataclass(frozen=True)
 class _Splits:
     data: Data
-    held_out: LabelledImages
-    train: LabelledSource
+    held_out: LabeledImages
+    train: LabeledSource
 
 
 def run(recipe: str, overrides: Sequence[str]) -> Path | None:
@@ -85,19 +85,19 @@ def run(recipe: str, overrides: Sequence[str]) -> Path | None:
 
 
 def _probe(config: ProbeConfig, ranks: Ranks, request: StopRequest) -> ResultRecord | None:
-    splits = ranks.together(lambda: _open(config))
-    start = ranks.together(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
-    learner = ranks.together(lambda: _learner(config, splits, start, ranks))
+    splits = ranks.on_all(lambda: _open(config))
+    start = ranks.on_all(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
+    learner = ranks.on_all(lambda: _learner(config, splits, start, ranks))
     train = config.train
     schedule = Schedule(
         train.batch / 256, train.epochs, train.warmup_epochs, train.batch, train.evaluate_epochs,
         train.checkpoint_minutes,
     )
     origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record)}
-    training = ranks.together(lambda: Training("probe", config, schedule, learner, splits.data, ranks, origin))
+    training = ranks.on_all(lambda: Training("probe", config, schedule, learner, splits.data, ranks, origin))
     if not training.complete(request, yields=(HEADS,)):
         return None
-    if ranks.first:
+    if ranks.is_main:
         write_json(Path(config.out) / HEADS, without(training.results, ("top1",)))
     return _record(config, splits.data, learner, start.record, training, ranks)
 
@@ -119,16 +119,16 @@ def _open(config: ProbeConfig) -> _Splits:
     augment = AugmentConfig(min_crop=config.train.min_crop, policy="none", random_erasing=0.0)
     size, plain = config.data.input_size, val_transform(config.data)
     data = Data(
-        LabelledImages(train, train_transform(config.data, augment), size, substitute=True),
-        LabelledImages(val, plain, size, substitute=False), len(val.classes), identity_of(whole, train, val),
+        LabeledImages(train, train_transform(config.data, augment), size, substitute=True),
+        LabeledImages(val, plain, size, substitute=False), len(val.classes), identity_of(whole, train, val),
     )
-    return _Splits(data, LabelledImages(held_out, plain, size, substitute=False), train)
+    return _Splits(data, LabeledImages(held_out, plain, size, substitute=False), train)
 
 
 def _learner(config: ProbeConfig, splits: _Splits, start: Start, ranks: Ranks) -> Probing:
     encoder = build_encoder(config.model.name, config.model.options, start, config.seed)
     frozen = FrozenEncoder(encoder, ranks.device, config.precision)
-    batch, workers = ranks.share(config.train.batch), config.data.workers
+    batch, workers = ranks.local_batch(config.train.batch), config.data.workers
     if config.model.recalibrate:
         frozen.recalibrate(some_images(splits.train, config.model.recalibrate, config.data), workers)
     statistics = frozen.statistics(some_images(splits.train, config.train.statistics, config.data), batch, workers)
@@ -136,7 +136,7 @@ def _learner(config: ProbeConfig, splits: _Splits, start: Start, ranks: Ranks) -
 
 
 def _record(
-    config: ProbeConfig, data: Data, learner: Probing, init: Initialisation, training: Training, ranks: Ranks
+    config: ProbeConfig, data: Data, learner: Probing, init: Initialization, training: Training, ranks: Ranks
 ) -> ResultRecord:
     """Return the result of the finished run."""
     results = training.results
@@ -146,7 +146,7 @@ def _record(
     for features in dict.fromkeys(head.features for head in learner.heads):
         of_these = choose([head for head in learner.heads if head.features == features], results)
         metrics[f"top1_{features}"] = results[f"val/top1/{of_these}"]
-    ranks.say(f"chosen on the images held out: {chosen}, {metrics['top1']:.2f} % top-1")
+    ranks.log(f"chosen on the images held out: {chosen}, {metrics['top1']:.2f} % top-1")
     return measured(
         config, ranks, task=TASK, task_version=TASK_VERSION, model=config.model.name, init=init,
         metrics={name: Metric(value, "%") for name, value in metrics.items()}, main_metric="top1",

@@ -10,7 +10,7 @@ from pathlib import Path
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_hash
-from spark.checks.model_summary import ModelCard, describe
+from spark.checks.model_summary import ModelSummary, describe
 from spark.config.identity import deciding
 from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import load_recipe
@@ -65,6 +65,6 @@ def _read(work: Work) -> PretrainConfig:
 
 
 @lru_cache(maxsize=32)
-def _card(model: str, engine: str, height: int, width: int, ratio: float, decoder: int) -> ModelCard:
+def _card(model: str, engine: str, height: int, width: int, ratio: float, decoder: int) -> ModelSummary:
     """Costs of a network, which many nodes of a study share."""
     return describe(model, engine, (height, width), ratio, decoder)

@@ -22,7 +22,7 @@ class Pyramid(Protocol):
     position by itself: nobody reads it, but `spark check` proves it.
 
     Three more things are looked at where they exist: an attribute `sparse_layers`, the kinds of the network's own
-    layers and blocks by exact type (see `spark.sparse.Kind`), and parameters `in_chans` and `drop_path` of its
+    layers and blocks by exact type (see `spark.sparse.LayerRule`), and parameters `in_chans` and `drop_path` of its
     constructor, which are given `model.in_chans` and `model.drop_path`. `model.options` are its other parameters.
     """
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spark.methods.spark.decoder import DecoderBlock
 from spark.methods.spark.model import SparK, build_spark
 from spark.sparse import masked
-from spark.sparse.rule import Dense, Kind, unchanged
+from spark.sparse.rule import Dense, LayerRule, unchanged
 from spark.sparse.state import VisiblePatches
 
 
@@ -39,13 +39,13 @@ def gather_norm_scatter_channels_last(
     return y_BHWC
 
 
-LAYERS: Mapping[type[nn.Module], Kind] = MappingProxyType(
+LAYERS: Mapping[type[nn.Module], LayerRule] = MappingProxyType(
     {
-        nn.BatchNorm2d: Kind(gather_norm_scatter, None),
-        timm.layers.LayerNorm2d: Kind(gather_norm_scatter, None),
-        timm.layers.LayerNorm: Kind(gather_norm_scatter_channels_last, None),
-        nn.Linear: Kind(unchanged, None),
-        convnext.ConvNeXtBlock: Kind(masked.zero_masked, None),
+        nn.BatchNorm2d: LayerRule(gather_norm_scatter, None),
+        timm.layers.LayerNorm2d: LayerRule(gather_norm_scatter, None),
+        timm.layers.LayerNorm: LayerRule(gather_norm_scatter_channels_last, None),
+        nn.Linear: LayerRule(unchanged, None),
+        convnext.ConvNeXtBlock: LayerRule(masked.zero_masked, None),
     }
 )
 

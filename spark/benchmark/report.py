@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from spark.benchmark.step import PARTS
 from spark.utils.files import atomic_path, write_json, write_text
-from spark.utils.plots import GREY, encode, quieten
+from spark.utils.plots import GRAY, encode, quieten
 
-COLOURS = ("#4c8eda", "#93bdf0", "#e0803c", "#f2b48a", "#3fa777")  # one per part; a part's backward is its lighter
+COLORS = ("#4c8eda", "#93bdf0", "#e0803c", "#f2b48a", "#3fa777")  # one per part; a part's backward is its lighter
 MIB = 2**20
 
 Result = Mapping[str, Any]
@@ -127,7 +127,7 @@ def draw(result: Result) -> bytes:
     figure = Figure(figsize=(5.6 * panels, 3.4), layout="constrained", dpi=130)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _draw_parts(axes[0], result["variants"])
-    axes[0].set_title(f"{result['workload']['model']}: one training step", fontsize=10, color=GREY)
+    axes[0].set_title(f"{result['workload']['model']}: one training step", fontsize=10, color=GRAY)
     if result["ratios"]:
         _draw_ratios(axes[1], result["ratios"])
     return encode(figure, "png")
@@ -136,26 +136,26 @@ def draw(result: Result) -> bytes:
 def _draw_parts(axes: Any, variants: Sequence[Mapping[str, Any]]) -> None:
     names = [variant["variant"] for variant in variants][::-1]
     left = [0.0] * len(names)
-    for part, colour in zip(PARTS, COLOURS, strict=True):
+    for part, color in zip(PARTS, COLORS, strict=True):
         seconds = [variant["seconds"][part] for variant in variants][::-1]
-        axes.barh(names, seconds, left=left, label=part, color=colour, height=0.62)
+        axes.barh(names, seconds, left=left, label=part, color=color, height=0.62)
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     for row, total in enumerate(left):
-        axes.text(total, row, f" {total:.2g} s, {max(left) / total:.2f}×", va="center", fontsize=8, color=GREY)
+        axes.text(total, row, f" {total:.2g} s, {max(left) / total:.2f}×", va="center", fontsize=8, color=GRAY)
     axes.set_xlim(0, max(left) * 1.28)
     axes.set_xlabel("seconds")
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), labelcolor=GREY)
+    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), labelcolor=GRAY)
     quieten(axes)
 
 
 def _draw_ratios(axes: Any, ratios: Sequence[Mapping[str, Any]]) -> None:
     masked_out = [entry["mask_ratio"] for entry in ratios]
-    for name, colour in (("masked", COLOURS[2]), ("compact", COLOURS[0])):
-        axes.plot(masked_out, [entry["encoder"][name] for entry in ratios], marker="o", label=name, color=colour)
+    for name, color in (("masked", COLORS[2]), ("compact", COLORS[0])):
+        axes.plot(masked_out, [entry["encoder"][name] for entry in ratios], marker="o", label=name, color=color)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mask ratio")
-    axes.set_title("encoder, forward and backward: seconds", fontsize=10, color=GREY)
-    axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
+    axes.set_title("encoder, forward and backward: seconds", fontsize=10, color=GRAY)
+    axes.legend(fontsize=8, frameon=False, labelcolor=GRAY)
     quieten(axes)
 
 

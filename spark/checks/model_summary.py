@@ -22,7 +22,7 @@ BYTES_PER_PARAMETER = 4 * 4
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelSummary:
     """Numbers of one network at one input size. FLOPs count a multiplication and an addition as two.
 
     Attributes:
@@ -59,7 +59,7 @@ def describe(
     input_size: tuple[int, int] = (224, 224),
     mask_ratio: float = 0.6,
     decoder_width: int = 768,
-) -> ModelCard:
+) -> ModelSummary:
     """Build SparK around a network and run it forward once, on two images.
 
     Raises:
@@ -72,7 +72,7 @@ def describe(
     encoder, decoder, kept = _forward_costs(spark, images)
     trained = [parameter.numel() for parameter in spark.parameters() if parameter.requires_grad]
     of_encoder = sum(parameter.numel() for parameter in spark.encoder.parameters() if parameter.requires_grad)
-    return ModelCard(
+    return ModelSummary(
         model=model,
         engine=spark.visible.engine,
         input_size=input_size,

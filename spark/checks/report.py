@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spark.checks.coverage import read_table, verified_like
-from spark.checks.model_summary import ModelCard, describe
+from spark.checks.model_summary import ModelSummary, describe
 from spark.errors import RefusedError, UserError
 from spark.sparse.check import TOLERANCE, Equivalence, verify
 
@@ -34,11 +34,11 @@ def check(model: str, engine: str | None, input_size: tuple[int, int]) -> None:
         console.print(_errors(result), markup=False)
     if not all(result.holds for result in results):
         raise UserError(f"'{model}' is not converted correctly; do not pre-train it")
-    print_card(card, console)
+    print_summary(card, console)
     console.print(f"{model}: verified", markup=False)
 
 
-def print_card(card: ModelCard, console: Console) -> None:
+def print_summary(card: ModelSummary, console: Console) -> None:
     """Print the numbers, and a table of the layers."""
     height, width = card.input_size
     maps = ", ".join(f"{c} at {s}" for c, s in zip(card.channels, card.strides, strict=True))

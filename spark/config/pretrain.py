@@ -107,7 +107,7 @@ class TrainConfig:
 
 @dataclass
 class ProbeConfig:
-    """Is it learning? Classify labelled images by the encoder's features, now and then; training is not touched."""
+    """Is it learning? Classify labeled images by the encoder's features, now and then; training is not touched."""
 
     train: str | None = None  # a folder of class folders; null: no probe
     val: str | None = None  # another one of the same classes; null: a fifth of the first is split off

@@ -13,7 +13,7 @@ from spark.data.decode import UnreadableImageError, decode
 from spark.errors import UserError
 
 
-def read_centre(file: Path, channels: int, height: int, width: int) -> Tensor:
+def read_center(file: Path, channels: int, height: int, width: int) -> Tensor:
     """Return the largest centred part of that shape, resized: uint8 [channels, height, width].
 
     Raises:

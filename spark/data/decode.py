@@ -76,7 +76,7 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey values to 8 bits; Pillow's own conversion would clip them to white."""
+    """Scale 16-bit gray values to 8 bits; Pillow's own conversion would clip them to white."""
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels have no known range")
     if not image.mode.startswith("I"):

@@ -67,7 +67,7 @@ def open_source(root: str | Path, channels: int = 3) -> ImageSource:
 
 
 def image_suffixes(channels: int) -> tuple[str, ...]:
-    """Return which files of a folder are images; arrays are none among colour images, but features or labels."""
+    """Return which files of a folder are images; arrays are none among color images, but features or labels."""
     return (*IMG_EXTENSIONS, *(ARRAY_SUFFIXES if channels != 3 else ()))
 
 

@@ -17,7 +17,7 @@ from spark.errors import UserError
 from spark.formats import detectron2, original_spark, torchvision
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 from spark.formats.naming import Conversion
-from spark.formats.proofs import Difference, randomise_statistics
+from spark.formats.proofs import Difference, randomize_statistics
 from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
 
@@ -171,7 +171,7 @@ def prove_way_back(name: str, state: dict[str, Tensor], there: Conversion, back:
 
 
 def output_difference(name: str, info: EncoderInfo, state: dict[str, Tensor]) -> Difference | None:
-    """Compare outputs of timm's and another library's model under randomised batch-norm statistics.
+    """Compare outputs of timm's and another library's model under randomized batch-norm statistics.
 
     Returns:
         None where no library of the format is at hand.
@@ -184,8 +184,8 @@ def output_difference(name: str, info: EncoderInfo, state: dict[str, Tensor]) ->
         return None
     # What an encoder may lack, such as a head's norm, is in both models what timm makes it.
     whole = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options).state_dict()
-    randomised = randomise_statistics(whole | state)
-    return compare(randomised, FORMATS[name].from_timm(randomised).state, info)
+    randomized = randomize_statistics(whole | state)
+    return compare(randomized, FORMATS[name].from_timm(randomized).state, info)
 
 
 def _comparison(name: str) -> Compare | None:

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
-from spark.formats.naming import CLASSIFIER, Conversion, Drops, Renaming, Rule, Table, per_stage, rename, unwrapped
+from spark.formats.naming import (
+    CLASSIFIER,
+    Conversion,
+    Drops,
+    Renaming,
+    Rule,
+    Table,
+    per_stage,
+    rename,
+    unwrapped,
+)
 from spark.utils.files import atomic_path, write_text
 
 TITLE = "Detectron2 ResNet naming"
@@ -76,16 +86,16 @@ SHAPES: Mapping[str, Shape] = {
 }  # fmt: skip
 
 
-def recognised(state: Mapping[str, Tensor]) -> bool:
+def recognized(state: Mapping[str, Tensor]) -> bool:
     """Whether this is Detectron2's ResNet, or a detector with it or with a timm backbone inside."""
     inside = unwrapped(state, IN_DETECTOR).state
-    return TABLE.recognised(inside) or any(key.startswith("timm.") for key in inside)
+    return TABLE.recognized(inside) or any(key.startswith("timm.") for key in inside)
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map the backbone's names to timm's; what is the detector's own is dropped."""
     inside = unwrapped(state, IN_DETECTOR)
-    if not TABLE.recognised(inside.state):  # a timm backbone
+    if not TABLE.recognized(inside.state):  # a timm backbone
         timm_names: Renaming = ((r"timm\.(.*)", r"\1"),)
         return inside.then(rename(inside.state, timm_names, OUTSIDE, TITLE))
     return inside.then(TABLE.to_timm(inside.state, OUTSIDE, source=TITLE))

@@ -55,15 +55,15 @@ LEVEL_NORMS: Drops = (
 )
 
 
-def recognised(state: Mapping[str, Tensor]) -> bool:
+def recognized(state: Mapping[str, Tensor]) -> bool:
     """Whether the keys are in OpenMMLab's naming; a bare ResNet of theirs has torchvision's."""
-    return any(table.recognised(unwrapped(state, BARE).state) for table in (RESNET, CONVNEXT))
+    return any(table.recognized(unwrapped(state, BARE).state) for table in (RESNET, CONVNEXT))
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map OpenMMLab's names, of a classifier or of a detector, to timm's."""
     named = unwrapped(state, BARE)
-    table = CONVNEXT if CONVNEXT.recognised(named.state) else RESNET
+    table = CONVNEXT if CONVNEXT.recognized(named.state) else RESNET
     drops = [*OUTSIDE, *(LEVEL_NORMS if "backbone.norm0.weight" in named.state else ())]
     return named.then(table.to_timm(named.state, drops, source=TITLE))
 

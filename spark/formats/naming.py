@@ -81,7 +81,7 @@ class Table:
         self._from_timm = [(_pattern(rule.timm), _replacement(rule.theirs)) for rule in rules]
         self._sign = _first_match(example, self._from_timm)
 
-    def recognised(self, state: Mapping[str, Tensor]) -> bool:
+    def recognized(self, state: Mapping[str, Tensor]) -> bool:
         """Whether a state is named in the format."""
         return self._sign in state
 

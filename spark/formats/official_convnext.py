@@ -35,9 +35,9 @@ DETECTOR: Drops = (
 )
 
 
-def recognised(state: Mapping[str, Tensor]) -> bool:
+def recognized(state: Mapping[str, Tensor]) -> bool:
     """Whether the keys are in the official ConvNeXt naming, alone or in a detector."""
-    return TABLE.recognised(unwrapped(state, IN_DETECTOR).state)
+    return TABLE.recognized(unwrapped(state, IN_DETECTOR).state)
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:

@@ -42,7 +42,7 @@ LACKING: Drops = ((r"head\..*", "behind the last feature map, where the original
 SAME: Renaming = ((r"(.*)", r"\1"),)
 
 
-def recognised(state: Mapping[str, Tensor]) -> bool:
+def recognized(state: Mapping[str, Tensor]) -> bool:
     """Whether this is the whole pre-training model ("spark_style")."""
     return any(key.startswith(ENCODER) for key in state)
 
@@ -63,7 +63,7 @@ def from_spark(state: Mapping[str, Tensor]) -> Conversion:
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map an encoder, alone or out of the pre-training model, whose rest is dropped."""
-    return keep_encoder(to_spark(state)) if recognised(state) else _encoder_to_timm(state)
+    return keep_encoder(to_spark(state)) if recognized(state) else _encoder_to_timm(state)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Conversion:
@@ -84,7 +84,7 @@ def keep_encoder(conversion: Conversion) -> Conversion:
 
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
     """Write an encoder bare, a whole model with what is needed to build it, as the original's files hold them."""
-    if not recognised(state):
+    if not recognized(state):
         return save_tensors(destination, state, state)
     # The original's pictures are square.
     content = {"arch": info.model, "input_size": max(info.input_size), "module": dict(state), "is_pretrain": True}
@@ -92,7 +92,7 @@ def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> l
 
 
 def _encoder_to_timm(state: Mapping[str, Tensor]) -> Conversion:
-    is_convnext = official_convnext.recognised(state)
+    is_convnext = official_convnext.recognized(state)
     return official_convnext.to_timm(state) if is_convnext else rename(state, SAME)
 
 

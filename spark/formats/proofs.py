@@ -44,20 +44,20 @@ def picture(channels: int = 3) -> Tensor:
     return torch.randn(PICTURES, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
-def randomise_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+def randomize_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     """Return the state with random statistics, and random scales and shifts, of all norms.
 
     A fresh network's statistics (0 and 1) would hide a norm that went to the wrong place. The scales count too: timm
     starts a block's last norm at zero, behind which any mistake would hide.
     """
     generator = torch.Generator().manual_seed(seed)
-    randomised = dict(state)
+    randomized = dict(state)
     for key, tensor in state.items():
         if key.endswith("running_var"):
-            randomised[key] = 1 + 0.5 * torch.rand(tensor.shape, generator=generator)
+            randomized[key] = 1 + 0.5 * torch.rand(tensor.shape, generator=generator)
         elif tensor.ndim == 1:  # running mean, scale or shift
-            randomised[key] = 0.3 * torch.randn(tensor.shape, generator=generator)
-    return randomised
+            randomized[key] = 0.3 * torch.randn(tensor.shape, generator=generator)
+    return randomized
 
 
 def load_exactly(network: nn.Module, state: dict[str, Tensor], what: str) -> None:

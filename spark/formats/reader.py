@@ -259,7 +259,7 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tensor] | None]:
     """Return the format, the conversion to timm's names, and the whole pre-training model's state if it is one."""
-    if original_spark.recognised(state):
+    if original_spark.recognized(state):
         whole = original_spark.to_spark(state)
         return ORIGINAL, original_spark.keep_encoder(whole), whole.state
     if any(key.startswith(original_spark.OURS) for key in state):
@@ -267,7 +267,7 @@ def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tenso
         return OURS, original_spark.keep_encoder(same), state
     detectron2.refuse_caffe2(state)
     for name, module in FORMATS.items():
-        if module.recognised(state):
+        if module.recognized(state):
             return name, module.to_timm(state), None
     return TIMM, rename(state, [(r"(.*)", r"\1")]), None
 

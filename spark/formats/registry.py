@@ -20,7 +20,7 @@ class Format(Protocol):
     USAGE: str  # how one loads what was written
     CAUTION: str  # what a file in the format leaves open, and what is assumed; or nothing
 
-    def recognised(self, state: Mapping[str, Tensor]) -> bool:
+    def recognized(self, state: Mapping[str, Tensor]) -> bool:
         """Whether names are in the format and not in timm's."""
         ...
 

@@ -57,14 +57,14 @@ CONVNEXT = Table(
 )
 
 
-def recognised(state: Mapping[str, Tensor]) -> bool:
+def recognized(state: Mapping[str, Tensor]) -> bool:
     """Whether the keys are in torchvision's naming and not in timm's, which agree for ResNets."""
-    return CONVNEXT.recognised(state)
+    return CONVNEXT.recognized(state)
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map torchvision's names to timm's."""
-    return (CONVNEXT if CONVNEXT.recognised(state) else RESNET).to_timm(state, source=TITLE)
+    return (CONVNEXT if CONVNEXT.recognized(state) else RESNET).to_timm(state, source=TITLE)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Conversion:

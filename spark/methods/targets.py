@@ -8,7 +8,7 @@ from torch import Tensor
 EPSILON = 1e-6  # under the square root that normalises a patch
 
 
-def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise patches [N, C, h, w] each by its own mean and (unbiased) deviation; return both of these too."""
     # A patch is contiguous in memory, which makes its sums both fast and accurate in float32.
     flat = patches.permute(0, 2, 3, 1).flatten(1)

@@ -24,7 +24,7 @@ TOO_SIMILAR = 0.9999
 TOO_FEW = 2.0
 
 
-class Spread(NamedTuple):
+class FeatureSpread(NamedTuple):
     """How different features are; both NaN if they are not finite, or some are zero throughout."""
 
     feature_similarity: float
@@ -46,14 +46,14 @@ class Spread(NamedTuple):
         )
 
 
-def spread_of(features_ND: Tensor) -> Spread:
+def spread_of(features_ND: Tensor) -> FeatureSpread:
     """Measure the features of two or more images."""
     x_ND = features_ND.double().cpu()
     if not (x_ND.isfinite().all() and x_ND.norm(dim=1).all()):
-        return Spread(float("nan"), float("nan"))
+        return FeatureSpread(float("nan"), float("nan"))
     x_ND = functional.normalize(x_ND, dim=1)
     count = len(x_ND)
     similarity = (x_ND.sum(0).square().sum().item() - count) / (count * (count - 1))
     singular = torch.linalg.svdvals(x_ND - x_ND.mean(0))
     share = singular / singular.sum().clamp_min(torch.finfo(torch.double).tiny)
-    return Spread(similarity, torch.special.entr(share).sum().exp().item())
+    return FeatureSpread(similarity, torch.special.entr(share).sum().exp().item())

@@ -28,7 +28,7 @@ def pooled_features(encoder: Any, images_BCHW: Tensor) -> Tensor:
 
     Args:
         encoder: a Pyramid. One that was made sparse computes densely here, as no mask is set. Its batch norms
-            normalise by the running statistics, which pre-training takes over visible positions only.
+            normalize by the running statistics, which pre-training takes over visible positions only.
         images_BCHW: at least one stride of the encoder high and wide.
     """
     with evaluating(encoder):

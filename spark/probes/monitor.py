@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spark.config.pretrain import PretrainConfig
 from spark.data.dataset import ImagePool
-from spark.data.pixels import normalise
+from spark.data.pixels import normalize
 from spark.probes.collapse import spread_of
 from spark.probes.features import pooled_features
 from spark.probes.probe import Probe
@@ -21,7 +21,7 @@ COLLAPSE_IMAGES = 64
 COLLAPSE_COST = 0.01  # of the images that are trained on, at most so many more are looked at
 
 
-class LearningWatch:
+class LearningMonitor:
     """Probes the encoder where the configuration asks for it, and always looks whether it has collapsed.
 
     Args:
@@ -52,7 +52,7 @@ class LearningWatch:
             found = self._probe.measure(encoder)
             self.status = "".join(f"  {name} {accuracy:.1f} %" for name, accuracy in found.items())
         enough = self._images > 1 and epochs_done > 0
-        if self._ranks.first and enough and (last or epochs_done % self._collapse_epochs == 0):
+        if self._ranks.is_main and enough and (last or epochs_done % self._collapse_epochs == 0):
             found |= self._spread(encoder)
         return found
 
@@ -64,10 +64,10 @@ class LearningWatch:
     def _spread(self, encoder: Any) -> dict[str, float]:
         """Return how different the features of some images are, and warn when they begin to be all the same."""
         data, device = self._config.data, self._ranks.device
-        images = normalise(self._shown, data.mean, data.std, device)
+        images = normalize(self._shown, data.mean, data.std, device)
         with autocast(device, self._config.train.precision):
             spread = spread_of(pooled_features(encoder, images))
         if not self._collapsed:
-            self._ranks.say(spread.warning())
+            self._ranks.log(spread.warning())
         self._collapsed = spread.collapsed
         return {name: value for name, value in spread._asdict().items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Is it learning? Now and then, labelled images are classified by the encoder's features; training is not touched.
+"""Is it learning? Now and then, labeled images are classified by the encoder's features; training is not touched.
 
 The features are those of the dense encoder in evaluation mode. Its batch norms' running statistics come from sparse
 pre-training, over visible positions only. Taking them anew from 2000 dense images was tried on CIFAR-10 (two small
@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import DatasetFolder
 
 from spark.config.pretrain import PretrainConfig
-from spark.data.center_crop import read_centre
-from spark.data.pixels import normalise
+from spark.data.center_crop import read_center
+from spark.data.pixels import normalize
 from spark.data.source import image_suffixes
 from spark.errors import UserError
 from spark.probes.features import pooled_features
@@ -35,10 +35,10 @@ SPLIT_OFF = 5  # without a folder for validation, each so many-th image is for i
 BATCH = 128  # images at a time, as no gradient is kept
 UNREADABLE = -1  # the class of an image that could not be read
 
-Labelled = Dataset[tuple[Tensor, int]]  # uint8 [C, H, W], and the class
+Labeled = Dataset[tuple[Tensor, int]]  # uint8 [C, H, W], and the class
 
 
-class LabelledFolder(DatasetFolder):
+class LabeledFolder(DatasetFolder):
     """Centre crops of a folder of class folders; an image that cannot be read is black, of class `UNREADABLE`.
 
     Raises:
@@ -79,14 +79,14 @@ class Probe:
         self._config, self._ranks = config, ranks
         height, width = config.data.input_size
         assert config.probe.train is not None
-        train = LabelledFolder(config.probe.train, (height, width), config.model.in_chans)
+        train = LabeledFolder(config.probe.train, (height, width), config.model.in_chans)
         most, seed = config.probe.images, config.seed
         if config.probe.val is None:
             chosen = _some(range(len(train)), most + most // (SPLIT_OFF - 1), seed)
-            self._train: Labelled = Subset(train, [index for n, index in enumerate(chosen) if n % SPLIT_OFF])
-            self._val: Labelled = Subset(train, chosen[::SPLIT_OFF])
+            self._train: Labeled = Subset(train, [index for n, index in enumerate(chosen) if n % SPLIT_OFF])
+            self._val: Labeled = Subset(train, chosen[::SPLIT_OFF])
         else:
-            val = LabelledFolder(config.probe.val, (height, width), config.model.in_chans)
+            val = LabeledFolder(config.probe.val, (height, width), config.model.in_chans)
             if val.classes != train.classes:
                 raise UserError(f"'{config.probe.val}' has other class folders than '{config.probe.train}'")
             self._train = Subset(train, _some(range(len(train)), most, seed))
@@ -103,14 +103,14 @@ class Probe:
         knn = knn_predict(train, labels, val, self._config.probe.neighbours, self._config.probe.temperature)
         return {"knn": _accuracy(knn, wanted), "linear": _accuracy(linear_predict(train, labels, val), wanted)}
 
-    def _features(self, encoder: Any, images: Labelled) -> tuple[Tensor, Tensor]:
+    def _features(self, encoder: Any, images: Labeled) -> tuple[Tensor, Tensor]:
         """Return features [N, D] and classes [N] of this process's share of the images."""
         config, ranks = self._config, self._ranks
         share = Subset(images, range(ranks.rank, len(images), ranks.size))  # type: ignore[arg-type]
         loader = DataLoader(share, BATCH, num_workers=config.data.workers, worker_init_fn=leave_to_parent)
         features, classes = [torch.empty(0, encoder.channels[-1])], [torch.empty(0, dtype=torch.long)]
         for batch, labels in loader:
-            normal = normalise(batch, config.data.mean, config.data.std, ranks.device)
+            normal = normalize(batch, config.data.mean, config.data.std, ranks.device)
             with autocast(ranks.device, config.train.precision):
                 features.append(pooled_features(encoder, normal).cpu())
             classes.append(labels)
@@ -124,7 +124,7 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _read(path: str, channels: int, size: tuple[int, int]) -> Tensor:
-    return read_centre(Path(path), channels, *size)
+    return read_center(Path(path), channels, *size)
 
 
 def _some(indices: Sequence[int], most: int, seed: int) -> list[int]:

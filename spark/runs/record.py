@@ -32,7 +32,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Initialisation:
+class Initialization:
     """Where the backbone's weights came from."""
 
     kind: str  # scratch | spark | supervised
@@ -54,7 +54,7 @@ class ResultRecord:
     task: str  # imagenet_finetune | coco_mask_rcnn
     task_version: int
     model: str
-    init: Initialisation
+    init: Initialization
     metrics: dict[str, Metric]
     main_metric: str
     protocol: dict[str, Any]
@@ -102,7 +102,7 @@ def load_record(path: Path) -> ResultRecord:
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: schema version {version} is not supported (expected {SCHEMA_VERSION})")
-        content["init"] = Initialisation(**content["init"])
+        content["init"] = Initialization(**content["init"])
         content["metrics"] = {name: Metric(**metric) for name, metric in content["metrics"].items()}
         stored_protocol_id = content.get("protocol_id")
         record = ResultRecord(**content)

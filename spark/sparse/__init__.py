@@ -1,7 +1,7 @@
 """Sparse (submanifold) convolution for dense networks: state, engines, conversion and its proof."""
 
 from spark.sparse.convert import ENGINES, sparsify
-from spark.sparse.rule import Kind
+from spark.sparse.rule import LayerRule
 from spark.sparse.state import VisiblePatches
 
-__all__ = ["ENGINES", "Kind", "VisiblePatches", "sparsify"]
+__all__ = ["ENGINES", "LayerRule", "VisiblePatches", "sparsify"]

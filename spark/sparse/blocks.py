@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from spark.sparse import compact, masked
-from spark.sparse.rule import Dense, Kind, Rule, unchanged
+from spark.sparse.rule import Dense, LayerRule, SparseForward, unchanged
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import after_padding, windows_misfit, windows_of
 
-VECTOR = Kind(unchanged, unchanged, inner_maps=False, name="unchanged: sees one vector per image")
+VECTOR = LayerRule(unchanged, unchanged, inner_maps=False, name="unchanged: sees one vector per image")
 """Sees one vector of each image and no map: part of a gate."""
 
 Pad = tuple[int, int, int, int]
 """Zeros at the left, right, top and bottom of a map, as torch orders them."""
 
 
-def split_attention(over_image: Rule) -> Rule:
+def split_attention(over_image: SparseForward) -> SparseForward:
     """For ResNeSt: a convolution to `radix` branches, summed with weights that follow from the image."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
         def attend(x_BCHW: Tensor) -> Tensor:
             branches = x_BCHW.unflatten(1, (layer.radix, -1))
             mean = branches.sum(1).mean((2, 3), keepdim=True)
@@ -38,13 +38,13 @@ def split_attention(over_image: Rule) -> Rule:
 
         return over_image(layer, attend, visible, layer.act0(layer.drop(layer.bn0(layer.conv(x)))))
 
-    return rule
+    return sparse_forward
 
 
-def selective_kernel(over_image: Rule) -> Rule:
+def selective_kernel(over_image: SparseForward) -> SparseForward:
     """For SKNet: convolutions of several sizes, summed with weights that follow from the image."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
         def attend(x_BCHW: Tensor) -> Tensor:
             paths = x_BCHW.unflatten(1, (layer.num_paths, -1))
             return (paths * layer.attn(paths)).sum(1)
@@ -53,13 +53,13 @@ def selective_kernel(over_image: Rule) -> Rule:
         paths = [path(part) for path, part in zip(layer.paths, inputs, strict=True)]
         return over_image(layer, attend, visible, torch.cat(paths, 1))
 
-    return rule
+    return sparse_forward
 
 
-def focal_modulation(over_image: Rule) -> Rule:
+def focal_modulation(over_image: SparseForward) -> SparseForward:
     """For FocalNet: contexts from ever larger windows and at last from the whole image, each with its gate."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
         def of_image(x_BCHW: Tensor) -> Tensor:
             context, gate = x_BCHW[:, :-1], x_BCHW[:, -1:]
             return layer.act(context.mean((2, 3), keepdim=True)) * gate
@@ -74,7 +74,7 @@ def focal_modulation(over_image: Rule) -> Rule:
             total = total / (layer.focal_level + 1)
         return layer.proj_drop(layer.proj(layer.norm(query * layer.h(total))))
 
-    return rule
+    return sparse_forward
 
 
 def conditional_convolutions(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
@@ -103,15 +103,15 @@ def hgnet_stem(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> 
     return layer.stem4(layer.stem3(both))
 
 
-def hgnet_stem_layers(layer: nn.Module) -> dict[str, Kind]:
-    """Return the kinds of those layers."""
+def hgnet_stem_layers(layer: nn.Module) -> dict[str, LayerRule]:
+    """Return the rules of those layers."""
     pad = (0, 1, 0, 1)
     return {"stem2a.conv": convolution_after(pad), "stem2b.conv": convolution_after(pad), "pool": max_pool_after(pad)}
 
 
-def convolution_after(pad: Pad) -> Kind:
-    """Return the kind of a convolution that has no padding, but whose input was given one."""
-    return Kind(
+def convolution_after(pad: Pad) -> LayerRule:
+    """Return the rule of a convolution that has no padding, but whose input was given one."""
+    return LayerRule(
         masked.zero_masked,
         compact.convolution_after(pad),
         refuses=lambda layer: _misfit(layer, pad),
@@ -119,9 +119,9 @@ def convolution_after(pad: Pad) -> Kind:
     )
 
 
-def max_pool_after(pad: Pad) -> Kind:
+def max_pool_after(pad: Pad) -> LayerRule:
     """The same of a max pooling. The padding's zeros are values like others, and so are those of the holes."""
-    return Kind(
+    return LayerRule(
         masked.zero_masked,
         compact.max_pool_after(pad),
         refuses=lambda layer: _misfit(layer, pad),
@@ -129,23 +129,25 @@ def max_pool_after(pad: Pad) -> Kind:
     )
 
 
-def padded_layers(sequence: nn.Module) -> dict[str, Kind]:
-    """Return the kinds of layers in a sequence that pad with zeros, and of those that follow on them.
+def padded_layers(sequence: nn.Module) -> dict[str, LayerRule]:
+    """Return the rules of layers in a sequence that pad with zeros, and of those that follow on them.
 
     On dense maps they run as they are: what is looked at beyond a patch is zero, be it hole or padding.
     """
-    follows: dict[type[nn.Module], Callable[[Pad], Kind]] = {nn.Conv2d: convolution_after, nn.MaxPool2d: max_pool_after}
-    kinds: dict[str, Kind] = {}
+    follows: dict[type[nn.Module], Callable[[Pad], LayerRule]] = {
+        nn.Conv2d: convolution_after, nn.MaxPool2d: max_pool_after,
+    }
+    rules: dict[str, LayerRule] = {}
     children: Iterable[tuple[str, Any]] = sequence.named_children()
     for (name, layer), (next_name, next_layer) in pairwise(children):
         pads_zeros = type(layer) in (nn.ZeroPad2d, nn.ConstantPad2d) and layer.value == 0
         if pads_zeros and type(next_layer) in follows and next_layer.padding in (0, (0, 0)):
-            kinds[name] = Kind(unchanged, compact.padding, name="padding, left to the layer after it")
-            kinds[next_name] = follows[type(next_layer)](layer.padding)
-    return kinds
+            rules[name] = LayerRule(unchanged, compact.padding, name="padding, left to the layer after it")
+            rules[next_name] = follows[type(next_layer)](layer.padding)
+    return rules
 
 
-def vectors(*names: str) -> Mapping[str, Kind]:
+def vectors(*names: str) -> Mapping[str, LayerRule]:
     """Say of some layers inside of a block that they see no maps."""
     return dict.fromkeys(names, VECTOR)
 

@@ -21,15 +21,15 @@ from spark.backbones.pyramid import Pyramid, require_maps, require_pyramid
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.masking import enlarge, random_mask
 from spark.sparse.convert import SparseLayer, sparsify
-from spark.sparse.layers import kind_of
-from spark.sparse.rule import Kind, sparse_layers_of
+from spark.sparse.layers import rule_of
+from spark.sparse.rule import LayerRule, sparse_layers_of
 from spark.sparse.state import VisiblePatches
 
 TOLERANCE = 1e-9  # relative, in float64
 MASK_RATIO = 0.5  # of the leakage check
 PATCHES = (2, 4)  # side of the test picture. Where few positions make statistics, rounding grows: more are tried then
 
-ExtraLayers = Mapping[type[nn.Module], Kind]
+ExtraLayers = Mapping[type[nn.Module], LayerRule]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -82,13 +82,13 @@ def check_equivalence(
         model: timm's name, or that of a user's own network (see `build_pyramid`); or a pyramid, which stays as it
             is; or a function that makes one.
         engine: "compact", "masked" or "auto".
-        extra_layers: the kinds of a user's own layers, by exact type, beside those that the network itself names.
+        extra_layers: the rules of a user's own layers, by exact type, beside those that the network itself names.
         patches: side of the test picture in patches.
 
     Raises:
         UserError: the network is no pyramid, or has layers without sparse form.
     """
-    dense = randomise(_without_draws(_built(model)), seed)
+    dense = randomize(_without_draws(_built(model)), seed)
     extra_layers = sparse_layers_of(dense, extra_layers)
     sparse = copy.deepcopy(dense)
     channels_last = _channels_last(sparse, extra_layers)  # asked before conversion changes the layers' classes
@@ -136,8 +136,8 @@ class _InDouble(TorchFunctionMode):
 
 def _channels_last(network: nn.Module, extra_layers: ExtraLayers | None) -> set[str]:
     """Return the paths of the layers that see [B, H, W, C]."""
-    kinds = {path: kind_of(layer, extra_layers) for path, layer in network.named_modules()}
-    return {path for path, kind in kinds.items() if kind is not None and kind.channels_last}
+    rules = {path: rule_of(layer, extra_layers) for path, layer in network.named_modules()}
+    return {path for path, rule in rules.items() if rule is not None and rule.channels_last}
 
 
 def _all_visible(
@@ -204,7 +204,7 @@ def _leakage(
 
 def _sparse_features(sparse: nn.Module, visible: VisiblePatches, images: Tensor, mask: Tensor) -> list[Tensor]:
     """Return dense maps."""
-    with torch.no_grad(), visible.showing(mask):
+    with torch.no_grad(), visible.use_mask(mask):
         return [visible.leave(map_) for map_ in sparse(visible.enter(images))]
 
 
@@ -232,7 +232,7 @@ def _without_draws(network: Any) -> Any:
     return network
 
 
-def randomise(network: Network, seed: int = 0) -> Network:
+def randomize(network: Network, seed: int = 0) -> Network:
     """Make a network float64 and give every parameter and running statistic a random value; return the network.
 
     Defaults of 0 and 1 would hide mistakes.

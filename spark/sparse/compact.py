@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spark.sparse.convolution import convolve, tiles
-from spark.sparse.rule import Dense, Rule
+from spark.sparse.rule import Dense, SparseForward
 from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Windows, after_padding, blur_windows, counts_padding, sizes_of, windows_of
 
@@ -30,22 +30,22 @@ def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw:
     return convolve(x_NChw, layer.weight, layer.bias, windows_of(layer), layer.groups, visible)
 
 
-def convolution_by(weight_of: Callable[[nn.Module], Tensor]) -> Rule:
+def convolution_by(weight_of: Callable[[nn.Module], Tensor]) -> SparseForward:
     """For convolutions whose weight is computed from their parameters in every forward pass."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
         return convolve(x_NChw, weight_of(layer), layer.bias, windows_of(layer), layer.groups, visible)
 
-    return rule
+    return sparse_forward
 
 
-def standardised_weight(layer: Any) -> Tensor:
+def standardized_weight(layer: Any) -> Tensor:
     """Return the weight that timm's StdConv2d convolves with: mean 0 and variance 1 for each output channel."""
     flat = layer.weight.reshape(1, layer.out_channels, -1)
     return functional.batch_norm(flat, None, None, training=True, momentum=0.0, eps=layer.eps).view_as(layer.weight)
 
 
-def scaled_standardised_weight(layer: Any) -> Tensor:
+def scaled_standardized_weight(layer: Any) -> Tensor:
     """Return the weight that timm's ScaledStdConv2d convolves with: the same, times a learned gain."""
     gain = (layer.gain * layer.scale).view(-1)
     flat = layer.weight.reshape(1, layer.out_channels, -1)
@@ -66,24 +66,24 @@ def padding(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Ten
 
 
 @cache
-def convolution_after(pad: tuple[int, int, int, int]) -> Rule:
+def convolution_after(pad: tuple[int, int, int, int]) -> SparseForward:
     """For convolutions of a map that was padded by a layer of its own: left, right, top, bottom."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
         windows = after_padding(windows_of(layer), *pad)
         return convolve(x_NChw, layer.weight, layer.bias, windows, layer.groups, visible)
 
-    return rule
+    return sparse_forward
 
 
 @cache
-def max_pool_after(pad: tuple[int, int, int, int]) -> Rule:
+def max_pool_after(pad: tuple[int, int, int, int]) -> SparseForward:
     """Likewise. The zeros are values like others: they win against negative ones, and so do those of the holes."""
 
-    def rule(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
+    def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
         return _max_pool(x_NChw, after_padding(windows_of(layer), *pad), visible, fill=0.0)
 
-    return rule
+    return sparse_forward
 
 
 def max_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spark.backbones.tracing import modules_used, output_of, parameters_reached
 from spark.errors import RefusedError, UserError, nearest
-from spark.sparse.layers import BATCH_NORM, kind_of
-from spark.sparse.rule import Kind, Rule, unchanged
+from spark.sparse.extend_class import extend_class
+from spark.sparse.layers import BATCH_NORM, rule_of
+from spark.sparse.rule import LayerRule, SparseForward, unchanged
 from spark.sparse.state import VisiblePatches
 
 LAYERS_NAMED = 8  # in an error message; a network that is not supported at all has hundreds
@@ -25,23 +25,23 @@ ENGINES = ("compact", "masked")
 
 
 class SparseLayer(nn.Module):
-    """Mixed into a layer's own class: follows the engine's rule while a mask is set, dense otherwise."""
+    """Mixed into a layer's own class: computes as the engine's rule says while a mask is set, dense otherwise."""
 
-    _rule: Rule
+    _sparse_forward: SparseForward
     _visible: VisiblePatches
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to a feature map."""
         if not self._visible.active:
             return super().forward(x)
-        return type(self)._rule(self, super().forward, self._visible, x)
+        return type(self)._sparse_forward(self, super().forward, self._visible, x)
 
 
 def sparsify(
     network: nn.Module,
     example: Tensor,
     engine: str = "auto",
-    extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+    extra_layers: Mapping[type[nn.Module], LayerRule] | None = None,
 ) -> VisiblePatches:
     """Convert in place every module that `network(example)` runs, and freeze what its outputs do not depend on.
 
@@ -51,7 +51,7 @@ def sparsify(
         network: any module whose layers are known; parameter names and values are kept.
         example: an input, e.g. [1, 3, 64, 64]; no mask is set while it runs.
         engine: one of ENGINES, or "auto".
-        extra_layers: the kinds of a user's own layers, by exact type.
+        extra_layers: the rules of a user's own layers, by exact type.
 
     Returns:
         The state that all converted layers of this network share; it names the engine.
@@ -69,30 +69,30 @@ def sparsify(
         shape = "x".join(map(str, example.shape))
         raise RefusedError(f"the network does not run on an input of {shape}, as a convnet would: {error}") from error
     concerned = {**used, **_holders(network, used)}
-    kinds = _kinds(concerned, extra_layers)
+    rules = _layer_rules(concerned, extra_layers)
     visible = VisiblePatches()
-    visible.engine, visible.stood_back = _choose_engine(engine, concerned, kinds)
-    visible.converted = Counter((type(concerned[path]).__name__, kind.name) for path, kind in kinds.items())
+    visible.engine, visible.stood_back = _choose_engine(engine, concerned, rules)
+    visible.converted = Counter((type(concerned[path]).__name__, rule.name) for path, rule in rules.items())
     visible.norms_of_vectors = any(
         isinstance(inner, _BatchNorm)
-        for path, kind in kinds.items() if not kind.inner_maps and kind is not BATCH_NORM
+        for path, rule in rules.items() if not rule.inner_maps and rule is not BATCH_NORM
         for inner in concerned[path].modules()
     )
-    for path, kind in kinds.items():
-        _convert(concerned[path], kind, visible)
+    for path, rule in rules.items():
+        _convert(concerned[path], rule, visible)
     _freeze(network, reached)
     return visible
 
 
 def join(
-    layer: nn.Module, visible: VisiblePatches, extra_layers: Mapping[type[nn.Module], Kind] | None = None
+    layer: nn.Module, visible: VisiblePatches, extra_layers: Mapping[type[nn.Module], LayerRule] | None = None
 ) -> None:
     """Convert one more layer in place, to follow `visible` with its engine.
 
     Raises:
         UserError: the layer is not supported.
     """
-    _convert(layer, _kinds({type(layer).__name__: layer}, extra_layers)[type(layer).__name__], visible)
+    _convert(layer, _layer_rules({type(layer).__name__: layer}, extra_layers)[type(layer).__name__], visible)
 
 
 def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -105,42 +105,44 @@ def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.
     return {path: network.get_submodule(path) for path in paths if path and path not in used}
 
 
-def _kinds(used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], Kind] | None) -> dict[str, Kind]:
-    """Return the kind of each layer that sees a feature map.
+def _layer_rules(
+    used: Mapping[str, nn.Module], extra: Mapping[type[nn.Module], LayerRule] | None
+) -> dict[str, LayerRule]:
+    """Return the rule of each layer that sees a feature map.
 
     Raises:
         UserError: names those that are not known, or have no sparse meaning.
     """
-    kinds: dict[str, Kind] = {}
+    rules: dict[str, LayerRule] = {}
     refused, unknown = [], []
-    inner: dict[str, Kind] = {}  # kinds that follow from a layer around them
+    inner: dict[str, LayerRule] = {}  # rules that follow from a layer around them
     opaque: tuple[str, ...] = ()  # layers that keep what is inside of them to themselves
     for path in sorted(used, key=lambda path: path.split(".")):  # a layer before what is inside of it
         if path.startswith(opaque):
             continue
         layer = used[path]
-        kind = inner.get(path) or kind_of(layer, extra)
-        if kind is None:
+        rule = inner.get(path) or rule_of(layer, extra)
+        if rule is None:
             unknown.append(f"{path}: {type(layer).__name__}")
             continue
-        if reason := kind.refuses(layer):
+        if reason := rule.refuses(layer):
             refused.append(f"{path}: {type(layer).__name__} {reason}")
-        if not kind.inner_maps:
+        if not rule.inner_maps:
             opaque += (f"{path}.",)
-        inner.update({f"{path}.{name}": inner_kind for name, inner_kind in kind.inner(layer).items()})
-        kinds[path] = kind
+        inner.update({f"{path}.{name}": inner_rule for name, inner_rule in rule.inner(layer).items()})
+        rules[path] = rule
     if refused := refused + unknown:
         raise RefusedError(
             f"these layers are not supported: {_some(refused)}. Choose another model, or pass a rule for the layer"
         )
-    return kinds
+    return rules
 
 
 def _choose_engine(
-    engine: str, used: Mapping[str, nn.Module], kinds: Mapping[str, Kind]
+    engine: str, used: Mapping[str, nn.Module], rules: Mapping[str, LayerRule]
 ) -> tuple[str, str]:
     """Return the engine, and for "auto" why a faster one stood back ("" if none did)."""
-    stand_back = [f"{path}: {type(used[path]).__name__}" for path, kind in kinds.items() if kind.compact is None]
+    stand_back = [f"{path}: {type(used[path]).__name__}" for path, rule in rules.items() if rule.compact is None]
     if engine == "masked" or not stand_back:
         return ("compact" if engine == "auto" else engine), ""
     reason = f"the compact engine has no rule for {_some(stand_back)}"
@@ -149,22 +151,16 @@ def _choose_engine(
     return "masked", reason
 
 
-def _convert(layer: nn.Module, kind: Kind, visible: VisiblePatches) -> None:
-    rule: Rule = getattr(kind, visible.engine)
-    if rule is not unchanged:
-        layer.__class__ = _sparse_class(type(layer), rule)  # type: ignore[arg-type]  # mypy: "not hashable"
+def _convert(layer: nn.Module, rule: LayerRule, visible: VisiblePatches) -> None:
+    sparse_forward: SparseForward = getattr(rule, visible.engine)
+    if sparse_forward is not unchanged:
+        extend_class(layer, SparseLayer, "Sparse", _sparse_forward=sparse_forward)
         layer._visible = visible  # type: ignore[assignment]
 
 
 def _some(layers: list[str]) -> str:
     more = f"; and {len(layers) - LAYERS_NAMED} more" if len(layers) > LAYERS_NAMED else ""
     return "; ".join(layers[:LAYERS_NAMED]) + more
-
-
-@cache  # one class per sort of layer: a compiler tells layers apart by it
-def _sparse_class(dense: type[nn.Module], rule: Rule) -> type[nn.Module]:
-    """Derive a class from the layer's own, so that its name, attributes and state stay what they were."""
-    return type(f"Sparse{dense.__name__}", (SparseLayer, dense), {"_rule": staticmethod(rule)})
 
 
 def _freeze(network: nn.Module, reached: set[nn.Parameter]) -> None:

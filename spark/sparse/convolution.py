@@ -128,7 +128,7 @@ def _strided(windows: Windows) -> bool:
 def _tile_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Index:
     """[N, tile height, tile width]"""
     down, across = windows
-    return visible.once(("tiles", h, w, windows), lambda: visible.lookup(h, w, down.tile(h), across.tile(w)))
+    return visible.cached(("tiles", h, w, windows), lambda: visible.lookup(h, w, down.tile(h), across.tile(w)))
 
 
 def _tap_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Index:
@@ -140,7 +140,7 @@ def _tap_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Ind
         by_output = found.unflatten(2, (-1, across.kernel)).unflatten(1, (-1, down.kernel)).transpose(2, 3)
         return by_output.flatten(3).flatten(0, 2)
 
-    return visible.once(("taps", h, w, windows), order)
+    return visible.cached(("taps", h, w, windows), order)
 
 
 class _Tiles(torch.autograd.Function):

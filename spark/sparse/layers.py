@@ -1,4 +1,4 @@
-"""Which layers are known, by exact type, and of which kind they are.
+"""Which layers are known, by exact type, and the rule of each.
 
 Exact types: a subclass that nobody looked at may do something else beside (BatchNormAct2d also activates).
 """
@@ -21,63 +21,65 @@ from torch import nn
 
 from spark.sparse import blocks, compact, masked, reflected
 from spark.sparse.compositions import is_composition, reason_against
-from spark.sparse.rule import Kind, unchanged
+from spark.sparse.rule import LayerRule, unchanged
 from spark.sparse.window import average_misfit, blur_misfit, misfit
 
-COMPOSITION = Kind(unchanged, unchanged, name="block of layers")
+COMPOSITION = LayerRule(unchanged, unchanged, name="block of layers")
 """Calls layers of this table and sums, scales or concatenates what they return: zero stays zero."""
 
-SEQUENCE = Kind(unchanged, unchanged, inner=blocks.padded_layers, name="block of layers")
+SEQUENCE = LayerRule(unchanged, unchanged, inner=blocks.padded_layers, name="block of layers")
 """The same; what pads a map and what follows on it is seen together."""
 
-ZERO_TO_ZERO = Kind(unchanged, unchanged, name="unchanged: zero stays zero")
+ZERO_TO_ZERO = LayerRule(unchanged, unchanged, name="unchanged: zero stays zero")
 """Maps every position, or every patch, by itself, and zero to zero: activations, dropout, layer scale."""
 
-POINTWISE = Kind(masked.zero_masked, unchanged, name="visible positions, each by itself")
+POINTWISE = LayerRule(masked.zero_masked, unchanged, name="visible positions, each by itself")
 """Maps every position by itself, but not zero to zero."""
 
-POINTWISE_CHANNELS_LAST = Kind(masked.zero_masked_channels_last, unchanged, channels_last=True, name=POINTWISE.name)
+POINTWISE_CHANNELS_LAST = LayerRule(
+    masked.zero_masked_channels_last, unchanged, channels_last=True, name=POINTWISE.name
+)
 """The same for layers that see [B, H, W, C]."""
 
-CONVOLUTION = Kind(masked.zero_masked, compact.convolution, refuses=misfit, name="sparse convolution")
-STD_CONVOLUTION = Kind(
+CONVOLUTION = LayerRule(masked.zero_masked, compact.convolution, refuses=misfit, name="sparse convolution")
+STD_CONVOLUTION = LayerRule(
     masked.zero_masked,
-    compact.convolution_by(compact.standardised_weight),
+    compact.convolution_by(compact.standardized_weight),
     refuses=misfit,
     name=CONVOLUTION.name,
 )
-SCALED_STD_CONVOLUTION = Kind(
+SCALED_STD_CONVOLUTION = LayerRule(
     masked.zero_masked,
-    compact.convolution_by(compact.scaled_standardised_weight),
+    compact.convolution_by(compact.scaled_standardized_weight),
     refuses=misfit,
     name=CONVOLUTION.name,
 )
-MAX_POOL = Kind(masked.max_over_visible, compact.max_pool, refuses=misfit, name="maximum over the visible")
-AVERAGE_POOL = Kind(
+MAX_POOL = LayerRule(masked.max_over_visible, compact.max_pool, refuses=misfit, name="maximum over the visible")
+AVERAGE_POOL = LayerRule(
     masked.mean_over_window,
     compact.average_pool,
     refuses=average_misfit,
     name="mean over a window, holes being like padding",
 )
-BLUR_POOL = Kind(masked.zero_masked, compact.blur_pool, refuses=blur_misfit, name="sparse blur")
-REFLECTED_BLUR_POOL = Kind(
+BLUR_POOL = LayerRule(masked.zero_masked, compact.blur_pool, refuses=blur_misfit, name="sparse blur")
+REFLECTED_BLUR_POOL = LayerRule(
     reflected.blur_pool,
     reflected.blur_pool,
     refuses=reflected.misfit,
     name="sparse blur, reflected where nothing is visible",
 )
 
-BATCH_NORM = Kind(
+BATCH_NORM = LayerRule(
     masked.statistics_over_visible, unchanged, inner_maps=False, name="statistics over the batch's visible positions"
 )
 """Statistics over all visible positions of the batch; a compact map has no others."""
 
-OVER_IMAGE = Kind(
+OVER_IMAGE = LayerRule(
     masked.over_visible_of_image, compact.over_image, inner_maps=False, name="reduces over an image's visible positions"
 )
 """Reduces over the positions of an image, then acts on every position: gates, group norm."""
 
-OVER_IMAGE_CHANNELS_LAST = Kind(
+OVER_IMAGE_CHANNELS_LAST = LayerRule(
     masked.over_visible_of_image_channels_last,
     compact.over_image_channels_last,
     channels_last=True,
@@ -85,71 +87,71 @@ OVER_IMAGE_CHANNELS_LAST = Kind(
     name=OVER_IMAGE.name,
 )
 
-PER_IMAGE = Kind(unchanged, compact.per_image, name="draws once per image")
+PER_IMAGE = LayerRule(unchanged, compact.per_image, name="draws once per image")
 """Draws once per image."""
 
-SPLIT_ATTENTION = Kind(
+SPLIT_ATTENTION = LayerRule(
     blocks.split_attention(masked.over_visible_of_image),
     blocks.split_attention(compact.over_image),
     inner=lambda layer: blocks.vectors("fc1", "bn1", "act1", "fc2", "rsoftmax"),
     name=OVER_IMAGE.name,
 )
-SELECTIVE_KERNEL = Kind(
+SELECTIVE_KERNEL = LayerRule(
     blocks.selective_kernel(masked.over_visible_of_image),
     blocks.selective_kernel(compact.over_image),
     inner=lambda layer: blocks.vectors("attn"),
     name=OVER_IMAGE.name,
 )
-FOCAL_MODULATION = Kind(
+FOCAL_MODULATION = LayerRule(
     blocks.focal_modulation(masked.over_visible_of_image),
     blocks.focal_modulation(compact.over_image),
     name=OVER_IMAGE.name,
 )
-CONDITIONAL_CONVOLUTIONS = Kind(
+CONDITIONAL_CONVOLUTIONS = LayerRule(
     blocks.conditional_convolutions,
     blocks.conditional_convolutions,
     inner=lambda layer: blocks.vectors("routing_fn", "conv_pw", "conv_dw", "conv_pwl"),
     name="sparse convolutions with weights of the image's own",
 )
-HGNET_STEM = Kind(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers, name=COMPOSITION.name)
+HGNET_STEM = LayerRule(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_layers, name=COMPOSITION.name)
 
 
-def refused(reason: str) -> Kind:
-    """Return the kind of layers that have no sparse meaning, or none yet."""
-    return Kind(unchanged, None, inner_maps=False, refuses=lambda layer: reason)
+def refused(reason: str) -> LayerRule:
+    """Return the rule of layers that have no sparse meaning, or none yet."""
+    return LayerRule(unchanged, None, inner_maps=False, refuses=lambda layer: reason)
 
 
-def response_norm(layer: nn.Module) -> Kind:
+def response_norm(layer: nn.Module) -> LayerRule:
     """ConvNeXt V2's norm follows the layout of the MLP around it."""
     return OVER_IMAGE if layer.channel_dim == 1 else OVER_IMAGE_CHANNELS_LAST
 
 
-def layer_norm(layer: Any) -> Kind:
+def layer_norm(layer: Any) -> LayerRule:
     """PyTorch's norm over the last dimensions: the channels, if it is one."""
     single = len(layer.normalized_shape) == 1
     return POINTWISE_CHANNELS_LAST if single else refused("normalises over a map of fixed size")
 
 
-def nearest_upsampling(layer: Any) -> Kind:
+def nearest_upsampling(layer: Any) -> LayerRule:
     """Each position becomes a square of them, within its patch."""
     scales = layer.scale_factor if isinstance(layer.scale_factor, tuple) else (layer.scale_factor or 0.5,)
     whole = all(float(scale).is_integer() for scale in scales)
     return ZERO_TO_ZERO if layer.mode == "nearest" and whole else refused("interpolates between positions")
 
 
-def blur_pool(layer: Any) -> Kind:
+def blur_pool(layer: Any) -> LayerRule:
     """timm's default reflects at the border."""
     return REFLECTED_BLUR_POOL if layer.pad_mode == "reflect" else BLUR_POOL
 
 
-def inactive(attribute: str) -> Callable[[nn.Module], Kind]:
-    """Return the kind of layers that drop whole regions: only with a probability of 0."""
+def inactive(attribute: str) -> Callable[[nn.Module], LayerRule]:
+    """Return the rule of layers that drop whole regions: only with a probability of 0."""
     return lambda layer: ZERO_TO_ZERO if getattr(layer, attribute) == 0 else refused("drops whole regions of a map")
 
 
-Sort = Kind | Callable[[nn.Module], Kind]
+RuleChoice = LayerRule | Callable[[nn.Module], LayerRule]
 
-_SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
+_RULES: tuple[tuple[RuleChoice, tuple[type[nn.Module], ...]], ...] = (
     # Windows
     (CONVOLUTION, (nn.Conv2d, timm.layers.Conv2dSame)),
     (STD_CONVOLUTION, (timm.layers.StdConv2d, StdConv2dSame)),
@@ -247,14 +249,16 @@ _SORTS: tuple[tuple[Sort, tuple[type[nn.Module], ...]], ...] = (
     (refused("spreads a position over its neighbours"), (nn.ConvTranspose2d,)),
 )
 
-LAYERS: Mapping[type[nn.Module], Sort] = MappingProxyType({layer: sort for sort, layers in _SORTS for layer in layers})
+LAYERS: Mapping[type[nn.Module], RuleChoice] = MappingProxyType(
+    {layer: rule for rule, layers in _RULES for layer in layers}
+)
 
 
-def kind_of(layer: nn.Module, extra: Mapping[type[nn.Module], Kind] | None = None) -> Kind | None:
-    """Return the kind of a layer, by its exact type, or None if it is not known."""
+def rule_of(layer: nn.Module, extra: Mapping[type[nn.Module], LayerRule] | None = None) -> LayerRule | None:
+    """Return the rule of a layer, by its exact type, or None if it is not known."""
     found = (extra or {}).get(type(layer)) or LAYERS.get(type(layer))
     if found is not None:
-        return found if isinstance(found, Kind) else found(layer)
+        return found if isinstance(found, LayerRule) else found(layer)
     if reason := reason_against(type(layer)):
         return refused(reason)
     return COMPOSITION if is_composition(type(layer)) else None

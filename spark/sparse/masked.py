@@ -1,7 +1,7 @@
 """The masked engine: run the dense operator, keep masked positions at zero.
 
 This is the definition of sparse convolution here (SparK, section 3.2): whatever the compact engine does must
-agree with it. Each rule says how one kind of layer behaves while a mask is set. Shapes: B images, C channels,
+agree with it. Each function says how one sort of layer behaves while a mask is set. Shapes: B images, C channels,
 H x W positions, V visible positions of one image, B * V of the batch.
 """
 

@@ -25,7 +25,7 @@ def blur_pool(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> T
     x_NChw = x if visible.engine == "compact" else visible.take(x)
     h, w = x_NChw.shape[-2:]
     windows, channels = blur_windows(layer), x_NChw.shape[1]
-    index = visible.once(("reflected", h, w, windows), lambda: _reflected(h, w, windows, visible))
+    index = visible.cached(("reflected", h, w, windows), lambda: _reflected(h, w, windows, visible))
     filters = layer.filt.expand(channels, -1, -1, -1)
     y_NChw = functional.conv2d(gather(x_NChw, index), filters, stride=layer.stride, groups=channels)
     return y_NChw if visible.engine == "compact" else visible.put(y_NChw)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from spark.sparse.state import VisiblePatches
 
 Dense = Callable[[Tensor], Tensor]
-Rule = Callable[[nn.Module, Dense, VisiblePatches, Tensor], Tensor]
+SparseForward = Callable[[nn.Module, Dense, VisiblePatches, Tensor], Tensor]
 """(layer, the layer's own forward, visible patches, feature map) -> feature map, while a mask is set."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerRule:
     """How one sort of layer behaves while a mask is set: one rule for each engine.
 
     Attributes:
@@ -23,16 +23,16 @@ class Kind:
         compact: the same on compact maps; None if the compact engine has to stand back for such a layer.
         channels_last: whether maps are [B, H, W, C].
         inner_maps: whether layers inside of it see feature maps too, and have rules of their own.
-        inner: the kinds, by path, of layers inside of it that are not those of the table there.
-        refuses: says what is wrong with a layer of this kind that has no sparse meaning.
+        inner: the rules, by path, of layers inside of it that are not those of the table there.
+        refuses: says what is wrong with a layer of this sort that has no sparse meaning.
         name: what becomes of a layer, for people.
     """
 
-    masked: Rule
-    compact: Rule | None
+    masked: SparseForward
+    compact: SparseForward | None
     channels_last: bool = False
     inner_maps: bool = True
-    inner: Callable[[nn.Module], Mapping[str, Kind]] = lambda layer: {}
+    inner: Callable[[nn.Module], Mapping[str, LayerRule]] = lambda layer: {}
     refuses: Callable[[nn.Module], str | None] = lambda layer: None
     name: str = "a rule of its own"
 
@@ -43,7 +43,7 @@ def unchanged(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor
 
 
 def sparse_layers_of(
-    network: object, extra_layers: Mapping[type[nn.Module], Kind] | None = None
-) -> Mapping[type[nn.Module], Kind]:
-    """Return the kinds of a network's own layers, and `extra_layers` beside them."""
+    network: object, extra_layers: Mapping[type[nn.Module], LayerRule] | None = None
+) -> Mapping[type[nn.Module], LayerRule]:
+    """Return the rules of a network's own layers, and `extra_layers` beside them."""
     return {**getattr(network, "sparse_layers", {}), **(extra_layers or {})}

@@ -27,7 +27,7 @@ def convolve_filled(x_NChw: Tensor, fill_1C11: Tensor, conv: nn.Conv2d, visible:
     everywhere = fill_1C11.expand(-1, -1, rows * h, columns * w)
     base_1OHW = conv(everywhere)
     difference = (x_NChw - fill_1C11).to(base_1OHW.dtype)
-    targets = visible.once(("targets", h, w), lambda: _targets(h, w, visible))
+    targets = visible.cached(("targets", h, w), lambda: _targets(h, w, visible))
     weight = conv.weight.to(base_1OHW.dtype)
     return _ScatterConvolution.apply(difference, weight, base_1OHW, targets, images)
 

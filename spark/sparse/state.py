@@ -20,12 +20,12 @@ from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take
 class VisiblePatches:
     """Holds the current mask, and whatever layers derive from it, once per forward pass.
 
-    Outside `showing(mask)` there is no mask, and sparse layers behave as the dense ones that they were.
+    Outside `use_mask(mask)` there is no mask, and sparse layers behave as the dense ones that they were.
 
     Attributes:
         engine: how the layers that share this object compute, "masked" or "compact".
         stood_back: why a faster engine than that one was not taken; "" if none was.
-        converted: how many layers there are by (class, kind's name).
+        converted: how many layers there are by (class, rule's name).
         norms_of_vectors: whether batch norms see one vector of each image, within gates: one image is too few for them.
     """
 
@@ -47,7 +47,7 @@ class VisiblePatches:
     def mask(self) -> Tensor:
         """The mask: boolean [B, 1, rows, columns], True = visible."""
         if self._mask is None:
-            raise RuntimeError("no mask is set; wrap the forward pass in `with visible.showing(mask):`")
+            raise RuntimeError("no mask is set; wrap the forward pass in `with visible.use_mask(mask):`")
         return self._mask
 
     @property
@@ -62,7 +62,7 @@ class VisiblePatches:
         return self._per_image
 
     @contextmanager
-    def showing(self, mask: Tensor, per_image: int = 0) -> Iterator[None]:
+    def use_mask(self, mask: Tensor, per_image: int = 0) -> Iterator[None]:
         """Use `mask` (boolean [B, 1, rows, columns], True = visible) for the forward passes in the body.
 
         Who knows the number of visible patches per image gives it: it is read from the mask otherwise, which
@@ -71,7 +71,7 @@ class VisiblePatches:
         with self._holding(mask, per_image, {}):
             yield
 
-    def again(self) -> AbstractContextManager[None]:
+    def reuse_mask(self) -> AbstractContextManager[None]:
         """Return a context that shows, whenever it is entered, what is shown now."""
         return self._holding(self.mask, self._per_image, self._derived)
 
@@ -97,7 +97,7 @@ class VisiblePatches:
             self.patch_size(height, width)  # refuses what does not align
             return enlarge(self.mask, height, width)
 
-        return self.once(("mask", height, width), scale)
+        return self.cached(("mask", height, width), scale)
 
     def patch_size(self, height: int, width: int) -> tuple[int, int]:
         """Return how many positions of a dense map a patch covers, down and across.
@@ -120,7 +120,7 @@ class VisiblePatches:
     def patch_ids(self) -> Tensor:
         """Which patches of the batch are visible: [N], indices into B * rows * columns, in order."""
 
-        return self.once("patch ids", lambda: patch_ids(self.mask, self.per_image))
+        return self.cached("patch ids", lambda: patch_ids(self.mask, self.per_image))
 
     def take(self, x_BCHW: Tensor) -> Tensor:
         """Return the visible patches of a dense map as a batch: [B, C, H, W] -> [N, C, h, w]."""
@@ -169,7 +169,7 @@ class VisiblePatches:
         """Return a map of the encoder as a dense one [B, C, H, W], zero in the holes."""
         return self.put(x) if self.engine == "compact" else x
 
-    def once(self, key: object, compute: Callable[[], Tensor]) -> Tensor:
+    def cached(self, key: object, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns, computed once while the mask is shown."""
         if key not in self._derived:
             self._derived[key] = compute()

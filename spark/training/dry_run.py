@@ -12,7 +12,7 @@ from spark.config.pretrain import PretrainConfig
 from spark.training.pretraining import Pretraining
 from spark.training.rehearsal import peak_memory, timed_step
 from spark.training.sizing import sized
-from spark.utils.distributed import Ranks, joined
+from spark.utils.distributed import Ranks, process_group
 
 TIMED = 3  # steps, after one that warms up
 
@@ -27,11 +27,11 @@ def dry_run(config: PretrainConfig, written: Collection[str] = ()) -> str:
     Raises:
         UserError: as for the run itself.
     """
-    with joined(config.device) as ranks:
+    with process_group(config.device) as ranks:
         config = sized(config, written, ranks)
-        training = ranks.together(lambda: Pretraining(config, ranks))
+        training = ranks.on_all(lambda: Pretraining(config, ranks))
         seconds = [timed_step(training, ranks.device) for _ in range(1 + TIMED)][1:]
-        return _report(config, training, ranks, statistics.median(seconds)) if ranks.first else ""
+        return _report(config, training, ranks, statistics.median(seconds)) if ranks.is_main else ""
 
 
 def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, seconds: float) -> str:

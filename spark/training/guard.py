@@ -31,7 +31,7 @@ class Counts(NamedTuple):
     row: int
 
 
-class FiniteGuard:
+class NonFiniteGuard:
     """Looks at each step between its backward pass and the optimizer."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:

@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     format: str
 
 
-def initialise(model: SparK, source: str, in_chans: int, allow_partial: bool = False) -> str:
+def initialize(model: SparK, source: str, in_chans: int, allow_partial: bool = False) -> str:
     """Copy what matches, by name and shape, into the model; return a line that says how much that was.
 
     Args:

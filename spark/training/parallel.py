@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spark.sparse.synchronise import synchronise_batch_norms
+from spark.sparse.synchronize import synchronize_batch_norms
 from spark.utils.distributed import Ranks
 
 
@@ -16,7 +16,7 @@ def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
     """
     if ranks.size == 1:
         return model
-    synchronise_batch_norms(model)
+    synchronize_batch_norms(model)
     # Buffers need no broadcast, as batch norms keep theirs equal.
     return DistributedDataParallel(
         model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,

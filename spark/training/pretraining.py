@@ -22,18 +22,18 @@ from spark.backbones.own_network import source_of
 from spark.config.identity import deciding_hash
 from spark.config.pretrain import PretrainConfig
 from spark.data.dataset import ImagePool, Sample, build_loader
-from spark.data.pixels import normalise
+from spark.data.pixels import normalize
 from spark.data.samplers import STEP, EpochSampler, ShareSampler, mixed_seed
 from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo
 from spark.methods.spark.model import build_spark
-from spark.probes.monitor import LearningWatch
+from spark.probes.monitor import LearningMonitor
 from spark.runs.checkpoint import load_latest, save_checkpoint
 from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import MetricsLog
-from spark.training.guard import LR_FACTOR, Counts, DivergedError, FiniteGuard, check_counts, check_rollback
-from spark.training.initialize import initialise
+from spark.training.guard import LR_FACTOR, Counts, DivergedError, NonFiniteGuard, check_counts, check_rollback
+from spark.training.initialize import initialize
 from spark.training.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 from spark.training.parallel import data_parallel
 from spark.utils.device import autocast, choose_device
@@ -42,7 +42,7 @@ from spark.utils.progress import TrainingProgress
 from spark.utils.provenance import code_version
 from spark.utils.signals import StopRequest, leave_to_parent
 from spark.visualize.curve import Curve
-from spark.visualize.grid import reconstruction_grid, save_picture
+from spark.visualize.grid import reconstruction_grid, save_image
 
 PICTURES, UNREADABLE = "reconstructions", "unreadable_files.txt"
 IMAGES_PER_PICTURE = 6
@@ -65,7 +65,7 @@ class Pretraining:
         self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # as it is now
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
-        share = self._ranks.share(config.train.batch)
+        share = self._ranks.local_batch(config.train.batch)
         self._parts = config.parts(share)
         if self._model.visible_per_image(self._grid) * (share // self._parts) < 2:
             raise UserError(
@@ -80,32 +80,32 @@ class Pretraining:
         )
         self._steps_per_epoch = self._sampler(first_step=0).steps_per_epoch
         self.total_steps = self._steps_per_epoch * config.train.epochs
-        self._watch = LearningWatch(config, self._ranks, self._pool, self._steps_per_epoch * config.train.batch)
+        self._monitor = LearningMonitor(config, self._ranks, self._pool, self._steps_per_epoch * config.train.batch)
         self._model.to(self._device).to(memory_format=torch.channels_last)
         if config.train.recompute:
-            self._model.recompute_blocks()
+            self._model.checkpoint_activations()
         if config.train.compile:
             self._model.compile()
         self._parallel = data_parallel(self._model, self._ranks)
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
         self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
-        self._guard = FiniteGuard(self._model, self._device)
+        self._guard = NonFiniteGuard(self._model, self._device)
         self._rollbacks = 0
         self.step = 0  # steps done
         self._losses: list[Tensor] = []  # since the last record, still on the device
 
-    def initialise(self, source: str) -> None:
+    def initialize(self, source: str) -> None:
         """Begin with weights from elsewhere.
 
         Raises:
             UserError: they are not to be had, or too few match.
         """
         config, ranks = self._config, self._ranks
-        line = ranks.on_first(
-            lambda: initialise(self._model, source, config.model.in_chans, config.init_allow_partial)
+        line = ranks.on_main(
+            lambda: initialize(self._model, source, config.model.in_chans, config.init_allow_partial)
         )
-        ranks.spread(self._model)
-        ranks.say(line)
+        ranks.broadcast(self._model)
+        ranks.log(line)
 
     def fit(self, run: Path, request: StopRequest) -> None:
         """Train the steps that are left, or until asked to stop.
@@ -114,7 +114,7 @@ class Pretraining:
             UserError: loss or gradient stay not finite, and no lower learning rate helps, or may be tried.
         """
         self._describe()
-        if self._may_roll_back and self.step == 0 and self._ranks.first:
+        if self._may_roll_back and self.step == 0 and self._ranks.is_main:
             save_checkpoint(run / CHECKPOINTS, self.state_dict())  # something to go back to
         while True:
             try:
@@ -129,16 +129,16 @@ class Pretraining:
         """
         config, batch, ranks = self._config, self._config.train.batch, self._ranks
         loader = self._loader()
-        unreadable = UnreadableFiles(self._pool, run / UNREADABLE if ranks.first else None)
+        unreadable = UnreadableFiles(self._pool, run / UNREADABLE if ranks.is_main else None)
         curve = Curve(run, self._model.trivial_loss)
         saved = time.monotonic()
         status = ""
         self._model.train()
         with (
-            MetricsLog(run, self.step, quiet=not ranks.first) as log,
-            TrainingProgress("pretrain", self.total_steps, batch, self.step, quiet=not ranks.first) as progress,
+            MetricsLog(run, self.step, quiet=not ranks.is_main) as log,
+            TrainingProgress("pretrain", self.total_steps, batch, self.step, quiet=not ranks.is_main) as progress,
         ):
-            if self.step == 0 and (found := self._watch.look(self._model.encoder, epochs_done=0, last=False)):
+            if self.step == 0 and (found := self._monitor.look(self._model.encoder, epochs_done=0, last=False)):
                 log.write(0, epoch=0.0, **found)
             for sample in loader if self.step < self.total_steps else ():
                 unreadable.note(sample.unreadable)
@@ -150,22 +150,22 @@ class Pretraining:
                 progress.advance(status)
                 # Pictures come before the checkpoint: a run that is killed in between draws them again.
                 draws = epochs_done % config.train.picture_epochs == 0 or self.finished
-                if ranks.first and into_epoch == 0:
+                if ranks.is_main and into_epoch == 0:
                     curve.update(self.finished)
-                if ranks.first and into_epoch == 0 and draws:
-                    save_picture(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
+                if ranks.is_main and into_epoch == 0 and draws:
+                    save_image(self._picture(), run / PICTURES / f"epoch_{epochs_done:05d}.png")
                 stop = ranks.any(request.received)
                 if into_epoch == 0 or stop:
                     for indices in ranks.gather(sorted(unreadable.found)):  # the first one's report names all
                         unreadable.note(torch.tensor(indices, dtype=torch.long))
                 due = into_epoch == 0 and (epochs_done % config.train.checkpoint_epochs == 0 or self.finished)
                 if due or stop or time.monotonic() - saved > 60 * config.train.checkpoint_minutes:
-                    if ranks.first and not self._guard.counts().row:  # else the last good checkpoint stays
+                    if ranks.is_main and not self._guard.counts().row:  # else the last good checkpoint stays
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                     saved = time.monotonic()
                 if stop:
                     break
-        ranks.say(unreadable.summary())
+        ranks.log(unreadable.summary())
 
     def _record(self, log: MetricsLog, **values: float) -> str:
         """Log the steps since the last record, and at an epoch's end what the encoder has learnt.
@@ -184,27 +184,27 @@ class Pretraining:
         values |= {"skipped": bad.total} if bad.total else {}
         epochs_done, into_epoch = divmod(self.step, self._steps_per_epoch)
         if into_epoch == 0:
-            values |= self._watch.look(self._model.encoder, epochs_done, self.finished)
+            values |= self._monitor.look(self._model.encoder, epochs_done, self.finished)
         log.write(self.step, epoch=self.step / self._steps_per_epoch, loss=mean, **values)
-        return f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}{self._watch.status}"
+        return f"epoch {math.ceil(self.step / self._steps_per_epoch)} loss {mean:.4f}{self._monitor.status}"
 
     def rehearse(self) -> None:
         """Do a step with images of noise, to see what it takes; this training is of no use afterwards."""
         config = self._config
-        shape = (self._ranks.share(config.train.batch), config.model.in_chans, *config.data.input_size)
+        shape = (self._ranks.local_batch(config.train.batch), config.model.in_chans, *config.data.input_size)
         self._model.train()
         self._train_step(Sample(torch.randint(0, 256, shape, dtype=torch.uint8), torch.empty(0)))  # type: ignore[arg-type]
 
     def _describe(self) -> None:
         """Say how the steps are computed."""
         visible, parts, ranks = self._model.visible, self._parts, self._ranks
-        ranks.say(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""))
-        share = ranks.share(self._config.train.batch)
+        ranks.log(f"engine: {visible.engine}" + (f" ({visible.stood_back})" if visible.stood_back else ""))
+        share = ranks.local_batch(self._config.train.batch)
         if ranks.size > 1:
-            ranks.say(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
+            ranks.log(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
         if parts > 1:
             seen = "the parts that processes compute at a time" if ranks.size > 1 else "one part at a time"
-            ranks.say(
+            ranks.log(
                 f"accumulating {parts} parts of {share // parts} images; "
                 f"batch norms (the decoder has some, too) see {seen}"
             )
@@ -268,7 +268,8 @@ class Pretraining:
         """Return the batches of the steps that are left."""
         batch, workers = self._config.train.batch, self._config.data.workers
         sampler = ShareSampler(self._sampler(self.step), batch, self._ranks)
-        loader = build_loader(self._pool, sampler, self._ranks.share(batch), workers, pin=self._device.type == "cuda")
+        pin = self._device.type == "cuda"
+        loader = build_loader(self._pool, sampler, self._ranks.local_batch(batch), workers, pin)
         loader.worker_init_fn = leave_to_parent
         return loader
 
@@ -294,7 +295,7 @@ class Pretraining:
         """
         torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step))
         mask = self._ranks.slice(self._model.draw_mask(self._config.train.batch, self._grid))
-        if not self._ranks.first:
+        if not self._ranks.is_main:
             torch.manual_seed(mixed_seed(self._config.seed, STEP, self.step, self._ranks.rank))
         return mask
 
@@ -307,7 +308,7 @@ class Pretraining:
         losses = []
         parts = list(zip(images.chunk(self._parts), mask.chunk(self._parts), strict=True))
         for number, (part, part_mask) in enumerate(parts, start=1):
-            with self._ranks.exchanging(self._parallel, number == len(parts)):
+            with self._ranks.gradient_sync(self._parallel, number == len(parts)):
                 with autocast(self._device, self._config.train.precision):
                     loss = self._parallel(self._images(part), part_mask).loss
                 (loss / self._parts).backward()
@@ -327,7 +328,7 @@ class Pretraining:
 
     def _images(self, images: Tensor) -> Tensor:
         """Normalise uint8 images on the device, in the memory format that its convolutions like."""
-        normal = normalise(images, self._config.data.mean, self._config.data.std, self._device)
+        normal = normalize(images, self._config.data.mean, self._config.data.std, self._device)
         return normal.contiguous(memory_format=torch.channels_last)
 
     def _count_bad_steps(self) -> Counts:
@@ -357,8 +358,8 @@ class Pretraining:
         self.load_state_dict(checkpoint)
         self._rollbacks = rollbacks
         # All have read what the first is about to replace. Were it not, a killed run would diverge once more.
-        self._ranks.on_first(lambda: save_checkpoint(run / CHECKPOINTS, self.state_dict()))
-        self._ranks.say(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")
+        self._ranks.on_main(lambda: save_checkpoint(run / CHECKPOINTS, self.state_dict()))
+        self._ranks.log(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")
 
     def _picture(self) -> Tensor:
         """Draw reconstructions of the same images under the same masks every time."""

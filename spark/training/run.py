@@ -12,7 +12,7 @@ from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder
 from spark.training.pretraining import PICTURES, UNREADABLE, Pretraining
 from spark.training.sizing import sized
-from spark.utils.distributed import Ranks, joined
+from spark.utils.distributed import Ranks, process_group
 from spark.utils.files import write_text
 from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 from spark.visualize.curve import FILE_NAME as CURVE
@@ -32,11 +32,11 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
         PostponedError: a signal asked the run to stop, and it was saved.
     """
     run = Path(config.out)
-    with joined(config.device) as ranks, StopRequest() as request:
-        if ranks.first and (run / STOPPED).is_file():
+    with process_group(config.device) as ranks, StopRequest() as request:
+        if ranks.is_main and (run / STOPPED).is_file():
             (run / STOPPED).unlink()  # before anything that may fail
         finished = _pretrain(sized(config, written, ranks), run, ranks, request)
-    if not finished and not ranks.first:
+    if not finished and not ranks.is_main:
         raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
     if not finished:
         raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
@@ -45,32 +45,32 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
 
 def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequest) -> bool:
     """Return whether the run is finished, and not only stopped."""
-    training = ranks.together(lambda: Pretraining(config, ranks))
-    there = ranks.on_first(lambda: _prepare(run, config))  # a damaged checkpoint is set aside before others look
+    training = ranks.on_all(lambda: Pretraining(config, ranks))
+    there = ranks.on_main(lambda: _prepare(run, config))  # a damaged checkpoint is set aside before others look
     if there and (checkpoint := load_latest(run / CHECKPOINTS)):
         training.load_state_dict(checkpoint)
         if training.finished and (run / WEIGHTS).is_file() and (run / INFO).is_file():
-            ranks.say(f"{run} is finished already; resume=never starts it again")
+            ranks.log(f"{run} is finished already; resume=never starts it again")
             return True
-        ranks.say(f"resuming {run} after step {training.step} of {training.total_steps}")
+        ranks.log(f"resuming {run} after step {training.step} of {training.total_steps}")
         if checkpoint.get("processes", 1) != ranks.size:
-            ranks.say(
+            ranks.log(
                 f"it ran in {checkpoint.get('processes', 1)} processes and goes on in {ranks.size}: "
                 "the same images and masks, equal to rounding, but other draws of drop path"
             )
     elif config.init:
-        training.initialise(config.init)
-    if ranks.first:
+        training.initialize(config.init)
+    if ranks.is_main:
         save_resolved(config, run / CONFIG)
-    ranks.say(to_yaml(config))
+    ranks.log(to_yaml(config))
     training.fit(run, request)
     if not training.finished:
         told = f"saved after step {training.step} of {training.total_steps}\n"
-        ranks.on_first(lambda: write_text(run / STOPPED, told))  # all wait: torchrun ends the rest when one has ended
+        ranks.on_main(lambda: write_text(run / STOPPED, told))  # all wait: torchrun ends the rest when one has ended
         return False
-    if ranks.first:
+    if ranks.is_main:
         weights = save_encoder(run, training.encoder())
-        ranks.say(f"encoder exported to {weights}")
+        ranks.log(f"encoder exported to {weights}")
     return True
 
 

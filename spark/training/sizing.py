@@ -40,11 +40,11 @@ def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> Pre
     """
     if config.train.preset != AUTO:
         return config
-    values = ranks.on_first(lambda: _stored(config, written))
+    values = ranks.on_main(lambda: _stored(config, written))
     if values is None:
-        values = ranks.on_first(lambda: _chosen(config, written, ranks))
+        values = ranks.on_main(lambda: _chosen(config, written, ranks))
     else:
-        ranks.say(f"train.preset=auto: the run in {config.out} keeps the numbers that it began with")
+        ranks.log(f"train.preset=auto: the run in {config.out} keeps the numbers that it began with")
     config = with_values(config, values)
     if problems := config.train.schedule_problems():
         raise UserError("; ".join(problems))
@@ -78,8 +78,8 @@ def _chosen(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> d
 
     choices = choose(config, written, facts, measure)
     values = {choice.key: choice.value for choice in choices}
-    ranks.say(table(choices))
-    ranks.say(_outlook(facts, values["train.epochs"], measured[-1].seconds))
+    ranks.log(table(choices))
+    ranks.log(_outlook(facts, values["train.epochs"], measured[-1].seconds))
     return {key: value for key, value in values.items() if key not in written}
 
 

@@ -42,11 +42,11 @@ class Ranks:
     control: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files and speaks to people."""
         return self.rank == 0
 
-    def share(self, batch: int) -> int:
+    def local_batch(self, batch: int) -> int:
         """Return how many images of a batch each process has.
 
         Raises:
@@ -87,7 +87,7 @@ class Ranks:
         distributed.all_reduce(told, distributed.ReduceOp.MAX, group=self.control)
         return bool(told)
 
-    def together(self, build: Callable[[], Result]) -> Result:
+    def on_all(self, build: Callable[[], Result]) -> Result:
         """Let every process build the same; an error that they all meet is said once.
 
         Raises:
@@ -108,7 +108,7 @@ class Ranks:
             raise SystemExit(2)
         return cast(Result, result)
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def on_main(self, action: Callable[[], Any]) -> Any:
         """Let the first process act while the others wait, and return to all what it returned: a plain value.
 
         Raises:
@@ -118,7 +118,7 @@ class Ranks:
             return action()
         outcome: list[Any] = [False, None]
         try:
-            if self.first:
+            if self.is_main:
                 outcome = [True, action()]
         finally:
             distributed.broadcast_object_list(outcome, group=self.control)
@@ -130,27 +130,27 @@ class Ranks:
         """Return, in the first process, what all have, in the order of ranks; [] in the others."""
         if self.size == 1:
             return [value]
-        gathered: list[Any] | None = [None] * self.size if self.first else None
+        gathered: list[Any] | None = [None] * self.size if self.is_main else None
         distributed.gather_object(value, gathered, group=self.control)
         return gathered or []
 
-    def exchanging(self, parallel: nn.Module, exchange: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, parallel: nn.Module, exchange: bool) -> AbstractContextManager[None]:
         """Return a context whose backward passes add to this process's gradients, and `exchange` them or do not yet."""
         return nullcontext() if self.size == 1 or exchange else cast(DistributedDataParallel, parallel).no_sync()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tell people, once."""
-        if self.first and line:
+        if self.is_main and line:
             print(line, file=sys.stderr)
 
-    def spread(self, model: nn.Module) -> None:
+    def broadcast(self, model: nn.Module) -> None:
         """Give all processes the first one's parameters and buffers."""
         for tensor in model.state_dict().values() if self.size > 1 else ():
             distributed.broadcast(tensor, 0)
 
 
 @contextmanager
-def joined(device: str, timeout: timedelta | None = None) -> Iterator[Ranks]:
+def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if it did; `device` is as for `choose_device`.
 
     Args:

@@ -34,8 +34,8 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     for number, row in enumerate(rows):
         top = HEADER + number * (height + GAP)
         for line, text in enumerate(row.caption):
-            font, colour = (bold, TEXT) if line == 0 else (plain, SOFT)
-            draw.text((2 * GAP, top + 4 + line * LINE), _fit(text, font, GUTTER - 3 * GAP), fill=colour, font=font)
+            font, color = (bold, TEXT) if line == 0 else (plain, SOFT)
+            draw.text((2 * GAP, top + 4 + line * LINE), _fit(text, font, GUTTER - 3 * GAP), fill=color, font=font)
         for column, picture in enumerate(row.pictures):
             resized = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(resized, (GUTTER + column * (width + GAP), top))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from spark.runs.metrics import read_metrics
 from spark.utils.files import atomic_path
-from spark.utils.plots import COLOURS, GREY, encode, quieten
+from spark.utils.plots import COLORS, GRAY, encode, quieten
 
 FILE_NAME = "curve.png"
 WINDOW = 0.04  # of a run's records: what smoothing averages over
@@ -63,25 +63,25 @@ def draw_curve(records: Sequence[dict[str, Any]], trivial_loss: float | None) ->
     for axes, draw in zip(below, panels, strict=True):
         draw(axes, log)
         quieten(axes, grid=True)
-    _draw_expected(below[0], trivial_loss)
+    _draw_trivial_loss(below[0], trivial_loss)
     below[-1].set_xlabel("epoch")
     return encode(figure, "png")
 
 
 def _draw_loss(axes: Any, log: pd.DataFrame) -> None:
     steps = log.dropna(subset="loss")
-    axes.plot(steps.epoch, steps.loss, color=COLOURS[0], alpha=0.35, linewidth=0.8)
-    axes.plot(steps.epoch, _smoothed(steps.loss), color=COLOURS[0], linewidth=1.8, label="this run, smoothed")
+    axes.plot(steps.epoch, steps.loss, color=COLORS[0], alpha=0.35, linewidth=0.8)
+    axes.plot(steps.epoch, _smoothed(steps.loss), color=COLORS[0], linewidth=1.8, label="this run, smoothed")
     axes.set_ylabel("loss")
 
 
-def _draw_expected(axes: Any, trivial_loss: float | None) -> None:
+def _draw_trivial_loss(axes: Any, trivial_loss: float | None) -> None:
     """Draw what the loss is to be compared with."""
     if trivial_loss is not None:
         label = f"predicting each patch's mean: {trivial_loss:.4f}"
-        axes.axhline(trivial_loss, color=GREY, linestyle="--", linewidth=1, label=label)
+        axes.axhline(trivial_loss, color=GRAY, linestyle="--", linewidth=1, label=label)
     # Above the axes: a loss may fall through any corner of them.
-    axes.legend(fontsize=8, frameon=False, labelcolor=GREY, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    axes.legend(fontsize=8, frameon=False, labelcolor=GRAY, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def _smoothed(losses: pd.Series) -> pd.Series:
@@ -91,9 +91,9 @@ def _smoothed(losses: pd.Series) -> pd.Series:
 
 def _draw_rate(axes: Any, log: pd.DataFrame) -> None:
     steps = log.dropna(subset="lr")
-    axes.plot(steps.epoch, steps.lr, color=COLOURS[1], linewidth=1.4)
+    axes.plot(steps.epoch, steps.lr, color=COLORS[1], linewidth=1.4)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
+    axes.yaxis.get_offset_text().set(color=GRAY, fontsize=8)
     axes.set_ylabel("learning rate")
 
 
@@ -101,12 +101,12 @@ def _draw_probes(axes: Any, log: pd.DataFrame) -> None:
     for number, (name, title) in enumerate(PROBES.items()):
         if name in log:
             probed = log.dropna(subset=name)
-            colour = COLOURS[2 + number]
-            axes.plot(probed.epoch, probed[name], "o-", color=colour, markersize=3, linewidth=1.4, label=title)
-    axes.legend(fontsize=8, frameon=False, labelcolor=GREY)
+            color = COLORS[2 + number]
+            axes.plot(probed.epoch, probed[name], "o-", color=color, markersize=3, linewidth=1.4, label=title)
+    axes.legend(fontsize=8, frameon=False, labelcolor=GRAY)
     axes.set_ylabel("accuracy in %")
 
 
 def _draw_skipped(axes: Any, log: pd.DataFrame) -> None:
-    axes.step(log.epoch, log.skipped.ffill().fillna(0), where="post", color=COLOURS[4], linewidth=1.4)
+    axes.step(log.epoch, log.skipped.ffill().fillna(0), where="post", color=COLORS[4], linewidth=1.4)
     axes.set_ylabel("skipped steps")

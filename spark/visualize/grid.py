@@ -10,12 +10,12 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from spark.data.pixels import denormalise
+from spark.data.pixels import denormalize
 from spark.masking import enlarge
 from spark.methods.spark.model import SparK
 from spark.utils.files import atomic_path
 
-GREY = 0.5  # what a masked patch looks like in the picture
+GRAY = 0.5  # what a masked patch looks like in the picture
 
 
 @torch.no_grad()
@@ -39,18 +39,18 @@ def reconstruction_grid(
     output = model(images, mask)
     model.train(was_training)
     visible = enlarge(output.mask, *images.shape[-2:])
-    original, drawn = (denormalise(shown, mean, std) for shown in (images, model.reconstruct(images, output)))
-    masked = torch.where(visible, original, GREY)
+    original, drawn = (denormalize(shown, mean, std) for shown in (images, model.reconstruct(images, output)))
+    masked = torch.where(visible, original, GRAY)
     columns = displayable(torch.stack([masked, drawn, original], dim=1).flatten(0, 1))
     return make_grid(columns.float().cpu(), nrow=3, padding=4, pad_value=1.0)
 
 
 def displayable(images: Tensor) -> Tensor:
-    """Return the channels of images [B, C, H, W] that a picture can show: the first three, or the first one as grey."""
+    """Return the channels of images [B, C, H, W] that a picture can show: the first three, or the first one as gray."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def save_picture(picture: Tensor, destination: Path) -> None:
+def save_image(picture: Tensor, destination: Path) -> None:
     """Write a picture [3, height, width] with values in 0..1 as PNG."""
     with atomic_path(destination) as temporary:
         to_pil_image(picture).save(temporary)

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from spark.data.center_crop import read_centre
-from spark.data.pixels import denormalise, normalise
+from spark.data.center_crop import read_center
+from spark.data.pixels import denormalize, normalize
 from spark.data.source import image_suffixes, list_images
 from spark.errors import UserError
 from spark.masking import enlarge
@@ -25,7 +25,7 @@ from spark.utils.device import choose_device
 from spark.utils.files import atomic_path, write_text
 from spark.utils.provenance import code_version
 from spark.visualize.contact_sheet import Row, contact_sheet, enlargement
-from spark.visualize.grid import GREY, displayable
+from spark.visualize.grid import GRAY, displayable
 
 COLUMNS = ("original", "masked", "reconstruction", "visible pasted")
 PER_FOLDER = 8  # pictures that stand for a folder
@@ -97,8 +97,8 @@ def attempt(
     pasted = model.reconstruct(images, output)
     drawn = model.reconstruct(images, output._replace(mask=torch.zeros_like(output.mask)))  # as if none were visible
     visible = enlarge(output.mask, *images.shape[-2:])
-    original, drawn, pasted = (denormalise(shown, mean, std) for shown in (images, drawn, pasted))
-    masked = torch.where(visible, original, GREY)
+    original, drawn, pasted = (denormalize(shown, mean, std) for shown in (images, drawn, pasted))
+    masked = torch.where(visible, original, GRAY)
     pictures = (_picture(masked), _picture(drawn), _picture(pasted))
     return Attempt(ratio, seed, output.loss.item(), pictures)
 
@@ -119,9 +119,9 @@ def _picture(pixels_1CHW: Tensor) -> Image.Image:
 def _subject(pretrained: Pretrained, file: Path, seeds: Sequence[int], ratios: Sequence[float]) -> Subject:
     model, config = pretrained.model, pretrained.config
     height, width = config.data.input_size
-    pixels = read_centre(file, config.model.in_chans, height, width)[None]
+    pixels = read_center(file, config.model.in_chans, height, width)[None]
     mean, std = config.data.mean, config.data.std
-    images = normalise(pixels, mean, std, next(model.parameters()).device)
+    images = normalize(pixels, mean, std, next(model.parameters()).device)
     attempts = [attempt(model, images, ratio, seed, mean, std) for ratio in ratios for seed in seeds]
     return Subject(file.name, _picture(pixels / 255), attempts)
 

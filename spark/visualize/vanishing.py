@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from spark.backbones.pyramid import Pyramid, require_pyramid
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.backbones.tracing import blocks_of, modules_used
-from spark.data.center_crop import read_centre
+from spark.data.center_crop import read_center
 from spark.masking import enlarge, random_mask
 from spark.sparse.convert import sparsify
 from spark.sparse.rule import sparse_layers_of
 from spark.utils.files import atomic_path
-from spark.utils.plots import COLOURS, GREY, encode, quieten
+from spark.utils.plots import COLORS, GRAY, encode, quieten
 
 FIRST, MAPS = 3, 8  # the first maps, where it happens, are all drawn, and this many altogether
-SPARSE, DENSE = COLOURS[:2]
+SPARSE, DENSE = COLORS[:2]
 FRAME = "#eceff1"
 
 
@@ -62,7 +62,7 @@ def visualize_vanishing(model: str, image: Path, out: Path, size: int, ratio: fl
     reveal(network)
     patches = max(1, round(size / network.strides[-1]))
     side = patches * network.strides[-1]
-    pixels = read_centre(image, network.example().shape[1], side, side)
+    pixels = read_center(image, network.example().shape[1], side, side)
     mask = random_mask(1, (patches, patches), ratio, torch.Generator().manual_seed(seed))
     traces = trace(network, (pixels[None].double() + 1) / 256, mask, engine)  # + 1: black is not zero
     name = re.sub(r"[^\w.-]+", "-", model)  # of one's own, its path has slashes
@@ -81,7 +81,7 @@ def trace(network: Pyramid, image: Tensor, mask: Tensor, engine: str = "auto") -
     network.double().eval()  # convolutions in float64 add up products: nothing but zero comes of zeros
     dense = _record(network, masked, paths)
     visible = sparsify(network, network.example().double(), engine, sparse_layers_of(network))
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         sparse = {path: visible.leave(map_) for path, map_ in _record(network, visible.enter(masked), paths).items()}
     traces = [Trace("masked image", _activity(masked), _activity(masked))]
     for path, map_ in dense.items():
@@ -99,25 +99,25 @@ def draw(model: str, traces: Sequence[Trace]) -> bytes:
     """Draw maps of some layers, dense above sparse, and the shares of all layers below; PNG."""
     chosen = _chosen(traces)
     figure = Figure(figsize=(1.45 * len(chosen) + 0.6, 5.6), layout="constrained", dpi=130)
-    figure.suptitle(f"{model}: where feature maps are not zero", fontsize=12, color=GREY)
+    figure.suptitle(f"{model}: where feature maps are not zero", fontsize=12, color=GRAY)
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.5, 2))
     above, below = parts
     axes = above.subplots(2, len(chosen), squeeze=False)
     for column, number in enumerate(chosen):
         _draw_maps(axes[:, column], traces[number])
-    for row, (name, colour) in enumerate((("dense", DENSE), ("sparse", SPARSE))):
-        axes[row, 0].set_ylabel(name, color=colour, fontsize=12, fontweight="bold")
+    for row, (name, color) in enumerate((("dense", DENSE), ("sparse", SPARSE))):
+        axes[row, 0].set_ylabel(name, color=color, fontsize=12, fontweight="bold")
     _draw_shares(below.subplots(), traces, chosen)
     return encode(figure, "png")
 
 
 def _draw_maps(axes: Any, traced: Trace) -> None:
     height, width = traced.dense.shape
-    axes[0].set_title(f"{traced.layer}\n{height}×{width}", fontsize=8.5, color=GREY)
-    for axis, activity, colour in zip(axes, (traced.dense, traced.sparse), (DENSE, SPARSE), strict=True):
-        shades = LinearSegmentedColormap.from_list("", ["#ffffff", colour, "#1d2329"])
+    axes[0].set_title(f"{traced.layer}\n{height}×{width}", fontsize=8.5, color=GRAY)
+    for axis, activity, color in zip(axes, (traced.dense, traced.sparse), (DENSE, SPARSE), strict=True):
+        shades = LinearSegmentedColormap.from_list("", ["#ffffff", color, "#1d2329"])
         axis.imshow(shades(_strength(activity)) if activity.any() else np.ones((1, 1, 3)), interpolation="nearest")
-        axis.set_xlabel(f"{share(activity):.0%}", fontsize=9, color=colour)
+        axis.set_xlabel(f"{share(activity):.0%}", fontsize=9, color=color)
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
@@ -125,11 +125,11 @@ def _draw_maps(axes: Any, traced: Trace) -> None:
 
 
 def _draw_shares(axes: Any, traces: Sequence[Trace], chosen: Sequence[int]) -> None:
-    for name, colour in (("dense", DENSE), ("sparse", SPARSE)):
+    for name, color in (("dense", DENSE), ("sparse", SPARSE)):
         shares = [100 * share(getattr(traced, name)) for traced in traces]
-        axes.plot(shares, marker=".", color=colour)
+        axes.plot(shares, marker=".", color=color)
         end = (len(shares) - 1, shares[-1])
-        axes.annotate(name, end, (6, -3), textcoords="offset points", color=colour, fontsize=9)
+        axes.annotate(name, end, (6, -3), textcoords="offset points", color=color, fontsize=9)
     axes.set_ylim(0, 108)
     axes.set_ylabel("positions not zero, %", fontsize=8)
     quieten(axes)

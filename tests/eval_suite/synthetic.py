@@ -14,18 +14,18 @@ from eval_suite.study.cluster import Resources
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import FINISHED_FILE, Finished
 from eval_suite.task import Work
-from spark.runs.record import Initialisation, Metric, Origin, ResultRecord
+from spark.runs.record import Initialization, Metric, Origin, ResultRecord
 from spark.utils.files import sha256, write_json
 
-SPARK = Initialisation("spark", "encoder.safetensors", "a" * 64, 30)
-SCRATCH = Initialisation("scratch")
+SPARK = Initialization("spark", "encoder.safetensors", "a" * 64, 30)
+SCRATCH = Initialization("scratch")
 IMAGENET = {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000}
 # Parameters in millions do not follow from these names alone: the report builds the networks.
 MODELS = ("resnet10t", "resnet14t", "resnet18")
 
 
 def record(
-    value: float, init: Initialisation = SCRATCH, *, seed: int = 0, epochs: int = 8, origin: Origin = "smoke",
+    value: float, init: Initialization = SCRATCH, *, seed: int = 0, epochs: int = 8, origin: Origin = "smoke",
     model: str = "resnet18", metric: Metric | None = None, protocol: Mapping[str, Any] | None = None,
     hardware: str = "Some CPU, 2 threads",
 ) -> ResultRecord:
@@ -51,18 +51,18 @@ def write_run(folder: Path, result: ResultRecord) -> None:
     (folder / "config.yaml").write_text(f"seed: {result.seed}\n")
 
 
-def write_pretraining(folder: Path, colour: str) -> Initialisation:
+def write_pretraining(folder: Path, color: str) -> Initialization:
     """Write a pre-training's folder, and return what begins with it."""
     (folder / "reconstructions").mkdir(parents=True)
     for epoch in (9, 10):
-        Image.new("RGB", (384, 128), colour if epoch == 10 else "black").save(
+        Image.new("RGB", (384, 128), color if epoch == 10 else "black").save(
             folder / f"reconstructions/epoch_{epoch}.png")
     write_log(folder, [{"step": step, "epoch": step / 10, "loss": 1 / step, "lr": 1e-4} for step in range(1, 60)])
     (folder / "config.yaml").write_text("model: {name: resnet}\ntrain: {batch: 64, epochs: 6}\n")
     write_json(folder / "encoder.json", {})
-    (folder / "encoder.safetensors").write_text(f"{folder.name} {colour}")
+    (folder / "encoder.safetensors").write_text(f"{folder.name} {color}")
     weights = folder / "encoder.safetensors"
-    return Initialisation("spark", str(weights), sha256(weights), 30, recipe_hash="same")
+    return Initialization("spark", str(weights), sha256(weights), 30, recipe_hash="same")
 
 
 def write_log(folder: Path, records: list[dict[str, float]]) -> None:

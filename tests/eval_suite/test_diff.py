@@ -13,13 +13,13 @@ from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.cli import main
 from eval_suite.diff import DETECT, DIFFERENT, SAME, Difference, differences, read_sides
 from spark.config.recipe import load_recipe, save_resolved, with_values
-from spark.runs.record import Initialisation
+from spark.runs.record import Initialization
 
 RECIPES = ROOT / "configs"
 RESNET50 = str(RECIPES / "finetune/resnet50.yaml")
 
 
-def write_run(folder: Path, init: Initialisation = SCRATCH, files: str = "a", **changes: object) -> str:
+def write_run(folder: Path, init: Initialization = SCRATCH, files: str = "a", **changes: object) -> str:
     """A run of the recipe for ResNet-50 with some settings changed, on data with some files."""
     config = load_recipe(FinetuneConfig, RESNET50, [f"out={folder}", "data.root=imagenet"])
     config = with_values(config, {key.replace("__", "."): value for key, value in changes.items()})

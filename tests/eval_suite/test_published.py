@@ -11,7 +11,7 @@ import pytest
 from synthetic import IMAGENET, SCRATCH, SPARK, record
 
 from eval_suite.published import UNVERIFIED, VERIFIED, as_text, measured_as_published, published, published_beside
-from eval_suite.reporting.tables import flatten, summarise
+from eval_suite.reporting.tables import flatten, summarize
 from spark.runs.record import ResultRecord
 
 
@@ -21,7 +21,7 @@ def row_of(*records: ResultRecord) -> pd.Series:
 
 
 def summary(records: Iterable[ResultRecord]) -> pd.DataFrame:
-    return summarise(flatten({Path(str(index)): entry for index, entry in enumerate(records)}))
+    return summarize(flatten({Path(str(index)): entry for index, entry in enumerate(records)}))
 
 
 def test_every_number_has_a_source_and_says_whether_it_was_verified() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spark.cli import main
-from spark.sparse import Kind, layers
+from spark.sparse import LayerRule, layers
 from spark.sparse.rule import unchanged
 
 SMALL = [
@@ -148,7 +148,7 @@ def test_check_says_why_the_compact_engine_stands_back(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No layer in the table makes it stand back at present."""
-    table = {**layers.LAYERS, nn.ReLU: Kind(unchanged, None)}
+    table = {**layers.LAYERS, nn.ReLU: LayerRule(unchanged, None)}
     monkeypatch.setattr(layers, "LAYERS", MappingProxyType(table))
     assert main(["check", "test_resnet"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
@@ -159,7 +159,7 @@ def test_check_says_why_the_compact_engine_stands_back(
 
 
 def test_check_fails_if_an_engine_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = Kind(unchanged, lambda layer, dense, visible, x: 2 * dense(x))
+    wrong = LayerRule(unchanged, lambda layer, dense, visible, x: 2 * dense(x))
     monkeypatch.setattr(layers, "LAYERS", MappingProxyType({**layers.LAYERS, nn.ReLU: wrong}))
     assert main(["check", "test_resnet"]) == 2
     printed, error = capsys.readouterr()

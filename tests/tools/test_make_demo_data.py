@@ -62,7 +62,7 @@ def test_photos_are_cut_into_two_disjoint_parts(tool: ModuleType) -> None:
 
 def test_objects_of_train_and_val_differ(tool: ModuleType) -> None:
     for source in (tool.coins, tool.digits):
-        train, val = ({cutout.grey.tobytes() + cutout.alpha.tobytes() for cutout in source(split)}
+        train, val = ({cutout.gray.tobytes() + cutout.alpha.tobytes() for cutout in source(split)}
                       for split in ("train", "val"))
         assert len(train) > len(val) >= 6
         assert not train & val

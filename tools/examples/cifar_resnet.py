@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spark.sparse import Kind, compact, masked
+from spark.sparse import LayerRule, compact, masked
 from spark.sparse.layers import COMPOSITION
 
 
@@ -40,7 +40,7 @@ class ContrastGate(nn.Module):
 
 # It reduces over an image, so that while a mask is set it must see the visible positions only, of one image at a time.
 # Each engine has a rule for that. The convolution inside of it sees no map: `inner_maps=False`.
-CONTRAST_GATE = Kind(masked.over_visible_of_image, compact.over_image, inner_maps=False)
+CONTRAST_GATE = LayerRule(masked.over_visible_of_image, compact.over_image, inner_maps=False)
 
 
 class Block(nn.Module):
@@ -73,7 +73,7 @@ class CifarResNet(nn.Module):
     """
 
     # A composition calls other layers and sums, scales or concatenates what they return: zero stays zero.
-    sparse_layers: ClassVar[Mapping[type[nn.Module], Kind]] = {ContrastGate: CONTRAST_GATE, Block: COMPOSITION}
+    sparse_layers: ClassVar[Mapping[type[nn.Module], LayerRule]] = {ContrastGate: CONTRAST_GATE, Block: COMPOSITION}
 
     def __init__(self, width: int = 32, blocks: int = 2, in_chans: int = 3) -> None:
         super().__init__()

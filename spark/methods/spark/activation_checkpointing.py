@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -16,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from spark.backbones.tracing import blocks_of
+from spark.sparse.extend_class import extend_class
 from spark.sparse.state import VisiblePatches
 
 
-class RecomputedBlock(nn.Module):
+class CheckpointedBlock(nn.Module):
     """Mixed into a block's own class; while a mask is shown, in training, it keeps its input only."""
 
     _visible: VisiblePatches
@@ -32,10 +32,10 @@ class RecomputedBlock(nn.Module):
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return a context for the first pass and one for the second."""
-        return nullcontext(), _second_pass(self, self._visible.again())
+        return nullcontext(), _second_pass(self, self._visible.reuse_mask())
 
 
-def recompute_blocks(network: nn.Module, visible: VisiblePatches) -> list[str]:
+def checkpoint_activations(network: nn.Module, visible: VisiblePatches) -> list[str]:
     """Convert the blocks of a sparse network in place and return their paths.
 
     A block is an innermost module that has layers of its own and stands in a sequence of a network.
@@ -43,14 +43,9 @@ def recompute_blocks(network: nn.Module, visible: VisiblePatches) -> list[str]:
     paths = blocks_of(network)
     for path in paths:
         block = network.get_submodule(path)
-        block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]
+        extend_class(block, CheckpointedBlock, "Checkpointed")
         block._visible = visible  # type: ignore[assignment]
     return paths
-
-
-@cache
-def _recomputed(block: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Recomputed{block.__name__}", (RecomputedBlock, block), {})
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class UNetDecoder(nn.Module):
         self.widths = [width // 2**i for i in range(blocks)]
         self.blocks = nn.ModuleList(DecoderBlock(w) for w in self.widths)
         self.to_pixels = nn.Conv2d(width // 2**blocks, out_chans, kernel_size=1, bias=True)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, maps: Sequence[Tensor | None]) -> Tensor:
         """Decode one map (or None) per block, coarsest first, each added before its block.
@@ -63,7 +63,7 @@ class UNetDecoder(nn.Module):
         return self.to_pixels(x)
 
 
-def _initialise(layer: nn.Module) -> None:
+def _initialize(layer: nn.Module) -> None:
     """The original's initialisation; norms start at 1 and 0 by themselves."""
     if isinstance(layer, nn.Conv2d):
         trunc_normal_(layer.weight, std=0.02)

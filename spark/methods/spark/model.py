@@ -13,13 +13,13 @@ from spark.backbones.pyramid import Pyramid, require_maps, require_pyramid
 from spark.backbones.timm_pyramid import build_pyramid, dense_part
 from spark.errors import UserError
 from spark.masking import enlarge, random_mask, visible_count
-from spark.methods.spark.activation_checkpointing import recompute_blocks
+from spark.methods.spark.activation_checkpointing import checkpoint_activations
 from spark.methods.spark.decoder import UNetDecoder
 from spark.methods.spark.densify import Densify, norm_like
-from spark.methods.targets import normalise_patches
+from spark.methods.targets import normalize_patches
 from spark.sparse.convert import join, sparsify
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
-from spark.sparse.rule import Kind, sparse_layers_of
+from spark.sparse.rule import LayerRule, sparse_layers_of
 
 
 class SparKOutput(NamedTuple):
@@ -61,7 +61,7 @@ class SparK(nn.Module):
         mask_ratio: float = 0.6,
         decoder_width: int = 768,
         engine: str = "auto",
-        extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+        extra_layers: Mapping[type[nn.Module], LayerRule] | None = None,
         mask_patch_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class SparK(nn.Module):
         """The loss of predicting each patch's mean.
 
         A target has its patch's mean 0 and unbiased variance 1, so its mean square is (n - 1) / n for n values (pixels
-        times channels). Patches of a single colour have less: the target is 0 there.
+        times channels). Patches of a single color have less: the target is 0 there.
         """
         return 1 - 1 / (self.stride**2 * self.in_chans)
 
@@ -165,13 +165,13 @@ class SparK(nn.Module):
 
     def encode(self, images: Tensor, mask: Tensor, per_image: int) -> list[Tensor]:
         """Return the encoder's maps, the finest first, in its engine's layout."""
-        with self.visible.showing(mask, per_image):
+        with self.visible.use_mask(mask, per_image):
             return self.encoder(self.visible.enter(images))
 
     def decode(self, features: list[Tensor], mask: Tensor, per_image: int) -> Tensor:
         """Fill the holes of the encoder's maps and draw the picture [B, C, H, W]."""
         coarsest_first = features[::-1]
-        with self.visible.showing(mask, per_image):
+        with self.visible.use_mask(mask, per_image):
             maps = [
                 None if level is None else self.densify[level](coarsest_first[level], self.visible)
                 for level in self._levels
@@ -182,7 +182,7 @@ class SparK(nn.Module):
         """Squared error of the normalised patch (of one stride), averaged over the masked patches of the batch."""
         grid = mask.shape[-2:]
         hidden = patch_ids(~mask, grid.numel() - per_image)
-        target, _, _ = normalise_patches(take_patches(images, hidden, *grid))
+        target, _, _ = normalize_patches(take_patches(images, hidden, *grid))
         # Every patch has the same number of pixels: the mean over patches of each one's mean is that over all.
         return functional.mse_loss(take_patches(prediction, hidden, *grid), target)
 
@@ -191,25 +191,25 @@ class SparK(nn.Module):
         for part in ("encode", "decode", "loss"):
             setattr(self, part, torch.compile(getattr(self, part), **options))
 
-    def recompute_blocks(self) -> None:
+    def checkpoint_activations(self) -> None:
         """Keep less of the encoder's forward pass in memory, and compute it a second time instead.
 
         Raises:
             UserError: the encoder is not made of blocks.
         """
-        if not recompute_blocks(self.encoder, self.visible):
+        if not checkpoint_activations(self.encoder, self.visible):
             raise UserError("the encoder is not made of blocks that could be recomputed; set train.recompute=false")
 
     def feature_maps(self, output: SparKOutput) -> list[Tensor]:
         """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
-        with self.visible.showing(output.mask):
+        with self.visible.use_mask(output.mask):
             return [self.visible.leave(feature) for feature in output.features]
 
     def reconstruct(self, images: Tensor, output: SparKOutput) -> Tensor:
         """Return the predicted picture in the images' units, with the visible patches pasted: [B, C, H, W]."""
         grid = output.mask.shape[-2:]
         every = torch.arange(len(images) * grid.numel(), device=images.device)
-        _, mean, deviation = normalise_patches(take_patches(images, every, *grid))
+        _, mean, deviation = normalize_patches(take_patches(images, every, *grid))
         patches = take_patches(output.prediction, every, *grid) * deviation + mean
         drawn = put_patches(patches, every, len(images), *grid)
         return torch.where(enlarge(output.mask, *images.shape[-2:]), images, drawn)
@@ -222,7 +222,7 @@ def build_spark(
     mask_ratio: float = 0.6,
     decoder_width: int = 768,
     engine: str = "auto",
-    extra_layers: Mapping[type[nn.Module], Kind] | None = None,
+    extra_layers: Mapping[type[nn.Module], LayerRule] | None = None,
     mask_patch_size: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SparK:

@@ -14,7 +14,7 @@ from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
 
 
-def randomised_state(model: str) -> dict[str, Tensor]:
+def randomized_state(model: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     state = timm.create_model(model, num_classes=0).state_dict()
     for name, tensor in state.items():
@@ -41,20 +41,20 @@ def by_hand(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_right_weights_agree() -> None:
-    state = randomised_state("resnet18")
+    state = randomized_state("resnet18")
     assert largest_feature_difference(state, by_hand(state), info("resnet18")).relative < 1e-5
 
 
 @pytest.mark.parametrize("name", ["res5.1.conv2.norm.running_mean", "stem.conv1.weight"])
 def test_one_wrong_tensor_shows(name: str) -> None:
-    state = randomised_state("resnet18")
+    state = randomized_state("resnet18")
     converted = by_hand(state)
     converted[name] = converted[name] + 0.05
     assert largest_feature_difference(state, converted, info("resnet18")).relative > 1e-3
 
 
 def test_a_forgotten_tensor_is_named() -> None:
-    state = randomised_state("resnet18")
+    state = randomized_state("resnet18")
     converted = by_hand(state)
     del converted["res3.0.shortcut.norm.running_var"]
     with pytest.raises(UserError, match=r"res3\.0\.shortcut\.norm\.running_var missing"):

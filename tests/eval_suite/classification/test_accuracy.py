@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eval_suite.classification.accuracy import accuracies
-from eval_suite.classification.data import UNLABELLED
+from eval_suite.classification.data import UNLABELED
 from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
@@ -48,14 +48,14 @@ def batch(labels: list[int], unreadable: list[int]) -> tuple[Tensor, Tensor, Ten
 
 @pytest.mark.filterwarnings("ignore:unreadable image")
 def test_a_batch_without_one_readable_image_counts_for_nothing() -> None:
-    batches = [batch([UNLABELLED], [7]), batch([0, 1], [-1, -1]), batch([UNLABELLED], [8])]
+    batches = [batch([UNLABELED], [7]), batch([0, 1], [-1, -1]), batch([UNLABELED], [8])]
     found = accuracies(first_is_right, batches, 3, Ranks(CPU), UnreadableFiles(Images(1000)))
     assert found == {"all": {1: 50.0}}
 
 
 @pytest.mark.filterwarnings("ignore:unreadable image")
 def test_unreadable_images_of_all_processes_are_judged_together() -> None:
-    batches = [batch([0, UNLABELLED, UNLABELLED], [-1, 5, 6])]
+    batches = [batch([0, UNLABELED, UNLABELED], [-1, 5, 6])]
     unreadable = UnreadableFiles(Images(1000), spared=0)
     assert accuracies(first_is_right, batches, 3, Ranks(CPU), unreadable)
     with pytest.raises(UserError, match=r"16 of 1000 images cannot be read"):

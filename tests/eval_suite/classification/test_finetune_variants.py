@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from coloured import write_folders
+from colored import write_folders
 from paths import ROOT
 
 from eval_suite.classification.finetuning import Finetuning

@@ -13,24 +13,24 @@ from synthetic import SCRATCH, SPARK, record
 
 from eval_suite.reporting.table_text import readable, to_csv, to_latex, to_markdown
 from eval_suite.reporting.tables import collect, flatten
-from eval_suite.reporting.tables import summarise as summarise_flat
+from eval_suite.reporting.tables import summarize as summarize_flat
 from eval_suite.study.cluster import Resources
 from eval_suite.study.graph import Graph, Node
 from eval_suite.task import Work
 from spark.errors import UserError
-from spark.runs.record import Initialisation, Metric, ResultRecord
+from spark.runs.record import Initialization, Metric, ResultRecord
 
-SUPERVISED = Initialisation("supervised", "timm:resnet18.a1_in1k")
+SUPERVISED = Initialization("supervised", "timm:resnet18.a1_in1k")
 
 
-def summarise(records: list[ResultRecord]) -> pd.DataFrame:
+def summarize(records: list[ResultRecord]) -> pd.DataFrame:
     """A summary of records that lie nowhere."""
-    return summarise_flat(flatten({Path(str(index)): entry for index, entry in enumerate(records)}))
+    return summarize_flat(flatten({Path(str(index)): entry for index, entry in enumerate(records)}))
 
 
 def test_mean_std_and_gain_over_scratch() -> None:
     runs = [record(50, seed=0), record(54, seed=1), record(60, SPARK, seed=0), record(62, SPARK, seed=1)]
-    scratch, spark = summarise(runs).to_dict("records")
+    scratch, spark = summarize(runs).to_dict("records")
     assert (scratch["mean"], scratch["n"]) == (52, 2)
     assert scratch["std"] == pytest.approx(8**0.5)
     assert pd.isna(scratch["gain"])
@@ -41,30 +41,30 @@ def test_mean_std_and_gain_over_scratch() -> None:
 
 
 def test_without_scratch_the_gain_is_over_supervised_and_says_so() -> None:
-    table = summarise([record(50, SUPERVISED), record(60, SPARK)])
+    table = summarize([record(50, SUPERVISED), record(60, SPARK)])
     supervised, spark = table.to_dict("records")
     assert (supervised["init"], spark["gain"], spark["baseline"]) == ("supervised", 10, "supervised")
     assert "gain over supervised" in readable(table)
     assert readable(table)["gain over supervised"].tolist() == ["", "+10.00"]
-    with_scratch = summarise([record(50, SUPERVISED), record(60, SPARK), record(40)])
+    with_scratch = summarize([record(50, SUPERVISED), record(60, SPARK), record(40)])
     assert readable(with_scratch)["gain over scratch"].tolist() == ["", "+10.00", "+20.00"]
 
 
 def test_supervised_trainings_are_told_apart_and_none_is_the_baseline() -> None:
     other = dataclasses.replace(SUPERVISED, checkpoint="timm:resnet18.fb_ssl_yfcc100m_ft_in1k")
-    table = summarise([record(50, SUPERVISED), record(58, other), record(60, SPARK)])
+    table = summarize([record(50, SUPERVISED), record(58, other), record(60, SPARK)])
     rows = table[table["n"] > 0]
     assert rows["mean"].tolist() == [50, 58, 60]
     assert rows["init"].tolist() == [
         f"supervised ({SUPERVISED.checkpoint})", f"supervised ({other.checkpoint})", "spark, 30 epochs",
     ]
     assert rows["gain"].isna().all()
-    assert summarise([record(50, SUPERVISED), record(58, other), record(60, SPARK), record(40)])["gain"].max() == 20
+    assert summarize([record(50, SUPERVISED), record(58, other), record(60, SPARK), record(40)])["gain"].max() == 20
 
 
 @pytest.mark.parametrize("change", [{"epochs": 9}, {"origin": "measured"}, {"model": "resnet34"}])
 def test_no_gain_across_protocols_origins_or_models(change: dict[str, object]) -> None:
-    table = summarise([record(50), record(60, SPARK, **change)])  # type: ignore[arg-type]
+    table = summarize([record(50), record(60, SPARK, **change)])  # type: ignore[arg-type]
     assert len(table[table["n"] > 0]) == 2
     assert table["gain"].isna().all()
     assert "no scratch run" in to_markdown(table)
@@ -73,7 +73,7 @@ def test_no_gain_across_protocols_origins_or_models(change: dict[str, object]) -
 
 def test_what_a_protocol_lacks_is_a_row_without_numbers() -> None:
     runs = [record(50), record(60, SPARK), record(61, SPARK, model="resnet34"), record(70, epochs=9)]
-    table = summarise(runs)
+    table = summarize(runs)
     (missing,) = table[table["n"] == 0].to_dict("records")
     assert (missing["model"], missing["init"], missing["protocol"]) == ("resnet34", "scratch", runs[0].protocol_id)
     assert readable(table)["mean ± std"].tolist().count("–") == 1
@@ -81,51 +81,51 @@ def test_what_a_protocol_lacks_is_a_row_without_numbers() -> None:
 
 def test_pre_trainings_that_differ_by_seed_alone_are_repetitions() -> None:
     inits = [dataclasses.replace(SPARK, checkpoint_sha256=letter * 64, recipe_hash="same") for letter in "ab"]
-    table = summarise([record(60 + seed, init, seed=seed) for seed, init in enumerate(inits)])
+    table = summarize([record(60 + seed, init, seed=seed) for seed, init in enumerate(inits)])
     (row,) = table[table["n"] > 0].to_dict("records")
     assert (row["n"], row["mean"]) == (2, 60.5)
 
 
 def test_different_checkpoints_are_different_rows_with_different_names() -> None:
     other = dataclasses.replace(SPARK, checkpoint_sha256="b" * 64)
-    table = summarise([record(50), record(60, SPARK), record(70, other)])
+    table = summarize([record(50), record(60, SPARK), record(70, other)])
     assert list(table["init"]) == ["scratch", "spark, 30 epochs (aaaaaaaa)", "spark, 30 epochs (bbbbbbbb)"]
     assert list(table["gain"])[1:] == [10, 20]
     assert list(table["interval"])[1:] == ["", ""]  # of one run
 
 
 def test_a_copied_run_is_not_a_second_measurement() -> None:
-    assert list(summarise([record(50), record(50)])["n"]) == [1]
+    assert list(summarize([record(50), record(50)])["n"]) == [1]
 
 
 def test_gain_is_positive_where_lower_is_better_and_falls() -> None:
     def error(value: float) -> Metric:
         return Metric(value, "%", higher_is_better=False)
 
-    table = summarise([record(0, metric=error(30)), record(0, SPARK, metric=error(20))])
+    table = summarize([record(0, metric=error(30)), record(0, SPARK, metric=error(20))])
     assert table["gain"].iloc[1] == 10
 
 
 def test_markdown_and_csv() -> None:
-    table = summarise([record(50.123, SCRATCH), record(60.5, SPARK)])
+    table = summarize([record(50.123, SCRATCH), record(60.5, SPARK)])
     markdown, csv = to_markdown(table), to_csv(table)
     assert "not paper numbers" in markdown
     assert "+10.38" in markdown
     assert "±" not in markdown.splitlines()[-1]  # one run has no spread
     assert pd.read_csv(io.StringIO(csv))["mean"].tolist() == [50.123, 60.5]
-    measured = summarise([record(50, origin="measured")])
+    measured = summarize([record(50, origin="measured")])
     assert "not paper numbers" not in to_markdown(measured)
     assert readable(measured)["mean ± std"].tolist() == ["50.00"]
 
 
 def test_a_network_of_ones_own_is_called_by_its_class() -> None:
-    table = summarise([record(50, model="some/where/nets.py:Mine"), record(60, SPARK, model="some/where/nets.py:Mine")])
+    table = summarize([record(50, model="some/where/nets.py:Mine"), record(60, SPARK, model="some/where/nets.py:Mine")])
     assert readable(table)["model"].tolist() == ["Mine", "Mine"]
     assert "some/where/nets.py:Mine" in to_csv(table)
 
 
 def test_latex_has_a_table_for_each_protocol_and_origin() -> None:
-    latex = to_latex(summarise([record(50), record(52, seed=1), record(55, origin="measured"), record(60, epochs=9)]))
+    latex = to_latex(summarize([record(50), record(52, seed=1), record(55, origin="measured"), record(60, epochs=9)]))
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 3
     assert r"51.00 $\pm$ 1.41" in latex
     assert r"top1\_last [\%]" in latex

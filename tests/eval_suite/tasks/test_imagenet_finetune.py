@@ -32,15 +32,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 40-pixel images that differ in colour: 16 to train, 8 to validate."""
+    """Two classes of 40-pixel images that differ in color: 16 to train, 8 to validate."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
-        for label, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
+        for label, color in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
             folder = root / split / label
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = np.clip(colour + rng.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(color + rng.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
 
@@ -274,8 +274,8 @@ def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
 def test_images_are_read_as_in_pretraining(images: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
-    grey = np.full((40, 40), 128 * 257, np.uint16)  # torchvision's loader would make it white
-    Image.fromarray(grey).save(copy / "val/blue/0.png")
+    gray = np.full((40, 40), 128 * 257, np.uint16)  # torchvision's loader would make it white
+    Image.fromarray(gray).save(copy / "val/blue/0.png")
     image, label, _ = open_data(config_for(copy)).val[Draw(0)]
     assert label == 0
     expected = (128 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)

@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from coloured import write_folders
+from colored import write_folders
 from paths import ROOT
 from torch import Tensor
 
 from eval_suite.classification import frozen as frozen_encoder
 from eval_suite.classification.config import DataConfig
-from eval_suite.classification.data import Data, Draw, LabelledImages
+from eval_suite.classification.data import Data, Draw, LabeledImages
 from eval_suite.classification.frozen import LAST, LAST_TWO, FrozenEncoder, some_images
 from eval_suite.classification.initialize import build_encoder, start_of
-from eval_suite.classification.labelled import open_labelled
+from eval_suite.classification.labeled import open_labeled
 from eval_suite.classification.probe_config import ProbeConfig, ProbeTrainConfig
 from eval_suite.classification.probing import HELD_OUT, VAL, Head, Heads, Probing, choose
 from eval_suite.task import Work
@@ -53,7 +53,7 @@ PROBE = ["train.batch=8", "train.epochs=4", "train.base_lrs=[0.1,3]", "train.hel
 
 
 class Pixels:
-    """Stands for a frozen encoder: the features are the colour's channels, of which the coarsest map has one only."""
+    """Stands for a frozen encoder: the features are the color's channels, of which the coarsest map has one only."""
 
     widths: ClassVar[Mapping[str, int]] = {LAST: 1, LAST_TWO: 3}
 
@@ -64,12 +64,12 @@ class Pixels:
 
 def test_heads_find_what_is_linearly_separable_and_nothing_else(images: Path) -> None:
     """Red is told from the others by its one channel; green and blue are not, and one that diverges disturbs nobody."""
-    train = open_labelled(str(images / "train"))
+    train = open_labeled(str(images / "train"))
 
     def plain(image: object) -> Tensor:
         return torch.tensor(image.resize((1, 1)).getpixel((0, 0))).float().view(3, 1, 1) / 255  # type: ignore[attr-defined]
 
-    split = LabelledImages(train, plain, 1, substitute=False)
+    split = LabeledImages(train, plain, 1, substitute=False)
     config = ProbeConfig(train=ProbeTrainConfig(base_lrs=[1.0, 1e30], batch=36))
     config.data.workers = 0
     statistics = {LAST: (torch.full((1,), 0.4), torch.full((1,), 0.3)),
@@ -141,7 +141,7 @@ def test_neighbours_by_colour(settings: list[str], tmp_path: Path, model: str) -
     assert result
     record = load_record(result)
     assert (record.task, record.epochs, record.main_metric) == ("knn", 0, "top1_k5")
-    assert record.metrics["top1_k5"].value > 80  # even random convolutions see colours; chance is 33
+    assert record.metrics["top1_k5"].value > 80  # even random convolutions see colors; chance is 33
     assert knn.run(write(tmp_path), run) == result
     with pytest.raises(UserError, match=r"result of another configuration, other data or another encoder"):
         knn.run(write(tmp_path), [*run, "seed=1"])
@@ -157,7 +157,7 @@ def test_recalibration_is_another_protocol_and_changes_batch_norms_only(
     encoder = build_encoder(MODEL, {}, start, seed=0)
     before = {name: tensor.clone() for name, tensor in dense_part(encoder).state_dict().items()}
     frozen = FrozenEncoder(encoder, CPU, "auto")
-    split = LabelledImages(open_labelled(str(images / "val")), lambda image: torch.rand(3, 32, 32) + 7, 32, False)
+    split = LabeledImages(open_labeled(str(images / "val")), lambda image: torch.rand(3, 32, 32) + 7, 32, False)
     frozen.recalibrate(split, workers=0)
     after = dense_part(encoder).state_dict()
     changed = {name.rpartition(".")[2] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
@@ -176,7 +176,7 @@ def test_recalibration_is_another_protocol_and_changes_batch_norms_only(
 def test_recalibrated_statistics_are_those_of_all_images(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes lie one after the other, and a batch of one class varies less than all images do."""
     monkeypatch.setattr(frozen_encoder, "RECALIBRATION_BATCH", 12)
-    train = open_labelled(str(images / "train"))
+    train = open_labeled(str(images / "train"))
     sample = some_images(train, len(train), DataConfig(input_size=32))
     encoder = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     encoder.channels = [3, 3]  # type: ignore[assignment]

@@ -26,7 +26,7 @@ from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encod
 from spark.formats.reader import read
 from spark.methods.spark.densify import norm_like
 from spark.methods.spark.model import SparK, build_spark
-from spark.sparse import ENGINES, Kind
+from spark.sparse import ENGINES, LayerRule
 from spark.sparse.check import check_equivalence
 from spark.sparse.rule import unchanged
 from spark.training.run import pretrain
@@ -39,7 +39,7 @@ CIFAR = f"{FILE}:CifarResNet"
 class Toy(nn.Module):
     """Two levels, and an activation that nobody knows."""
 
-    sparse_layers = {nn.Tanhshrink: Kind(unchanged, unchanged)}  # noqa: RUF012  # what a user would write
+    sparse_layers = {nn.Tanhshrink: LayerRule(unchanged, unchanged)}  # noqa: RUF012  # what a user would write
 
     def __init__(self, finest: int = 2) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def test_the_decoder_takes_the_coarsest_stride_and_three_halvings(
         Toy(finest=4),
         CIFAR,
     ],
-    ids=["resnet16", "efficientnet8", "convnext16", "grey", "factory", "object", "name"],
+    ids=["resnet16", "efficientnet8", "convnext16", "gray", "factory", "object", "name"],
 )
 def test_other_pyramids_are_converted_exactly(make: Any, engine: str) -> None:
     found = check_equivalence(make, engine)
@@ -324,12 +324,12 @@ def test_a_reference_that_leads_nowhere_is_refused(reference: str, arguments: di
 
 
 def test_a_network_for_other_channels_says_so(tmp_path: Path) -> None:
-    (tmp_path / "grey.py").write_text(
+    (tmp_path / "gray.py").write_text(
         f"import sys\nsys.path.insert(0, {str(FILE.parent)!r})\nfrom cifar_resnet import CifarResNet\n"
         "class Grey(CifarResNet):\n    def __init__(self): super().__init__(in_chans=1)\n"
     )
     with pytest.raises(UserError, match=r"takes images of 1 channels; set model\.in_chans=1"):
-        build_pyramid(f"{tmp_path / 'grey.py'}:Grey", in_chans=3)
+        build_pyramid(f"{tmp_path / 'gray.py'}:Grey", in_chans=3)
     sys.path.remove(str(FILE.parent))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spark.data.dataset import ImagePool, build_loader
 from spark.data.file_list import FileSource
-from spark.data.pixels import normalise
+from spark.data.pixels import normalize
 from spark.data.samplers import Draw, EpochSampler
 from spark.data.source import list_images
 from spark.data.unreadable import UnreadableFiles
@@ -197,5 +197,5 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, existing: bool) -> N
 
 def test_normalising_gives_the_usual_numbers() -> None:
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
-    result = normalise(images, (0.5, 0.4, 0.1), (0.25, 0.2, 0.1), torch.device("cpu"))
+    result = normalize(images, (0.5, 0.4, 0.1), (0.25, 0.2, 0.1), torch.device("cpu"))
     torch.testing.assert_close(result.flatten(), torch.tensor([-2.0, 3.0, 1.0]))

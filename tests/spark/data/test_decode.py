@@ -15,12 +15,12 @@ from PIL import Image
 
 from spark.data.decode import UnreadableImageError, decode
 
-GREY_16 = np.repeat(np.array([[0, 257 * 100, 65535]], dtype=np.uint16), 2, axis=0)
-GREY = (GREY_16 // 257).astype(np.uint8)
-COLOUR = np.array([[[255, 0, 0], [0, 128, 255], [10, 20, 30]]] * 2, dtype=np.uint8)
-COLOUR_16 = COLOUR.astype(np.uint16) * 257
+GRAY_16 = np.repeat(np.array([[0, 257 * 100, 65535]], dtype=np.uint16), 2, axis=0)
+GRAY = (GRAY_16 // 257).astype(np.uint8)
+COLOR = np.array([[[255, 0, 0], [0, 128, 255], [10, 20, 30]]] * 2, dtype=np.uint8)
+COLOR_16 = COLOR.astype(np.uint16) * 257
 ALPHA = np.array([[0, 255, 51]] * 2, dtype=np.uint8)
-RGBA = np.dstack([COLOUR, ALPHA])
+RGBA = np.dstack([COLOR, ALPHA])
 ON_WHITE = np.array([[[255, 255, 255], [0, 128, 255], [206, 208, 210]]] * 2, dtype=np.uint8)
 BANDS = np.random.RandomState(0).randint(0, 256, (5, 7, 12), dtype=np.uint8)
 
@@ -36,7 +36,7 @@ def array(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
 
 
 def palette(**options: object) -> bytes:
-    return pillow(Image.fromarray(COLOUR).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", **options)
+    return pillow(Image.fromarray(COLOR).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", **options)
 
 
 def png_16(pixels: np.ndarray) -> bytes:
@@ -65,54 +65,54 @@ def npy(pixels: np.ndarray) -> bytes:
 def turned(kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    return array(COLOUR, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    return array(COLOR, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
 
 
 FORMATS: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {  # what is written, and what is seen
-    "PNG grey": (lambda: array(GREY), GREY),
-    "PNG grey, 16 bits": (lambda: array(GREY_16), GREY),
-    "PNG black and white": (lambda: pillow(Image.fromarray(GREY).convert("1", dither=0), "PNG"), (GREY > 127) * 255),
-    "PNG grey with alpha": (
-        lambda: pillow(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), "PNG"),
+    "PNG gray": (lambda: array(GRAY), GRAY),
+    "PNG gray, 16 bits": (lambda: array(GRAY_16), GRAY),
+    "PNG black and white": (lambda: pillow(Image.fromarray(GRAY).convert("1", dither=0), "PNG"), (GRAY > 127) * 255),
+    "PNG gray with alpha": (
+        lambda: pillow(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)]), "PNG"),
         np.array([[255, 100, 255]] * 2),
     ),
-    "PNG colour": (lambda: array(COLOUR), COLOUR),
-    "PNG colour, 16 bits": (lambda: png_16(COLOUR_16), COLOUR),
+    "PNG color": (lambda: array(COLOR), COLOR),
+    "PNG color, 16 bits": (lambda: png_16(COLOR_16), COLOR),
     "PNG RGBA, on white": (lambda: array(RGBA), ON_WHITE),
     "PNG RGBA, 16 bits, on white": (lambda: png_16(RGBA.astype(np.uint16) * 257), ON_WHITE),
-    "PNG palette": (palette, COLOUR),
-    "PNG palette with a transparent colour": (
+    "PNG palette": (palette, COLOR),
+    "PNG palette with a transparent color": (
         lambda: palette(transparency=Image.open(io.BytesIO(palette())).getpixel((1, 0))),
-        np.where((COLOUR == [0, 128, 255]).all(2, keepdims=True), 255, COLOUR),
+        np.where((COLOR == [0, 128, 255]).all(2, keepdims=True), 255, COLOR),
     ),
-    "PNG colour with a transparent colour": (
-        lambda: array(COLOUR, transparency=(255, 0, 0)),
-        np.where((COLOUR == [255, 0, 0]).all(2, keepdims=True), 255, COLOUR),
+    "PNG color with a transparent color": (
+        lambda: array(COLOR, transparency=(255, 0, 0)),
+        np.where((COLOR == [255, 0, 0]).all(2, keepdims=True), 255, COLOR),
     ),
-    "PNG turned by EXIF": (lambda: turned("PNG"), np.rot90(COLOUR, -1)),
-    "WebP": (lambda: array(COLOUR, "WEBP", lossless=True), COLOUR),
-    "WebP turned by EXIF": (lambda: turned("WEBP"), np.rot90(COLOUR, -1)),
+    "PNG turned by EXIF": (lambda: turned("PNG"), np.rot90(COLOR, -1)),
+    "WebP": (lambda: array(COLOR, "WEBP", lossless=True), COLOR),
+    "WebP turned by EXIF": (lambda: turned("WEBP"), np.rot90(COLOR, -1)),
     "WebP RGBA, on white": (lambda: array(RGBA, "WEBP", lossless=True, exact=True), ON_WHITE),
-    "BMP": (lambda: array(COLOUR, "BMP"), COLOUR),
-    "PPM": (lambda: array(COLOUR, "PPM"), COLOUR),
-    "PGM, 16 bits": (lambda: array(GREY_16, "PPM"), GREY),
+    "BMP": (lambda: array(COLOR, "BMP"), COLOR),
+    "PPM": (lambda: array(COLOR, "PPM"), COLOR),
+    "PGM, 16 bits": (lambda: array(GRAY_16, "PPM"), GRAY),
     "GIF, the first picture": (
-        lambda: pillow(Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.new("L", (3, 2))]), GREY
+        lambda: pillow(Image.fromarray(GRAY), "GIF", save_all=True, append_images=[Image.new("L", (3, 2))]), GRAY
     ),
-    "TIFF grey": (lambda: array(GREY, "TIFF"), GREY),
-    "TIFF grey, 16 bits": (lambda: array(GREY_16, "TIFF"), GREY),
-    "TIFF grey, 16 bits, big-endian": (lambda: tiff(GREY_16, byteorder=">"), GREY),
-    "TIFF colour, 16 bits": (lambda: tiff(COLOUR_16, photometric="rgb"), COLOUR),
-    "TIFF colour, LZW": (lambda: array(COLOUR, "TIFF", compression="tiff_lzw"), COLOUR),
+    "TIFF gray": (lambda: array(GRAY, "TIFF"), GRAY),
+    "TIFF gray, 16 bits": (lambda: array(GRAY_16, "TIFF"), GRAY),
+    "TIFF gray, 16 bits, big-endian": (lambda: tiff(GRAY_16, byteorder=">"), GRAY),
+    "TIFF color, 16 bits": (lambda: tiff(COLOR_16, photometric="rgb"), COLOR),
+    "TIFF color, LZW": (lambda: array(COLOR, "TIFF", compression="tiff_lzw"), COLOR),
     "TIFF CMYK": (
-        lambda: pillow(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"), COLOUR
+        lambda: pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), COLOR
     ),
-    ".npy": (lambda: npy(COLOUR), COLOUR),
-    ".npy, 16 bits": (lambda: npy(COLOUR_16), COLOUR),
+    ".npy": (lambda: npy(COLOR), COLOR),
+    ".npy, 16 bits": (lambda: npy(COLOR_16), COLOR),
 }  # fmt: skip
 
 
-CORNERS = np.kron(  # 16 x 32 pixels, each quarter of a grey of its own
+CORNERS = np.kron(  # 16 x 32 pixels, each quarter of a gray of its own
     np.array([[[0] * 3, [80] * 3], [[160] * 3, [240] * 3]], dtype=np.uint8), np.ones((8, 16, 1), dtype=np.uint8)
 )
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what the eight values of EXIF's orientation ask for
@@ -158,14 +158,14 @@ def test_a_jpeg_is_turned_and_mirrored_as_its_camera_says(orientation: int, prog
 
 # Other numbers of channels
 
-LUMINANCE = np.asarray(Image.fromarray(COLOUR).convert("L"))
+LUMINANCE = np.asarray(Image.fromarray(COLOR).convert("L"))
 CHANNELS: dict[str, tuple[int, Callable[[], bytes], np.ndarray]] = {
-    "1 of colour: luminance": (1, lambda: array(COLOUR), LUMINANCE),
-    "1 of grey, 16 bits": (1, lambda: array(GREY_16), GREY),
+    "1 of color: luminance": (1, lambda: array(COLOR), LUMINANCE),
+    "1 of gray, 16 bits": (1, lambda: array(GRAY_16), GRAY),
     "1 of RGBA, on white": (1, lambda: array(RGBA), np.asarray(Image.fromarray(ON_WHITE).convert("L"))),
-    "1 of .npy [H, W]": (1, lambda: npy(GREY), GREY),
+    "1 of .npy [H, W]": (1, lambda: npy(GRAY), GRAY),
     "4 of RGBA: as stored": (4, lambda: array(RGBA), RGBA),
-    "4 of colour: opaque": (4, lambda: array(COLOUR), np.dstack([COLOUR, np.full((2, 3), 255)])),
+    "4 of color: opaque": (4, lambda: array(COLOR), np.dstack([COLOR, np.full((2, 3), 255)])),
     "4 of a TIFF with RGBA": (4, lambda: array(RGBA, "TIFF"), RGBA),
     "4 of a TIFF with RGB and infrared": (
         4, lambda: tiff(BANDS[..., :4], photometric="rgb", extrasamples=["unspecified"]), BANDS[..., :4]
@@ -176,8 +176,8 @@ CHANNELS: dict[str, tuple[int, Callable[[], bytes], np.ndarray]] = {
     "4 of a TIFF, a page each": (
         4, lambda: tiff(BANDS[..., :4].transpose(2, 0, 1), photometric="minisblack"), BANDS[..., :4]
     ),
-    "4 of a TIFF in grey: opaque": (
-        4, lambda: array(GREY, "TIFF"), np.dstack([GREY, GREY, GREY, np.full((2, 3), 255)])
+    "4 of a TIFF in gray: opaque": (
+        4, lambda: array(GRAY, "TIFF"), np.dstack([GRAY, GRAY, GRAY, np.full((2, 3), 255)])
     ),
     "12 of a TIFF, bands together": (
         12, lambda: tiff(BANDS, photometric="minisblack", planarconfig="contig"), BANDS
@@ -220,9 +220,9 @@ NOISE = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
         (array(np.full((4, 4), 70000, np.int32), "TIFF"), 3, "more than 16 bits"),
         (npy(np.ones((4, 4, 3), np.float32)), 3, "float32, neither uint8 nor uint16"),
         (npy(BANDS.transpose(2, 0, 1)), 12, r"\[12, 5, 7\], not \[height, width, 12\]"),
-        (npy(COLOUR)[:90], 3, "."),
+        (npy(COLOR)[:90], 3, "."),
         (npy(np.array([{}])), 3, "pickle"),
-        (array(COLOUR), 12, "has 3 channels, not 12"),
+        (array(COLOR), 12, "has 3 channels, not 12"),
         (tiff(BANDS, planarconfig="contig"), 5, r"\[5, 7, 12\], not \[height, width, 5\]"),
         (tiff(BANDS, planarconfig="contig"), 3, "."),
         (tiff(BANDS, planarconfig="contig")[:300], 12, "."),

@@ -19,7 +19,7 @@ from spark.formats import convert as conversion
 from spark.formats import detectron2, original_spark
 from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
 from spark.formats.naming import Conversion, rename
-from spark.formats.proofs import randomise_statistics
+from spark.formats.proofs import randomize_statistics
 from spark.formats.reader import read
 from spark.methods.spark.model import build_spark
 
@@ -28,7 +28,7 @@ D2_KEYS = json.loads((GOLDEN / "detectron2_resnet_keys.json").read_text())
 
 def random_state(model: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return randomise_statistics(timm.create_model(model, num_classes=0).state_dict())
+    return randomize_statistics(timm.create_model(model, num_classes=0).state_dict())
 
 
 def official(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from spark.formats import detectron2, mmpretrain, official_convnext, original_sp
 from spark.formats.convert import output_difference
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Rule, Table
-from spark.formats.proofs import difference, picture, randomise_statistics
+from spark.formats.proofs import difference, picture, randomize_statistics
 from spark.formats.registry import FORMATS, Format
 
 TOLERANCE = 1e-5
@@ -30,11 +30,11 @@ RESNETS = [
 CONVNEXTS = ["convnext_tiny", pytest.param("convnext_base", marks=LARGE)]
 
 
-def randomised(model: str, num_classes: int = 0) -> nn.Module:
+def randomized(model: str, num_classes: int = 0) -> nn.Module:
     """Return timm's model in evaluation mode, its norms' statistics, scales and shifts random."""
     torch.manual_seed(0)
     network = timm.create_model(model, num_classes=num_classes)
-    network.load_state_dict(randomise_statistics(network.state_dict()))
+    network.load_state_dict(randomize_statistics(network.state_dict()))
     return network.eval()
 
 
@@ -53,7 +53,7 @@ def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("model", [*RESNETS, *CONVNEXTS])
 def test_torchvisions_model_gives_timms_logits_and_the_other_way_round(model: str) -> None:
-    network = randomised(model, num_classes=1000)
+    network = randomized(model, num_classes=1000)
     twin = torchvision_library.models.get_model(model, weights=None).eval()
     back = torchvision.to_timm(twin.state_dict()).state
     assert {key: tensor.shape for key, tensor in back.items()} == {
@@ -67,7 +67,7 @@ def test_torchvisions_model_gives_timms_logits_and_the_other_way_round(model: st
 
 @pytest.mark.parametrize("model", ["resnet18", *RESNETS])
 def test_detectron2s_resnet_gives_timms_features(model: str) -> None:
-    state = dict(randomised(model).state_dict())
+    state = dict(randomized(model).state_dict())
     found = output_difference("detectron2", info(model), state)
     assert found is not None
     assert found.relative < TOLERANCE
@@ -80,19 +80,19 @@ def test_detectron2s_resnet_gives_timms_features(model: str) -> None:
 @pytest.mark.parametrize("model", [*CONVNEXTS, "convnextv2_atto"])
 @pytest.mark.parametrize(("format", "names"), [(official_convnext, OFFICIAL), (mmpretrain, MMPRETRAIN)])
 def test_a_convnext_with_the_other_names_gives_timms_features(model: str, format: Format, names: tuple) -> None:
-    network = randomised(model)
+    network = randomized(model)
     depths = [len(stage.blocks) for stage in network.stages]
     widths = [stage["num_chs"] for stage in network.feature_info]
     twin = ConvNeXt(depths, widths, names, version=2 if "v2" in model else 1).eval()
     there = format.from_timm(network.state_dict())
     (nn.ModuleDict({"backbone": twin}) if format is mmpretrain else twin).load_state_dict(there.state)
     assert difference(twin, network, picture()).relative < TOLERANCE
-    assert format.recognised(there.state)
+    assert format.recognized(there.state)
     assert equal(format.to_timm(there.state).state, official_convnext.linear_layers(network.state_dict()))
 
 
 def test_mmpretrains_resnet_is_torchvisions_behind_a_prefix() -> None:
-    network = randomised("resnet18", num_classes=1000)
+    network = randomized("resnet18", num_classes=1000)
     there = mmpretrain.from_timm(network.state_dict()).state
     inside = {key.removeprefix("backbone."): tensor for key, tensor in there.items() if key.startswith("backbone.")}
     assert there.keys() - {f"backbone.{key}" for key in inside} == {"head.fc.weight", "head.fc.bias"}
@@ -123,9 +123,9 @@ def test_the_originals_whole_model_comes_back_as_it_was(case: str) -> None:
 
 
 def test_the_originals_encoder_ends_at_the_last_feature_map() -> None:
-    there = original_spark.from_timm(randomised("convnextv2_atto").state_dict())
+    there = original_spark.from_timm(randomized("convnextv2_atto").state_dict())
     assert set(there.dropped) == {"head.norm.weight", "head.norm.bias"}
-    assert official_convnext.recognised(there.state)
+    assert official_convnext.recognized(there.state)
 
 
 # Tables
@@ -138,7 +138,7 @@ def test_a_wrong_table_is_found_by_unequal_outputs(monkeypatch: pytest.MonkeyPat
         Rule("res2.{block}.conv2.norm.{norm}", "layer1.{block}.bn1.{norm}"),
     ]
     monkeypatch.setattr(detectron2, "TABLE", Table(*kept, *swapped, example=detectron2.TABLE.example))
-    found = output_difference("detectron2", info("resnet18"), dict(randomised("resnet18").state_dict()))
+    found = output_difference("detectron2", info("resnet18"), dict(randomized("resnet18").state_dict()))
     assert found is not None
     assert found.relative > 1e-2
 

@@ -23,7 +23,7 @@ from spark.formats import detectron2, mmpretrain, official_convnext
 from spark.formats.arrays import load_arrays
 from spark.formats.convert import convert
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
-from spark.formats.proofs import randomise_statistics
+from spark.formats.proofs import randomize_statistics
 from spark.formats.reader import TIMM, read
 from spark.formats.registry import FORMATS
 from spark.methods.spark.model import build_spark
@@ -33,7 +33,7 @@ INFO = EncoderInfo("resnet18", 3, (64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "s
 
 def random_state(model: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return randomise_statistics(timm.create_model(model, num_classes=0).state_dict())
+    return randomize_statistics(timm.create_model(model, num_classes=0).state_dict())
 
 
 def save(state: dict[str, Tensor], path: Path, model: str) -> None:
@@ -46,7 +46,7 @@ def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("to", "file", "recognised"),
+    ("to", "file", "recognized"),
     [
         ("torchvision", "r18.pth", TIMM),  # the names are the same
         ("torchvision", "r18.safetensors", TIMM),
@@ -56,7 +56,7 @@ def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     ],
 )
 def test_a_resnet_goes_there_and_back(
-    to: str, file: str, recognised: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    to: str, file: str, recognized: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = random_state("resnet18")
     save(state, tmp_path / "source.pth", "resnet18")
@@ -66,7 +66,7 @@ def test_a_resnet_goes_there_and_back(
     assert ("agree within" in printed) == (to in ("torchvision", "detectron2"))
     assert ("outputs are not compared" in printed) == (to in ("mmpretrain", "original-spark"))
     found = read(tmp_path / file)
-    assert (found.format, found.encoder.info.model) == (recognised, "resnet18")
+    assert (found.format, found.encoder.info.model) == (recognized, "resnet18")
     assert equal(found.encoder.state, state)
 
 
@@ -134,7 +134,7 @@ def test_variants_with_the_names_of_another_network_are_refused(
     ({"model": None}, "model=None"),
     ({"in_chans": 1}, "1 of another shape"),
     ({"options": None}, "options=None"),
-    ({"options": {"colour": 3}}, "cannot build 'resnet18'.*colour"),
+    ({"options": {"color": 3}}, "cannot build 'resnet18'.*color"),
     ({"input_size": [64]}, r"input_size=\(64,\)"),
     ({"input_size": ["a", "b"]}, "input_size="),
     ({"mean": ["dark"]}, "mean="),
@@ -155,7 +155,7 @@ def test_an_export_that_somebody_edited_is_one_line(
     ({"input_size": "large"}, "input_size='large', which is no size"),
     ({"state_dict": {0: torch.zeros(1)}}, "holds no state dict of a known kind"),
     ({"state_dict": {"conv1.weight": torch.zeros(2, 2).to_sparse()}}, "holds no state dict of a known kind"),
-    ({"config": {"model": {"name": "resnet18", "options": {"colour": 3}}}}, "cannot build 'resnet18'"),
+    ({"config": {"model": {"name": "resnet18", "options": {"color": 3}}}}, "cannot build 'resnet18'"),
 ])
 def test_odd_checkpoints_are_one_line(content: dict[str, object], complaint: str, tmp_path: Path) -> None:
     torch.save({"state_dict": random_state("resnet18"), "arch": "resnet18"} | content, tmp_path / "x.pth")

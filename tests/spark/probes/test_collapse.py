@@ -14,7 +14,7 @@ from spark.config.recipe import load_recipe
 from spark.data.dataset import ImagePool
 from spark.probes.collapse import spread_of
 from spark.probes.features import pooled_features
-from spark.probes.monitor import LearningWatch
+from spark.probes.monitor import LearningMonitor
 from spark.utils.distributed import Ranks
 
 IMAGES = PHOTOS = 32
@@ -78,7 +78,7 @@ class Pixels(nn.Module):
 def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
     pool = ImagePool(photos, (16, 16))
-    watch = LearningWatch(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS)
+    watch = LearningMonitor(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS)
     encoder, warnings = Pixels(), []
     for epoch, encoder.collapsed in enumerate([False, True, True, False, True], start=1):
         found = watch.look(encoder, epoch, last=False)
@@ -90,5 +90,5 @@ def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: py
 @pytest.mark.parametrize(("epoch_images", "looks"), [(100 * PHOTOS, [1, 2, 3, 4]), (50 * PHOTOS, [2, 4]), (1, [4])])
 def test_looking_costs_one_image_in_a_hundred(epoch_images: int, looks: list[int], photos: Path) -> None:
     config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
-    watch = LearningWatch(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images)
+    watch = LearningMonitor(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images)
     assert [epoch for epoch in range(5) if watch.look(Pixels(), epoch, last=epoch == 4)] == looks

@@ -30,10 +30,10 @@ CPU = Ranks(torch.device("cpu"))
 
 def clusters(count: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return features around one centre for each class, off the origin as a network's are."""
-    centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(count + 1)
     labels = torch.arange(count) % CLASSES
-    return centres[labels] + noise * torch.randn(count, WIDTH, generator=generator) + 2, labels
+    return centers[labels] + noise * torch.randn(count, WIDTH, generator=generator) + 2, labels
 
 
 @pytest.mark.parametrize("neighbours", [1, 7, TRAIN + 5])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spark.backbones.timm_pyramid import TimmPyramid
 from spark.errors import UserError
-from spark.sparse import ENGINES, Kind, VisiblePatches
+from spark.sparse import ENGINES, LayerRule, VisiblePatches
 from spark.sparse.check import TOLERANCE, check_equivalence
 from spark.sparse.layers import BATCH_NORM, CONVOLUTION, OVER_IMAGE, POINTWISE_CHANNELS_LAST
 from spark.sparse.masked import zero_masked
@@ -46,21 +46,23 @@ def doubled(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) 
 
 
 @pytest.mark.parametrize(
-    ("model", "layer", "kind", "engine", "caught_by"),
+    ("model", "layer", "rule", "engine", "caught_by"),
     [
         # statistics over holes too
         ("resnet18", nn.BatchNorm2d, dataclasses.replace(BATCH_NORM, masked=zero_masked), "masked", "crop"),
         # a hole's bias comes back at the next convolution
         ("convnext_atto", nn.Conv2d, dataclasses.replace(CONVOLUTION, masked=unchanged), "masked", "crop"),
-        ("resnet18", nn.ReLU, Kind(doubled, doubled), "masked", "all_visible"),
-        ("resnet18", nn.ReLU, Kind(doubled, doubled), "compact", "all_visible"),
+        ("resnet18", nn.ReLU, LayerRule(doubled, doubled), "masked", "all_visible"),
+        ("resnet18", nn.ReLU, LayerRule(doubled, doubled), "compact", "all_visible"),
         # forgets that an image's patches belong together
         ("seresnet50", timm.layers.SEModule, dataclasses.replace(OVER_IMAGE, compact=unchanged), "compact", "crop"),
     ],
     ids=["norm", "bias", "activation masked", "activation compact", "gate"],
 )
-def test_a_wrong_rule_is_caught(model: str, layer: type[nn.Module], kind: Kind, engine: str, caught_by: str) -> None:
-    result = check_equivalence(model, engine, {layer: kind}, patches=2)
+def test_a_wrong_rule_is_caught(
+    model: str, layer: type[nn.Module], rule: LayerRule, engine: str, caught_by: str
+) -> None:
+    result = check_equivalence(model, engine, {layer: rule}, patches=2)
     assert not result.holds
     assert getattr(result.errors, caught_by) > 1e-3
 
@@ -87,7 +89,7 @@ def something_everywhere(layer: nn.Module, dense: Dense, visible: VisiblePatches
 
 
 @pytest.mark.parametrize(
-    ("model", "layer", "kind"),
+    ("model", "layer", "rule"),
     [
         # In a ResNet the next batch norm would clear it away, so that the features alone do not show it.
         ("resnet18", nn.Conv2d, dataclasses.replace(CONVOLUTION, masked=something_everywhere)),
@@ -95,14 +97,14 @@ def something_everywhere(layer: nn.Module, dense: Dense, visible: VisiblePatches
         ("test_convnext", nn.Linear, dataclasses.replace(POINTWISE_CHANNELS_LAST, masked=something_everywhere)),
     ],
 )
-def test_a_layer_that_leaves_something_in_the_holes_is_caught(model: str, layer: type[nn.Module], kind: Kind) -> None:
-    result = check_equivalence(model, "masked", {layer: kind}, patches=2)
+def test_a_layer_that_leaves_something_in_the_holes_is_caught(model: str, layer: type[nn.Module], rule: LayerRule) -> None:
+    result = check_equivalence(model, "masked", {layer: rule}, patches=2)
     assert result.errors.leakage > TOLERANCE
     assert not result.holds
 
 
 def test_the_reason_of_an_engine_that_stands_back_is_told() -> None:
-    result = check_equivalence("resnet18", "auto", {nn.ReLU: Kind(unchanged, None)}, patches=2)
+    result = check_equivalence("resnet18", "auto", {nn.ReLU: LayerRule(unchanged, None)}, patches=2)
     assert result.engine == "masked"
     assert "no rule for network.act1: ReLU" in result.stood_back
     assert result.holds
@@ -112,4 +114,4 @@ def test_errors_that_are_no_numbers_do_not_hold() -> None:
     def broken(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
         return torch.full_like(dense(x), torch.nan)
 
-    assert not check_equivalence("resnet18", "compact", {nn.ReLU: Kind(broken, broken)}, patches=2).holds
+    assert not check_equivalence("resnet18", "compact", {nn.ReLU: LayerRule(broken, broken)}, patches=2).holds

@@ -19,8 +19,8 @@ from torch.nn import functional
 from spark.errors import UserError
 from spark.masking import random_mask
 from spark.methods.spark.model import SparK, build_spark
-from spark.sparse import ENGINES, Kind, VisiblePatches, convolution, sparsify
-from spark.sparse.check import randomise
+from spark.sparse import ENGINES, LayerRule, VisiblePatches, convolution, sparsify
+from spark.sparse.check import randomize
 from spark.sparse.convolution import convolve
 from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
 from spark.sparse.rule import unchanged
@@ -61,7 +61,7 @@ def assert_same(found: Numbers, wanted: Numbers, tolerance: float = TOLERANCE) -
 def pair(name: str, **settings: Any) -> dict[str, SparK]:
     """Return a model in both engines, with the same random state."""
     models = {engine: build_spark(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
-    randomise(models["compact"])
+    randomize(models["compact"])
     models["masked"].double().load_state_dict(models["compact"].state_dict())
     return models
 
@@ -240,14 +240,14 @@ def test_unequal_counts_are_refused(twins: Twins) -> None:
 
 
 def one_layer(
-    layer: nn.Module, engine: str, x: Tensor, mask: Tensor, extra: dict[type[nn.Module], Kind] | None = None
+    layer: nn.Module, engine: str, x: Tensor, mask: Tensor, extra: dict[type[nn.Module], LayerRule] | None = None
 ) -> Numbers:
     """Return what a layer makes of a map, as a dense map, and all gradients."""
     network = nn.Sequential(copy.deepcopy(layer))
     visible = sparsify(network, torch.zeros_like(x), engine, extra)
     x = x.clone().requires_grad_()
     torch.manual_seed(0)
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         y = visible.leave(network(visible.enter(x)))
     (y * noise(*y.shape, seed=2)).sum().backward()
     result = {"y": y, "gradient x": x.grad} | {f"buffer {name}": buffer for name, buffer in network.named_buffers()}
@@ -256,7 +256,7 @@ def one_layer(
 
 
 def assert_layer_agrees(layer: nn.Module, x: Tensor, mask: Tensor) -> None:
-    layer = randomise(copy.deepcopy(layer))
+    layer = randomize(copy.deepcopy(layer))
     found, wanted = (one_layer(layer, engine, x, mask) for engine in ENGINES)
     assert_same(found, wanted)
 
@@ -301,8 +301,8 @@ def test_layers_agree(layer: nn.Module, batch: int, patch: int) -> None:
 @pytest.mark.parametrize("layer", [GlobalResponseNorm(4), timm.layers.LayerNorm(4), nn.Linear(4, 4)])
 def test_layers_that_see_channels_last_agree(layer: nn.Module) -> None:
     x, mask = noise(3, 4, 6, 4), masks(3, (3, 2), 0.5)
-    shape_only = {ChannelsLast: Kind(unchanged, unchanged)}
-    network = randomise(ChannelsLast(copy.deepcopy(layer)))
+    shape_only = {ChannelsLast: LayerRule(unchanged, unchanged)}
+    network = randomize(ChannelsLast(copy.deepcopy(layer)))
     found, wanted = (one_layer(network, engine, x, mask, shape_only) for engine in ENGINES)
     assert_same(found, wanted)
 
@@ -386,10 +386,10 @@ def with_patches(layers: list[nn.Conv2d]) -> list[tuple[nn.Conv2d, int]]:
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("layer", "patch"), with_patches(convolutions()), ids=str)
 def test_every_way_is_the_dense_convolution(layer: nn.Conv2d, patch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomise(copy.deepcopy(layer))
+    layer = randomize(copy.deepcopy(layer))
     mask, visible = masks(2, (2, 3), 0.5), VisiblePatches()
     x = noise(6, 4, patch, patch).requires_grad_()
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         wanted = visible.take(layer(visible.put(x)))
         wanted_numbers = {"y": wanted} | gradients_of(wanted, x, *layer.parameters())
         for way in ways(layer):
@@ -401,12 +401,12 @@ def test_every_way_is_the_dense_convolution(layer: nn.Conv2d, patch: int, monkey
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
 def test_what_needs_no_gradient_gets_none(way: str, stride: int, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomise(nn.Conv2d(4, 4, 3, stride, 1))
+    layer = randomize(nn.Conv2d(4, 4, 3, stride, 1))
     x = noise(6, 4, 4, 4)
     for name, leaf in {"x": x, "weight": layer.weight, "bias": layer.bias}.items():
         leaf.requires_grad_(name != frozen)
     visible = VisiblePatches()
-    with visible.showing(masks(2, (2, 3), 0.5)):
+    with visible.use_mask(masks(2, (2, 3), 0.5)):
         wanted = visible.take(layer(visible.put(x)))
         y = by(way, layer, x, visible, monkeypatch)
         leaves = (x, layer.weight, layer.bias)
@@ -419,10 +419,10 @@ def test_the_result_can_be_changed_in_place(
     way: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most networks' activations are in place, and some follow on a convolution."""
-    layer = randomise(nn.Conv2d(4, 6, 2, 2)).to(memory_format=memory_format)
+    layer = randomize(nn.Conv2d(4, 6, 2, 2)).to(memory_format=memory_format)
     x = noise(6, 4, 4, 4).contiguous(memory_format=memory_format).requires_grad_()
     visible = VisiblePatches()
-    with visible.showing(masks(2, (2, 3), 0.5)):
+    with visible.use_mask(masks(2, (2, 3), 0.5)):
         wanted = functional.relu(visible.take(layer(visible.put(x))))
         y = functional.relu(by(way, layer, x, visible, monkeypatch), inplace=True)
     leaves = (x, *layer.parameters())
@@ -431,10 +431,10 @@ def test_the_result_can_be_changed_in_place(
 
 @pytest.mark.parametrize("way", ["tiles", "map", "taps"])
 def test_autocast_is_followed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = randomise(nn.Conv2d(4, 4, 3, 1, 1)).float()
+    layer = randomize(nn.Conv2d(4, 4, 3, 1, 1)).float()
     x = noise(6, 4, 4, 4).float().requires_grad_()
     visible = VisiblePatches()
-    with visible.showing(masks(2, (2, 3), 0.5)), torch.autocast("cpu", torch.bfloat16):
+    with visible.use_mask(masks(2, (2, 3), 0.5)), torch.autocast("cpu", torch.bfloat16):
         wanted = visible.take(layer(visible.put(x)))
         y = by(way, layer, x, visible, monkeypatch)
         assert y.dtype == torch.bfloat16
@@ -448,7 +448,7 @@ def test_a_stride_that_does_not_divide_a_patch_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1))
     visible = sparsify(network, torch.zeros(1, 4, 6, 6), "compact")
     with (
-        visible.showing(masks(2, (2, 2), 0.5)),
+        visible.use_mask(masks(2, (2, 2), 0.5)),
         pytest.raises(ValueError, match="stride of 2x2 does not divide a patch of 3x3"),
     ):
         network(visible.enter(noise(2, 4, 6, 6).float()))
@@ -470,7 +470,7 @@ def test_visible_patches_are_numbered_in_order() -> None:
 def test_take_and_put_are_each_others_inverse() -> None:
     visible, mask = random_patches(2, 3, 2)
     x = noise(2, 5, 6, 8)
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         patches = visible.take(x)
         assert patches.shape == (6, 5, 2, 4)
         assert visible.put(patches).equal(visible.hide(x))
@@ -493,9 +493,9 @@ def test_take_and_put_have_the_right_gradients() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ways_have_the_right_gradients(way: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against finite differences, beside the dense convolution's gradients."""
-    layer = randomise(nn.Conv2d(2, 2, 3, stride, 1))
+    layer = randomize(nn.Conv2d(2, 2, 3, stride, 1))
     visible = VisiblePatches()
-    with visible.showing(masks(1, (2, 2), 0.5)):
+    with visible.use_mask(masks(1, (2, 2), 0.5)):
         assert torch.autograd.gradcheck(
             lambda x, *_: by(way, layer, x, visible, monkeypatch),
             (noise(2, 2, 2, 2).requires_grad_(), *layer.parameters()),
@@ -507,7 +507,7 @@ def test_positions_around_a_patch_are_found(h: int, w: int) -> None:
     batch, rows, columns = 2, 3, 4
     visible, mask = random_patches(batch, rows, columns)
     down, across = range(-2 * h - 1, 3 * h), [-w, 1, 0, w - 1, w, 2 * w]  # over more than one patch, in any order
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         found = visible.lookup(h, w, down, across)
     places = itertools.product(range(batch), range(rows), range(columns))
     shown = [(image, row, column) for image, row, column in places if mask[image, 0, row, column]]
@@ -524,17 +524,17 @@ def test_positions_around_a_patch_are_found(h: int, w: int) -> None:
 
 def test_the_number_of_visible_patches_may_be_given() -> None:
     visible, mask = random_patches(2, 2, 2)
-    with visible.showing(mask, per_image=2):
+    with visible.use_mask(mask, per_image=2):
         assert visible.per_image == 2
         assert visible.patch_ids.tolist() == mask.flatten().nonzero().flatten().tolist()
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         assert visible.per_image == 2
 
 
 def test_a_mask_of_unequal_counts_is_refused() -> None:
     visible = VisiblePatches()
     mask = torch.tensor([[[[True, False]]], [[[True, True]]]])
-    with visible.showing(mask), pytest.raises(ValueError, match=r"same number .* not \[1, 2\]"):
+    with visible.use_mask(mask), pytest.raises(ValueError, match=r"same number .* not \[1, 2\]"):
         visible.take(noise(2, 1, 2, 2))
 
 
@@ -563,7 +563,7 @@ def test_the_compact_engine_stands_back_where_it_has_no_rule() -> None:
     def network() -> nn.Module:
         return nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(nn.Tanhshrink()))
 
-    only_masked = {nn.Tanhshrink: Kind(unchanged, None)}
+    only_masked = {nn.Tanhshrink: LayerRule(unchanged, None)}
     visible = sparsify(network(), torch.zeros(1, 4, 8, 8), "auto", only_masked)
     assert visible.engine == "masked"
     assert visible.stood_back == "the compact engine has no rule for 1.0: Tanhshrink"
@@ -571,6 +571,6 @@ def test_the_compact_engine_stands_back_where_it_has_no_rule() -> None:
     assert (visible.engine, visible.stood_back) == ("masked", "")
     with pytest.raises(UserError, match=r"no rule for 1\.0: Tanhshrink; pass engine=masked"):
         sparsify(network(), torch.zeros(1, 4, 8, 8), "compact", only_masked)
-    both = {nn.Tanhshrink: Kind(unchanged, unchanged)}
+    both = {nn.Tanhshrink: LayerRule(unchanged, unchanged)}
     visible = sparsify(network(), torch.zeros(1, 4, 8, 8), "auto", both)
     assert (visible.engine, visible.stood_back) == ("compact", "")

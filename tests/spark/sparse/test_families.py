@@ -69,7 +69,7 @@ def test_both_engines_have_the_same_gradients(model: str) -> None:
         generator = torch.Generator().manual_seed(1)
         side = 3 * sparse.strides[-1]
         images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=generator)
-        with visible.showing(mask):
+        with visible.use_mask(mask):
             maps = [visible.leave(map_) for map_ in sparse.train()(visible.enter(images))]
         torch.stack([(m * torch.randn(m.shape, generator=generator)).sum() for m in maps]).sum().backward()
         gradients[engine] = {name: p.grad for name, p in sparse.named_parameters() if p.grad is not None}
@@ -151,7 +151,7 @@ def test_a_picture_among_masked_patches_passes_a_layer_as_if_alone(layer: nn.Mod
         mask[..., 1:3, 2:4] = True
         canvas = torch.randn(2, 8, 16, 20, dtype=torch.float64)
         canvas[..., 4:12, 8:16] = picture
-        with visible.showing(mask):
+        with visible.use_mask(mask):
             found = visible.leave(network(visible.enter(canvas)))
     size = wanted.shape[-1]
     inside = (..., slice(size // 2, size // 2 + size), slice(size, 2 * size))

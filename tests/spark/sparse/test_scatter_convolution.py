@@ -18,7 +18,7 @@ def test_equals_the_dense_convolution(patch: tuple[int, int], mask_ratio: float)
     visible = VisiblePatches()
     conv = nn.Conv2d(3, 4, 3, padding=1).double()
     fill = torch.randn(1, 3, 1, 1, dtype=torch.float64, generator=generator, requires_grad=True)
-    with visible.showing(mask):
+    with visible.use_mask(mask):
         shape = (len(visible.patch_ids), 3, *patch)
         x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
         found = convolve_filled(x, fill, conv, visible)
@@ -41,7 +41,7 @@ def test_densify_takes_it_for_many_channels_and_gives_the_same() -> None:
     for engine in ("compact", "masked"):
         visible = VisiblePatches()
         visible.engine = engine
-        with visible.showing(mask):
+        with visible.use_mask(mask):
             x = torch.randn(len(visible.patch_ids), ENOUGH_CHANNELS, 2, 2, generator=torch.Generator().manual_seed(1))
             level.norm.eval()
             results.append(level(x if engine == "compact" else visible.put(x), visible))

@@ -35,7 +35,7 @@ def holes(size: int) -> Tensor:
 
 def test_a_mask_is_seen_at_every_resolution() -> None:
     visible = VisiblePatches()
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         assert visible.at(2, 2).equal(MASK)
         assert visible.at(8, 4).equal(MASK.repeat_interleave(4, 2).repeat_interleave(2, 3))
         with pytest.raises(ValueError, match="does not align"):
@@ -46,7 +46,7 @@ def test_a_mask_ends_with_its_block_even_after_an_error() -> None:
     visible = VisiblePatches()
 
     def fail() -> None:
-        with visible.showing(MASK):
+        with visible.use_mask(MASK):
             assert visible.active
             raise KeyError
 
@@ -59,7 +59,7 @@ def test_a_mask_ends_with_its_block_even_after_an_error() -> None:
 
 def test_hidden_pixels_become_zero_whatever_they_were() -> None:
     visible = VisiblePatches()
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         shown = visible.hide(torch.full((2, 3, 4, 4), torch.nan).where(holes(4), torch.tensor(1.0)))
     assert shown.equal((~holes(4)).float().expand(2, 3, 4, 4))
 
@@ -87,7 +87,7 @@ def test_holes_stay_zero(layer: nn.Module) -> None:
     network, visible = sparse(layer)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         result = network(visible.hide(picture()))
     hidden = holes(result.shape[-1]).expand_as(result)
     assert (result[hidden] == 0).all()
@@ -98,7 +98,7 @@ def test_batch_norm_counts_visible_positions_only() -> None:
     norm = nn.BatchNorm2d(4)
     network, visible = sparse(norm)
     x = picture() + 3
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         result = network(visible.hide(x))
     shown = x.permute(0, 2, 3, 1)[~holes(8)[:, 0]]
     torch.testing.assert_close(norm.running_mean, 0.1 * shown.mean(0))
@@ -109,7 +109,7 @@ def test_batch_norm_counts_visible_positions_only() -> None:
 
 def test_max_pooling_does_not_take_the_zero_of_a_hole() -> None:
     network, visible = sparse(nn.MaxPool2d(3, 2, 1))
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         result = network(visible.hide(-picture().abs() - 1))
     assert (result[~holes(4).expand_as(result)] <= -1).all()
 
@@ -184,7 +184,7 @@ def test_a_copy_has_a_mask_of_its_own() -> None:
     visible = sparsify(network["net"], torch.zeros(1, 4, 8, 8), "masked")
     twin = copy.deepcopy(network)
     x = picture()
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         masked, dense = network["net"](x), twin["net"](x)
     assert (masked[holes(8).expand_as(masked)] == 0).all()
     assert not (dense[holes(8).expand_as(dense)] == 0).any()

@@ -19,7 +19,7 @@ from spark.data.samplers import EpochSampler, ShareSampler
 from spark.errors import UserError
 from spark.runs.checkpoint import save_checkpoint
 from spark.runs.metrics import read_metrics
-from spark.sparse.synchronise import synchronise_batch_norms
+from spark.sparse.synchronize import synchronize_batch_norms
 from spark.training import pretraining as train
 from spark.training.run import pretrain
 from spark.utils.distributed import Ranks
@@ -142,4 +142,4 @@ def test_an_error_is_said_once_and_ends_all(photos: Path, tmp_path: Path) -> Non
 
 def test_a_batch_norm_that_cannot_be_synchronised_is_refused() -> None:
     with pytest.raises(UserError, match="1: BatchNorm3d cannot be synchronised"):
-        synchronise_batch_norms(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)))
+        synchronize_batch_norms(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)))

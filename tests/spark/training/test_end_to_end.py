@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 64, 96
 
 
 def write_images(folder: Path, channels: int) -> None:
-    """Write smooth images, as grey or RGBA PNG or as arrays of bands."""
+    """Write smooth images, as gray or RGBA PNG or as arrays of bands."""
     folder.mkdir()
     random = np.random.RandomState(0)
     for number in range(8):

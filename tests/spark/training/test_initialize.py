@@ -13,7 +13,7 @@ from spark.config.recipe import load_recipe
 from spark.errors import UserError
 from spark.formats.registry import FORMATS
 from spark.methods.spark.model import SparK, build_spark
-from spark.training.initialize import initialise
+from spark.training.initialize import initialize
 from spark.training.run import pretrain
 
 
@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_a_state_dict_starts_the_encoder(model: SparK, weights: Path) -> None:
     decoder = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
-    line = initialise(model, str(weights), 3)
+    line = initialize(model, str(weights), 3)
     assert line == f"init={weights} (timm or torchvision naming): 100 of 100 tensors of the encoder matched"
     given = torch.load(weights)
     assert all(tensor.equal(given[name]) for name, tensor in model.dense_state().items())
@@ -46,7 +46,7 @@ def test_linear_layers_start_convolutions_of_one_pixel(tmp_path: Path) -> None:
     given |= {name: tensor.flatten(1) for name, tensor in given.items() if "pwconv" in name and tensor.ndim > 2}
     torch.save({"model": given}, tmp_path / "official.pth")
     model = build_spark("convnextv2_atto", decoder_width=32)
-    assert "136 of 136 tensors of the encoder matched" in initialise(model, str(tmp_path / "official.pth"), 3)
+    assert "136 of 136 tensors of the encoder matched" in initialize(model, str(tmp_path / "official.pth"), 3)
     assert model.dense_state()["stages.0.blocks.0.mlp.fc1.weight"].equal(state["stages.0.blocks.0.mlp.fc1.weight"])
 
 
@@ -60,7 +60,7 @@ def test_a_run_starts_encoder_and_decoder(model: SparK, pictures: Path, tmp_path
 
     first = pretrain(config("first"))
     saved = torch.load(first / "checkpoints" / "last.pt")["model"]
-    assert "tensors of encoder and decoder matched" in initialise(model, str(first), 3)
+    assert "tensors of encoder and decoder matched" in initialize(model, str(first), 3)
     assert all(tensor.equal(saved[name]) for name, tensor in model.state_dict().items())
     second = pretrain(config("second", f"init={first}", "optimizer.base_lr=1e-9"))
     moved = torch.load(second / "checkpoints" / "last.pt")["model"]
@@ -79,7 +79,7 @@ def test_timms_weights_are_adapted_by_timm(model: SparK, monkeypatch: pytest.Mon
 
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
-    assert "100 of 100" in initialise(model, "timm:resnet18.a1_in1k", 3)
+    assert "100 of 100" in initialize(model, "timm:resnet18.a1_in1k", 3)
     assert asked == {"name": "resnet18.a1_in1k", "pretrained": True, "num_classes": 0, "in_chans": 3}
 
 
@@ -89,20 +89,20 @@ def test_what_cannot_be_loaded_is_said(model: SparK, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"weights of 'resnet18' \(no route to host\); without a network, .* init=FILE"):
-        initialise(model, "timm:resnet18", 3)
+        initialize(model, "timm:resnet18", 3)
     with pytest.raises(UserError, match="unknown model"):
-        initialise(model, "timm:resnet1", 3)
+        initialize(model, "timm:resnet1", 3)
     with pytest.raises(UserError, match="does not exist"):
-        initialise(model, "nowhere.pth", 3)
+        initialize(model, "nowhere.pth", 3)
 
 
 def test_a_partial_match_must_be_wanted(weights: Path) -> None:
     other = build_spark("resnet34", decoder_width=32)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(UserError, match=r"100 of 180 tensors of the encoder matched; not .*init_allow_partial=true"):
-        initialise(other, str(weights), 3)
+        initialize(other, str(weights), 3)
     assert all(tensor.equal(before[name]) for name, tensor in other.state_dict().items())
-    assert "100 of 180" in initialise(other, str(weights), 3, allow_partial=True)
+    assert "100 of 180" in initialize(other, str(weights), 3, allow_partial=True)
     convnext = build_spark("convnext_atto", decoder_width=32)
     with pytest.raises(UserError, match=r" 0 of \d+ tensors"):
-        initialise(convnext, str(weights), 3, allow_partial=True)
+        initialize(convnext, str(weights), 3, allow_partial=True)

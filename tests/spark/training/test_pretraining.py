@@ -326,13 +326,13 @@ def spoilt(monkeypatch: pytest.MonkeyPatch, batches: Collection[int]) -> Iterato
     """Let some of the batches, counted from 1, hold no numbers."""
     given = itertools.count(1)
 
-    def normalise(*inputs: Any) -> torch.Tensor:
+    def normalize(*inputs: Any) -> torch.Tensor:
         images = real(*inputs)
         return images * torch.nan if next(given) in batches else images
 
-    real = train.normalise
+    real = train.normalize
     with monkeypatch.context() as patch:
-        patch.setattr(train, "normalise", normalise)
+        patch.setattr(train, "normalize", normalize)
         yield
 
 

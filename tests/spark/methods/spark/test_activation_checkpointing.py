@@ -31,7 +31,7 @@ def test_equal_numbers_from_less_memory(name: str, engine: str) -> None:
     plain = build_spark(name, drop_path=0.3, decoder_width=32, engine=engine)
     recomputing = build_spark(name, drop_path=0.3, decoder_width=32, engine=engine)
     recomputing.load_state_dict(plain.state_dict())
-    recomputing.recompute_blocks()
+    recomputing.checkpoint_activations()
     loss, gradients, buffers, kept = step(plain)
     loss_again, gradients_again, buffers_again, kept_again = step(recomputing)
     assert loss_again == loss
@@ -59,4 +59,4 @@ def test_a_network_without_blocks_says_so() -> None:
     model = build_spark("resnet18")
     model.encoder = nn.Sequential(nn.Conv2d(3, 3, 1))
     with pytest.raises(UserError, match="not made of blocks"):
-        model.recompute_blocks()
+        model.checkpoint_activations()

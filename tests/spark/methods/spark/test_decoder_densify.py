@@ -77,7 +77,7 @@ def test_holes_are_filled_with_the_token_and_nothing_else_is() -> None:
     visible = VisiblePatches()
     densify = Densify(8, 8, 1, KeepAll)
     x = torch.randn(1, 8, 4, 4)
-    with visible.showing(MASK):
+    with visible.use_mask(MASK):
         filled = densify(x, visible)
         shown = visible.at(4, 4).expand_as(x)
     assert filled[shown].equal(x[shown])

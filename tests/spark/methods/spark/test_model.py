@@ -12,9 +12,9 @@ from torch import Tensor
 from spark.errors import UserError
 from spark.masking import random_mask
 from spark.methods.spark.model import SparK, SparKOutput, build_spark
-from spark.methods.targets import normalise_patches
+from spark.methods.targets import normalize_patches
 from spark.sparse.patches import put_patches, take_patches
-from spark.visualize.grid import GREY, reconstruction_grid
+from spark.visualize.grid import GRAY, reconstruction_grid
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_visible_patches_are_pasted_into_the_reconstruction(model: SparK) -> Non
 def test_a_perfect_prediction_reconstructs_the_image(model: SparK) -> None:
     images, mask = batch()
     every, grid = torch.arange(2 * 3 * 2), (3, 2)
-    target, _, _ = normalise_patches(take_patches(images, every, *grid))
+    target, _, _ = normalize_patches(take_patches(images, every, *grid))
     prediction = put_patches(target, every, 2, *grid)
     output = SparKOutput(torch.zeros(()), [], prediction, mask)
     torch.testing.assert_close(model.reconstruct(images, output), images, atol=1e-4, rtol=1e-4)
@@ -118,8 +118,8 @@ def test_without_a_mask_one_is_drawn(model: SparK) -> None:
 
 
 def test_other_numbers_of_channels_work() -> None:
-    grey = build_spark("resnet18", in_chans=1, decoder_width=32)
-    output = grey(torch.randn(2, 1, 64, 64))
+    gray = build_spark("resnet18", in_chans=1, decoder_width=32)
+    output = gray(torch.randn(2, 1, 64, 64))
     assert output.prediction.shape == (2, 1, 64, 64)
     assert output.loss.isfinite()
 
@@ -136,5 +136,5 @@ def test_a_picture_has_three_columns_and_leaves_the_model_as_it_was(model: SparK
     masked, drawn, original = (picture[:, 4:68, 4 + 68 * column : 68 + 68 * column] for column in range(3))
     shown = pixels(mask)[0].expand(3, 64, 64)
     torch.testing.assert_close(original, images[0] * 0.25 + 0.5)
-    torch.testing.assert_close(masked, original.where(shown, torch.tensor(GREY)))
+    torch.testing.assert_close(masked, original.where(shown, torch.tensor(GRAY)))
     torch.testing.assert_close(drawn[shown], original[shown])

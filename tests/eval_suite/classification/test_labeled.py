@@ -1,4 +1,4 @@
-"""Labelled images from folders and shards, and the subsets that a seed chooses."""
+"""Labeled images from folders and shards, and the subsets that a seed chooses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from coloured import write_folders, write_shard
+from colored import write_folders, write_shard
 
 from eval_suite.classification.augment import PairMixer
 from eval_suite.classification.data import TrainSampler
 from eval_suite.classification.finetune_config import AugmentConfig, LabelsConfig
-from eval_suite.classification.labelled import LabelledSource, limited, open_labelled, open_splits
+from eval_suite.classification.labeled import LabeledSource, limited, open_labeled, open_splits
 from spark.errors import UserError
 
 
@@ -23,8 +23,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(images: Path) -> LabelledSource:
-    return open_labelled(str(images / "train"))
+def train(images: Path) -> LabeledSource:
+    return open_labeled(str(images / "train"))
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +33,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folders_shards_and_numbers_beside_images_say_the_same(
-    images: Path, train: LabelledSource, tmp_path: Path
+    images: Path, train: LabeledSource, tmp_path: Path
 ) -> None:
     write_shard(tmp_path / "folders.tar", images / "train")
     write_shard(tmp_path / "numbers.tar", images / "train", numbers=True)
-    folders, numbers = open_labelled(f"{tmp_path}/folders.tar"), open_labelled(str(tmp_path / "numbers.tar"))
+    folders, numbers = open_labeled(f"{tmp_path}/folders.tar"), open_labeled(str(tmp_path / "numbers.tar"))
     assert train.classes == folders.classes == ["blue", "green", "red"]
     assert numbers.classes == ["0", "1", "2"]
     for index in (0, 25, 59):
@@ -51,7 +51,7 @@ def test_the_outermost_folders_are_the_classes_in_shards_too(images: Path, tmp_p
         shutil.copytree(images / "val" / label, tmp_path / "val" / label / "images")
     with tarfile.open(tmp_path / "val.tar", "w") as tar:
         tar.add(tmp_path / "val", "tiny/val")
-    folders, shard = open_labelled(str(tmp_path / "val")), open_labelled(str(tmp_path / "val.tar"))
+    folders, shard = open_labeled(str(tmp_path / "val")), open_labeled(str(tmp_path / "val.tar"))
     assert folders.classes == shard.classes == ["blue", "red"]
     shutil.rmtree(tmp_path / "val" / "red")
     with pytest.raises(UserError, match=r"one class only, 'blue'"):
@@ -64,27 +64,27 @@ def test_folders_of_shards_are_not_taken_for_classes(images: Path, tmp_path: Pat
             for label in labels:
                 tar.add(images / "val" / label, f"part-{number}/{label}")
     with pytest.raises(UserError, match=r"one folder each, with several inside \('part-0'\)"):
-        open_labelled(f"{tmp_path}/{{0..1}}.tar")
+        open_labeled(f"{tmp_path}/{{0..1}}.tar")
     for label in ("red", "blue"):
         with tarfile.open(tmp_path / f"{label}.tar", "w") as tar:
             tar.add(images / "val" / label, f"{label}/images")
-    assert open_labelled(f"{tmp_path}/{{red,blue}}.tar").classes == ["blue", "red"]
+    assert open_labeled(f"{tmp_path}/{{red,blue}}.tar").classes == ["blue", "red"]
 
 
 def test_class_numbers_are_ordered_as_numbers(images: Path, tmp_path: Path) -> None:
     for number in (2, 10, 1):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "0.png").write_bytes((images / "val/red/00.png").read_bytes())
-    assert open_labelled(str(tmp_path)).classes == ["1", "2", "10"]
+    assert open_labeled(str(tmp_path)).classes == ["1", "2", "10"]
 
 
 def test_images_without_a_class_are_named(images: Path, tmp_path: Path) -> None:
     (tmp_path / "stray.png").write_bytes((images / "val/red/00.png").read_bytes())
     with pytest.raises(UserError, match=r"stray\.png' is in no class folder"):
-        open_labelled(str(tmp_path))
+        open_labeled(str(tmp_path))
     (tmp_path / "list.txt").write_text("stray.png\n")
     with pytest.raises(UserError, match="tells no classes"):
-        open_labelled(str(tmp_path / "list.txt"))
+        open_labeled(str(tmp_path / "list.txt"))
 
 
 def test_splits_of_other_classes_are_refused(images: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_splits_of_other_classes_are_refused(images: Path, tmp_path: Path) -> No
     (LabelsConfig(per_class=3), 3), (LabelsConfig(fraction=0.25), 5), (LabelsConfig(fraction=0.001), 1),
 ])
 def test_a_subset_is_balanced_and_follows_from_the_seed(
-    train: LabelledSource, labels: LabelsConfig, count: int
+    train: LabeledSource, labels: LabelsConfig, count: int
 ) -> None:
     subsets = [limited(train, labels, seed) for seed in (0, 0, 1)]
     for subset in subsets:
@@ -108,13 +108,13 @@ def test_a_subset_is_balanced_and_follows_from_the_seed(
     assert [subsets[0].label(index) for index in range(3 * count)] == sorted([0, 1, 2] * count)
 
 
-def test_more_labels_contain_fewer_of_the_same_seed(train: LabelledSource) -> None:
+def test_more_labels_contain_fewer_of_the_same_seed(train: LabeledSource) -> None:
     few, more = (limited(train, LabelsConfig(per_class=count), seed=7) for count in (2, 5))
     assert set(few.indices) < set(more.indices)
     assert len(more.without(few)) == 9
 
 
-def test_a_class_with_too_few_images_is_named(train: LabelledSource) -> None:
+def test_a_class_with_too_few_images_is_named(train: LabeledSource) -> None:
     with pytest.raises(UserError, match="class 'blue' has 20 images only"):
         limited(train, LabelsConfig(per_class=21), seed=0)
 

@@ -7,7 +7,6 @@ positions only, so its statistics are over those of all processes.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import timm.layers
@@ -19,25 +18,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spark.errors import UserError
 from spark.sparse.convert import SparseLayer
+from spark.sparse.extend_class import extended
 
-SYNCHRONISED_ALREADY = (nn.SyncBatchNorm, timm.layers.SyncBatchNormAct)
+SYNCHRONIZED_ALREADY = (nn.SyncBatchNorm, timm.layers.SyncBatchNormAct)
 PLAIN = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
 
 
-class SynchronisedNorm(_BatchNorm):
+class SynchronizedNorm(_BatchNorm):
     """Mixed into a batch norm's own class. Every process must have equally many positions, as it has of a batch."""
 
     def forward(self, x: Any) -> Any:
         """Normalise, and activate if the layer does."""
         if not self.training:
             return super().forward(x)
-        x = self._normalise(x)
+        x = self._normalize(x)
         for name in ("drop", "act"):  # of timm's BatchNormAct2d
             if name in self._modules:
                 x = self._modules[name](x)  # type: ignore[misc]
         return x
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -73,30 +73,29 @@ def statistics_of_all(x_BCHW: Tensor) -> tuple[Tensor, Tensor, int]:
     return mean, square - mean**2, size * (x_BCHW.numel() // x_BCHW.shape[1])
 
 
-def synchronise_batch_norms(network: nn.Module) -> None:
+def synchronize_batch_norms(network: nn.Module) -> None:
     """Change, in place, the class of each batch norm; names and state stay.
 
     Raises:
         UserError: names a sort of batch norm that cannot be synchronised.
     """
     for path, layer in network.named_modules():
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONISED_ALREADY):
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONIZED_ALREADY):
             dense = _dense_class(type(layer))
             if dense not in PLAIN or not (layer.affine and layer.track_running_stats):
                 raise UserError(
                     f"{path}: {dense.__name__} cannot be synchronised across processes; start without torchrun"
                 )
-            layer.__class__ = _synchronised(type(layer))  # type: ignore[assignment, arg-type]
+            layer.__class__ = _synchronized(type(layer))  # type: ignore[assignment]
 
 
-def _dense_class(kind: type[nn.Module]) -> type[nn.Module]:
-    return kind.__bases__[-1] if issubclass(kind, SparseLayer) else kind
+def _dense_class(own: type[nn.Module]) -> type[nn.Module]:
+    return own.__bases__[-1] if issubclass(own, SparseLayer) else own
 
 
-@cache  # one class per sort of layer: a compiler tells layers apart by it
-def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
-    """Extend a layer's class; a sparse one underneath its rule, which decides what the norm gets to see."""
-    if issubclass(kind, SparseLayer):
-        dense = _synchronised(_dense_class(kind))  # type: ignore[arg-type]
-        return type(f"Synchronised{kind.__name__}", (SparseLayer, dense), {"_rule": staticmethod(kind._rule)})
-    return type(f"Synchronised{kind.__name__}", (SynchronisedNorm, kind), {})
+def _synchronized(own: type[nn.Module]) -> type[nn.Module]:
+    """Extend a norm's class; a sparse one underneath its rule, which decides what the norm gets to see."""
+    dense = extended(_dense_class(own), SynchronizedNorm, "Synchronized")
+    if not issubclass(own, SparseLayer):
+        return dense
+    return extended(dense, SparseLayer, "Sparse", (("_sparse_forward", own.__dict__["_sparse_forward"]),))

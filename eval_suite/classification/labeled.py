@@ -25,7 +25,7 @@ SUBSET = 4  # keeps the seeds of subsets apart from those of `spark.data.sampler
 
 
 @dataclass(frozen=True)
-class LabelledSource:
+class LabeledSource:
     """Some images of a source, with their classes.
 
     Attributes:
@@ -65,7 +65,7 @@ class LabelledSource:
         except (OSError, ValueError) as error:
             raise UnreadableImageError(str(error)) from None
 
-    def taking(self, counts: Sequence[int], seed: int) -> LabelledSource:
+    def taking(self, counts: Sequence[int], seed: int) -> LabeledSource:
         """Return as many images of each class as `counts` says, chosen at random; more contain fewer."""
         by_class = self.indices[np.argsort(self.labels[self.indices], kind="stable")]
         members_of = np.split(by_class, np.cumsum(self.counts())[:-1])
@@ -75,7 +75,7 @@ class LabelledSource:
             chosen.append(members[order[:count]])
         return replace(self, indices=np.sort(np.concatenate(chosen)))
 
-    def without(self, other: LabelledSource) -> LabelledSource:
+    def without(self, other: LabeledSource) -> LabeledSource:
         """Return the images that are not in another part of the same source."""
         return replace(self, indices=np.setdiff1d(self.indices, other.indices))
 
@@ -90,7 +90,7 @@ class LabelledSource:
         return self.source.identity if whole else content_hash([self.source.identity, self.indices.tolist()])
 
 
-def open_labelled(root: str) -> LabelledSource:
+def open_labeled(root: str) -> LabeledSource:
     """Open class folders (`<class>/…/<image>`), shards that hold them, or shards with a `.cls` beside each image.
 
     Raises:
@@ -115,16 +115,16 @@ def open_labelled(root: str) -> LabelledSource:
     classes = sorted(set(names), key=_natural)
     number_of = {name: number for number, name in enumerate(classes)}
     labels = np.array([number_of[name] for name in names], dtype=np.int32)
-    return LabelledSource(source, classes, labels, np.arange(len(names)))
+    return LabeledSource(source, classes, labels, np.arange(len(names)))
 
 
-def open_splits(train_root: str, val_root: str) -> tuple[LabelledSource, LabelledSource]:
+def open_splits(train_root: str, val_root: str) -> tuple[LabeledSource, LabeledSource]:
     """Open the images to train on and those to evaluate on.
 
     Raises:
         UserError: one of them is missing or has fewer than two classes, or they have other classes.
     """
-    train, val = open_labelled(train_root), open_labelled(val_root)
+    train, val = open_labeled(train_root), open_labeled(val_root)
     if len(train.classes) < 2:
         raise UserError(f"'{train_root}' has one class only, '{train.classes[0]}': there is nothing to tell apart")
     if train.classes != val.classes:
@@ -133,7 +133,7 @@ def open_splits(train_root: str, val_root: str) -> tuple[LabelledSource, Labelle
     return train, val
 
 
-def identity_of(whole: LabelledSource, train: LabelledSource, val: LabelledSource) -> dict[str, Any]:
+def identity_of(whole: LabeledSource, train: LabeledSource, val: LabeledSource) -> dict[str, Any]:
     """Return what distinguishes this data from other, JSON-like, wherever it lies.
 
     Args:
@@ -147,7 +147,7 @@ def identity_of(whole: LabelledSource, train: LabelledSource, val: LabelledSourc
     }
 
 
-def limited(images: LabelledSource, labels: LabelsConfig, seed: int) -> LabelledSource:
+def limited(images: LabeledSource, labels: LabelsConfig, seed: int) -> LabeledSource:
     """Return the images whose labels may be used: equally many of each class, or an equal share of each.
 
     Raises:
