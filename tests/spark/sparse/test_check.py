@@ -97,7 +97,9 @@ def something_everywhere(layer: nn.Module, dense: Dense, visible: VisiblePatches
         ("test_convnext", nn.Linear, dataclasses.replace(POINTWISE_CHANNELS_LAST, masked=something_everywhere)),
     ],
 )
-def test_a_layer_that_leaves_something_in_the_holes_is_caught(model: str, layer: type[nn.Module], rule: LayerRule) -> None:
+def test_a_layer_that_leaves_something_in_the_holes_is_caught(
+    model: str, layer: type[nn.Module], rule: LayerRule
+) -> None:
     result = check_equivalence(model, "masked", {layer: rule}, patches=2)
     assert result.errors.leakage > TOLERANCE
     assert not result.holds
