@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from spark import __version__
-from spark.config.choices import DEVICES, FORMATS
+from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
 from spark.errors import UserError, exits_cleanly
 
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the costs: height [width]"
     )
+    check.add_argument("--method", default=DEFAULT_METHOD, help="to pre-train it by; default: %(default)s")
     check.set_defaults(run=_check)
 
     models = verbs.add_parser("models", help="list timm's convolutional models with their recorded verdicts")
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--table", type=Path, help="another CSV file than the package's own")
     models.set_defaults(run=_models)
 
-    bench = verbs.add_parser("bench", help="time a training step: the original's scheme, masked, compact")
+    bench = verbs.add_parser("bench", help="time a training step in each way that its method can compute it")
     bench.add_argument("model", metavar="MODEL", help="timm name")
     bench.add_argument("--batch", type=int, default=16)
     bench.add_argument("--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="height [width]")
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--compile", action="store_true", help="time the compact engine under torch.compile too")
     bench.add_argument("--ratios", type=float, nargs="*", default=[], help="more mask ratios, for the encoder alone")
     bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for JSON, Markdown and chart")
+    bench.add_argument("--method", default=DEFAULT_METHOD, help="whose step to time; default: %(default)s")
     bench.set_defaults(run=_bench)
 
     bench_data = verbs.add_parser("bench-data", help="time a recipe's loader alone: images, decoding, augmentation")
@@ -108,12 +110,10 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from spark.config.pretrain import PretrainConfig
-    from spark.config.recipe import load_recipe, written_with
-    from spark.utils.signals import EXIT_CODE, PostponedError
+    from spark.methods.registry import read_recipe, written_beside_preset
 
-    config = load_recipe(PretrainConfig, options.recipe, options.overrides)
-    written = written_with("train.preset", PretrainConfig, options.recipe, options.overrides)
+    config = read_recipe(options.recipe, options.overrides)
+    written = written_beside_preset(options.recipe, options.overrides)
     if options.dry_run:
         from spark.training.dry_run import dry_run
 
@@ -122,11 +122,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         return 0
     from spark.training.run import pretrain  # not sooner: a mistake in a recipe is told before torch is imported
 
-    try:
-        pretrain(config, written)
-    except PostponedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_CODE
+    pretrain(config, written)
     return 0
 
 
@@ -140,7 +136,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from spark.checks.report import check
 
-    check(options.model, options.engine, _input_size(options.input_size))
+    check(options.model, options.engine, _input_size(options.input_size), options.method)
     return 0
 
 
@@ -165,7 +161,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise UserError("--batch and --rounds must be positive")
     size = _input_size(options.input_size)
     workload = Workload(
-        options.model, options.batch, size, options.mask_ratio, options.decoder_width, device=options.device
+        options.model, options.batch, size, options.mask_ratio, options.decoder_width, options.device, options.method
     )
     result = benchmark(workload, options.precision, options.rounds, options.compile, options.ratios, print)
     page = save(result, options.out)
@@ -175,12 +171,11 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _bench_data(options: argparse.Namespace) -> int:
     from spark.benchmark.loader import benchmark_loader
-    from spark.config.pretrain import PretrainConfig
-    from spark.config.recipe import load_recipe
+    from spark.methods.registry import read_recipe
 
     names_a_folder = any(override.startswith("out=") for override in options.overrides)
     unused = [] if names_a_folder else ["out=unused"]  # a recipe requires one, but nothing is written here
-    config = load_recipe(PretrainConfig, options.recipe, [*options.overrides, *unused])
+    config = read_recipe(options.recipe, [*options.overrides, *unused])
     print(benchmark_loader(config, options.seconds))
     return 0
 

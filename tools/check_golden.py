@@ -30,7 +30,7 @@ from torch import Tensor
 from spark.errors import UserError, exits_cleanly
 from spark.formats import original_spark
 from spark.masking import enlarge
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 from spark.training.optim import build_optimizer, learning_rate_at, parameter_groups, set_schedule, weight_decay_at
 
 TOLERANCE = 2e-4
@@ -173,7 +173,7 @@ def compare(expected: Numbers, numbers: Numbers) -> dict[str, float]:
 
 def build(case: dict[str, Any], engine: str) -> SparK:
     """Build the case's model with its generated weights."""
-    model = build_spark(
+    model = SparK(
         case["arch"], mask_ratio=case["mask_ratio"], decoder_width=case["decoder_width"], engine=engine
     )
     state = {entry["name"]: generated(entry["name"], entry["shape"]) for entry in case["state"]}

@@ -16,10 +16,8 @@ converts it, as an encoder is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -27,18 +25,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from spark.config.choices import SCRATCH
 from spark.errors import UserError
 from spark.formats.detectron2 import SHAPES, Shape, from_timm
-from spark.formats.encoder import WEIGHTS, Encoder
-from spark.formats.reader import encoder_of
+from spark.formats.encoder import EncoderInfo
+from spark.formats.weights import read_weights, same_network, same_numbers
 from spark.runs.record import Initialization
-from spark.training.initialize import TIMM, timm_weights
-from spark.utils.files import sha256
 
 if TYPE_CHECKING:  # it needs Detectron2
     from d2_projects.engine.config import DetectConfig
 
-SCRATCH, DETECTRON2 = "scratch", "detectron2"
+DETECTRON2 = "detectron2"
 TIMM_RECIPE = "d2_projects/mask_rcnn/mask_rcnn_timm_fpn.py"
 
 
@@ -63,7 +60,7 @@ def start_of(config: DetectConfig) -> Start:
     """Return what `init` stands for.
 
     Raises:
-        UserError: it does not exist, is not of the recipe's network, or wants pictures normalised otherwise.
+        UserError: it does not exist, is not of the recipe's network, or wants images normalized otherwise.
     """
     backbone, init = backbone_of(config.cfg), config.init
     if init == SCRATCH:
@@ -72,12 +69,14 @@ def start_of(config: DetectConfig) -> Start:
         if not backbone.native:
             raise UserError(f"init={DETECTRON2}: {config.recipe} has timm's {backbone.name}; pass init={SCRATCH}")
         return Start(None, Initialization(DETECTRON2))
-    if init.startswith(TIMM):
-        return Start(_supervised(config, backbone), Initialization("supervised", init))
-    encoder = encoder_of(Path(init), backbone.name)
-    _require_same(config, backbone, encoder.info.model, encoder.info.options)
-    _require_normalized(config, encoder.info.mean, encoder.info.std)
-    return Start(_named(backbone, encoder.state), _record(encoder, Path(init)))
+
+    def check(info: EncoderInfo) -> None:
+        _require_same(config, backbone, info.model, info.options)
+        _require_normalized(config, info.mean, info.std)
+
+    found = read_weights(init, backbone.name, check)
+    assert found.state is not None  # that is scratch
+    return Start(_named(backbone, found.state), found.record)
 
 
 def backbone_of(cfg: DictConfig) -> Backbone:
@@ -109,15 +108,6 @@ def random_weights(backbone: Backbone, seed: int) -> dict[str, Tensor] | None:
         return _named(backbone, timm.create_model(backbone.name, num_classes=0).state_dict())
 
 
-def _supervised(config: DetectConfig, backbone: Backbone) -> dict[str, Tensor]:
-    name = config.init.removeprefix(TIMM)
-    if timm.is_model(name):  # else the message is that of `timm_weights`
-        _require_same(config, backbone, name, {})
-        pretrained = timm.get_pretrained_cfg(name)
-        _require_normalized(config, pretrained.mean, pretrained.std)
-    return _named(backbone, timm_weights(name, in_chans=3).state)
-
-
 def _named(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return from_timm(state).state if backbone.native else dict(state)
 
@@ -125,7 +115,7 @@ def _named(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _require_same(config: DetectConfig, backbone: Backbone, model: str, options: Mapping[str, Any]) -> None:
     """Raise UserError unless the recipe has this network."""
     base, init = model.partition(".")[0], config.init  # what follows the dot names other weights
-    if base != backbone.name.partition(".")[0]:
+    if not same_network(model, backbone.name):
         complaint = f"init '{init}' is a {model}, but {config.recipe} has a {backbone.name}"
         if not backbone.native:
             raise UserError(f"{complaint}: pass model.backbone.bottom_up.name={base}")
@@ -147,13 +137,5 @@ def _require_normalized(config: DetectConfig, mean: Sequence[float], std: Sequen
     model = config.cfg.model
     for key, given, expected in (("pixel_mean", model.pixel_mean, mean), ("pixel_std", model.pixel_std, std)):
         wanted = [round(255 * value, 3) for value in expected]
-        if len(wanted) != len(given) or not all(
-            math.isclose(a, b, abs_tol=0.1) for a, b in zip(given, wanted, strict=True)
-        ):
+        if not same_numbers(given, wanted, tolerance=0.1):
             raise UserError(f"init '{config.init}' was trained with model.{key}={wanted}: pass that")
-
-
-def _record(encoder: Encoder, path: Path) -> Initialization:
-    weights = path / WEIGHTS if path.is_dir() else path
-    return Initialization(encoder.info.method, str(weights), sha256(weights), encoder.info.epochs,
-                          encoder.info.recipe_hash)

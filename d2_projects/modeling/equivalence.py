@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from spark.errors import UserError
 from spark.formats.detectron2 import resnet_values
 from spark.formats.encoder import EncoderInfo
-from spark.formats.proofs import Difference, difference, load_exactly, picture
+from spark.formats.proofs import Difference, difference, picture
+from spark.utils.state_dict import load_strictly
 
 FEATURES = ["res2", "res3", "res4", "res5"]
 
@@ -34,8 +35,8 @@ def largest_feature_difference(
     """
     converted = detectron2_resnet(info.model, info.in_chans)
     reference: Any = timm.create_model(info.model, num_classes=0, in_chans=info.in_chans, **info.options)
-    load_exactly(reference, timm_state, f"timm's {info.model}")
-    load_exactly(converted, d2_state, f"Detectron2's {info.model}")
+    load_strictly(reference, timm_state, "the state", f"timm's {info.model}")
+    load_strictly(converted, d2_state, "the state", f"Detectron2's {info.model}")
     reference.eval()
     converted.eval()
     return difference(

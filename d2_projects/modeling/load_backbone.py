@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2_projects.modeling.timm_backbone import TimmBackbone
-from spark.formats.proofs import load_exactly
+from spark.utils.state_dict import load_strictly
 
 COUNTER = "num_batches_tracked"  # frozen batch norms have none
 
@@ -29,7 +29,7 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         name: tensor for name, tensor in state.items()
         if name not in pruned and (name in own or not name.endswith(COUNTER))
     }
-    load_exactly(part, wanted, "the recipe's backbone")
+    load_strictly(part, wanted, "the encoder", "the recipe's backbone")
 
 
 def pretrained_part(model: Any) -> tuple[nn.Module, frozenset[str]]:

@@ -9,11 +9,9 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from spark.config.choices import DEVICES, PRECISIONS
+from spark.config.choices import DEVICES, PRECISIONS, SCRATCH
 from spark.config.identity import deciding
 from spark.errors import nearest
-
-SCRATCH = "scratch"
 
 
 @dataclass

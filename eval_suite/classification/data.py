@@ -31,11 +31,11 @@ class Draw(NamedTuple):
 
 
 class LabeledSample(NamedTuple):
-    """An image [3, H, W], its class, and the index of an unreadable image that was met, or -1."""
+    """An image [3, H, W], its class, and the index of an unreadable image that was met, or -1; or a batch of them."""
 
     image: Tensor
-    label: int
-    unreadable: int
+    label: Any
+    unreadable: Any
 
 
 class LabeledImages(Dataset[LabeledSample]):

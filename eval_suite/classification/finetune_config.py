@@ -115,18 +115,18 @@ class FinetuneConfig(EvaluationConfig):
         """Whether pairs of images are blended."""
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
-    def parts(self, share: int) -> int:
+    def accumulation_steps(self, local_batch: int) -> int:
         """Return into how many equal parts a device splits its share of the batch; pairs to blend stay together.
 
         Raises:
             UserError: the share cannot be split so.
         """
-        most, unit = self.train.device_batch or share, 2 if self.mixes else 1
-        for parts in range(1, share + 1):
-            if share % (parts * unit) == 0 and share // parts <= most:
-                return parts
+        most, unit = self.train.device_batch or local_batch, 2 if self.mixes else 1
+        for steps in range(1, local_batch + 1):
+            if local_batch % (steps * unit) == 0 and local_batch // steps <= most:
+                return steps
         whole = ", each of whole pairs, as pairs are mixed" if unit == 2 else ""
-        raise UserError(f"a device's {share} images of a batch cannot be split into equal parts of at most "
+        raise UserError(f"a device's {local_batch} images of a batch cannot be split into equal parts of at most "
                         f"train.device_batch={most}{whole}")
 
     def problems(self) -> list[str]:

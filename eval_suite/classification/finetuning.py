@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from eval_suite.classification.accuracy import accuracies
 from eval_suite.classification.augment import PairMixer
-from eval_suite.classification.data import Data, plain_loader
+from eval_suite.classification.data import Data, LabeledSample, plain_loader
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.layer_decay import parameter_groups
-from eval_suite.training import Learner
+from eval_suite.classification.supervised import RECORD_STEPS, SupervisedLearner
 from spark.data.samplers import STEP, mixed_seed
 from spark.data.unreadable import UnreadableFiles
-from spark.training.guard import Counts, NonFiniteGuard
+from spark.training.guard import NonFiniteGuard
+from spark.training.loop import LOSS, Schedule
 from spark.training.parallel import data_parallel
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
@@ -31,43 +32,55 @@ from spark.utils.distributed import Ranks
 WEIGHTS = ("last", "ema")
 
 
-class Finetuning(Learner):
+class Finetuning(SupervisedLearner):
     """A classifier, its moving average and its optimizer.
 
     Args:
         config: of the run.
-        data: to evaluate on.
+        data: to train on, and to evaluate on.
         model: on the CPU; it is moved, and its batch norms are synchronised where there are several processes.
         ranks: the processes.
+        origin: what the numbers come from, beside the configuration: data and initial weights, by content.
+        resolved: what settings that say `auto` came to.
     """
 
-    def __init__(self, config: FinetuneConfig, data: Data, model: nn.Module, ranks: Ranks) -> None:
+    guard: NonFiniteGuard
+
+    def __init__(
+        self, config: FinetuneConfig, data: Data, model: nn.Module, ranks: Ranks, origin: Mapping[str, Any],
+        resolved: Mapping[str, str],
+    ) -> None:
+        super().__init__(
+            config, schedule_of(config), data, ranks, origin, resolved, config.train.evaluate_epochs,
+            config.augment.repeated_augmentation,
+        )
+        self._precision = resolved["precision"]
         self._config, self._data, self._ranks = config, data, ranks
         self._device = ranks.device
-        self._share = ranks.local_batch(config.train.batch)
-        self._parts = config.parts(self._share)
+        self._local_batch = ranks.local_batch(config.train.batch)
+        self._accumulation_steps = config.accumulation_steps(self._local_batch)
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
         self._ema = ModelEmaV3(self._model, decay=config.train.ema_decay)
         self._parallel = data_parallel(self._model, ranks)
         self._optimizer = build_optimizer(config, self._model)
-        self._guard = NonFiniteGuard(self._model, self._device)
+        self.guard = NonFiniteGuard(self._model, self._device)
         self._mix = PairMixer(config.augment, data.classes, config.seed) if config.mixes else None
         self._loss = build_loss(config)
         self._unreadable = UnreadableFiles(data.val.images, spared=0)
 
-    def step(self, images: Tensor, labels: Tensor, number: int, rate: float) -> Tensor:
+    def step(self, batch: LabeledSample, number: int, lr: float) -> dict[str, Any]:
         """Do one update; see `Learner.step`."""
         torch.manual_seed(mixed_seed(self._config.seed, STEP, number, self._ranks.rank))  # drop path
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
+            group["lr"] = lr * group["lr_scale"]
         self._optimizer.zero_grad()
-        self._guard.before()
-        loss = self._accumulate_gradients(images, labels, number)
+        self.guard.before()
+        loss = self._accumulate_gradients(batch.image, batch.label, number)
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip or torch.inf)
-        bad = self._guard.after(loss, norm)
+        bad = self.guard.after(loss, norm)
         self._optimizer.step()
         self._ema.update(self._model)
-        return torch.where(bad, torch.nan, loss)
+        return {"lr": lr, LOSS: torch.where(bad, torch.nan, loss)}
 
     def evaluate(self) -> dict[str, float]:
         """Return top-1 and top-5 accuracy of the weights as they are ("last") and of their average ("ema")."""
@@ -76,55 +89,57 @@ class Finetuning(Learner):
         found = accuracies(self._classify, loader, self._data.classes, self._ranks, self._unreadable)
         return {f"top{k}_{name}": value for name, by_k in found.items() for k, value in by_k.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on."""
+    def own_state(self) -> dict[str, Any]:
+        """Return what is trained, for a checkpoint."""
         return {
             "model": self._model.state_dict(), "ema": self._ema.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(), "skipped": self._guard.counts().total,
+            "optimizer": self._optimizer.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that `state_dict` returned."""
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that `own_state` returned."""
         self._model.load_state_dict(state["model"])
         self._ema.module.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._guard.reset(state["skipped"])
-
-    def bad_steps(self) -> Counts:
-        """Return how many updates were left out since the last call."""
-        counts = self._guard.counts()
-        self._guard.forget()
-        return counts
 
     @property
     def _evaluated_at_once(self) -> int:
-        return max(self._share // self._parts, 1)
+        return max(self._local_batch // self._accumulation_steps, 1)
 
     def _accumulate_gradients(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
         """Add up the gradients of the batch's parts, which have equally many images; return the batch's loss."""
         self._parallel.train()
         losses = []
-        size = len(images) // self._parts
-        for part in range(self._parts):
+        size = len(images) // self._accumulation_steps
+        for part in range(self._accumulation_steps):
             chosen = slice(part * size, (part + 1) * size)
             x, y = self._to_device(images[chosen]), labels[chosen].to(self._device, non_blocking=True)
             if self._mix is not None:
-                x, y = self._mix(x, y, number, self._ranks.rank * self._share + chosen.start)
-            with self._ranks.gradient_sync(self._parallel, part == self._parts - 1):
-                with autocast(self._device, self._config.precision):
+                x, y = self._mix(x, y, number, self._ranks.rank * self._local_batch + chosen.start)
+            with self._ranks.gradient_sync(self._parallel, part == self._accumulation_steps - 1):
+                with autocast(self._device, self._precision):
                     logits = self._parallel(x)
                 loss = self._loss(logits.float(), y)
-                (loss / self._parts).backward()
+                (loss / self._accumulation_steps).backward()
             losses.append(loss.detach())
         return self._ranks.mean(torch.stack(losses).mean())
 
     def _classify(self, images: Tensor) -> dict[str, Tensor]:
         x = images.contiguous(memory_format=torch.channels_last)
-        with autocast(self._device, self._config.precision):
+        with autocast(self._device, self._precision):
             return dict(zip(WEIGHTS, (self._model(x), self._ema.module(x)), strict=True))
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self._device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def schedule_of(config: FinetuneConfig) -> Schedule:
+    """Return how long to train, and what to do on the way."""
+    train = config.train
+    return Schedule(
+        config.learning_rate, train.epochs, train.warmup_epochs, train.batch, RECORD_STEPS, train.checkpoint_minutes,
+        may_roll_back=train.on_divergence == "rollback",
+    )
 
 
 def build_optimizer(config: FinetuneConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eval_suite.classification.accuracy import accuracies
-from eval_suite.classification.data import Data, LabeledImages, plain_loader
+from eval_suite.classification.data import Data, LabeledImages, LabeledSample, plain_loader
 from eval_suite.classification.frozen import FrozenEncoder
 from eval_suite.classification.probe_config import ProbeConfig
-from eval_suite.training import Learner
+from eval_suite.classification.supervised import RECORD_STEPS, SupervisedLearner
 from spark.data.unreadable import UnreadableFiles
+from spark.training.loop import LOSS, Schedule
 from spark.training.parallel import data_parallel
 from spark.utils.distributed import Ranks
 
@@ -69,22 +70,30 @@ class Heads(nn.Module):
         }
 
 
-class Probing(Learner):
+class Probing(SupervisedLearner):
     """The heads of a frozen encoder.
 
     Args:
         config: of the run.
-        data: to evaluate on.
+        data: to train on, and to evaluate on.
         held_out: training images that no head is trained on, to choose one by.
         encoder: the features.
         statistics: of the features.
         ranks: the processes.
+        origin: what the numbers come from, beside the configuration: data and initial weights, by content.
+        resolved: what settings that say `auto` came to.
     """
 
     def __init__(
         self, config: ProbeConfig, data: Data, held_out: LabeledImages, encoder: FrozenEncoder,
-        statistics: Mapping[str, tuple[Tensor, Tensor]], ranks: Ranks,
+        statistics: Mapping[str, tuple[Tensor, Tensor]], ranks: Ranks, origin: Mapping[str, Any],
+        resolved: Mapping[str, str],
     ) -> None:
+        train = config.train
+        schedule = Schedule(
+            train.batch / 256, train.epochs, train.warmup_epochs, train.batch, RECORD_STEPS, train.checkpoint_minutes
+        )
+        super().__init__(config, schedule, data, ranks, origin, resolved, train.evaluate_epochs)
         self._config, self._classes, self._ranks, self._encoder = config, data.classes, ranks, encoder
         self._splits = {HELD_OUT: held_out, VAL: data.val}
         self._unreadable = {name: UnreadableFiles(split.images, spared=0) for name, split in self._splits.items()}
@@ -97,18 +106,18 @@ class Probing(Learner):
             lr=0.0, momentum=MOMENTUM, weight_decay=config.train.weight_decay,
         )
 
-    def step(self, images: Tensor, labels: Tensor, number: int, rate: float) -> Tensor:
-        """Do one update of each head; return the loss of the one that is best now (one may have diverged)."""
+    def step(self, batch: LabeledSample, number: int, lr: float) -> dict[str, Any]:
+        """Do one update of each head; the loss is that of the one that is best now (one may have diverged)."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["base_lr"]
-        labels = labels.to(self._ranks.device, non_blocking=True)
-        logits = self._parallel(self._encoder(images))
+            group["lr"] = lr * group["base_lr"]
+        labels = batch.label.to(self._ranks.device, non_blocking=True)
+        logits = self._parallel(self._encoder(batch.image))
         losses = torch.stack([functional.cross_entropy(of_head, labels) for of_head in logits.values()])
         self._optimizer.zero_grad()
         losses.sum().backward()  # a head that diverges ruins this sum, but no other head's gradient
         self._optimizer.step()
         losses = self._ranks.mean(losses.detach())
-        return losses.where(losses.isfinite(), torch.inf).min()
+        return {"lr": lr, LOSS: losses.where(losses.isfinite(), torch.inf).min()}
 
     def evaluate(self) -> dict[str, float]:
         """Return top-1 and top-5 accuracy of every head, such as "val/top1/last/lr=0.1"; "top1" is the chosen one's."""
@@ -122,12 +131,12 @@ class Probing(Learner):
             found |= {f"{name}/top{k}/{head}": value for head, by_k in by_head.items() for k, value in by_k.items()}
         return {**found, "top1": found[f"{VAL}/top1/{choose(self.heads, found)}"]}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on."""
+    def own_state(self) -> dict[str, Any]:
+        """Return what is trained, for a checkpoint."""
         return {"heads": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that `state_dict` returned."""
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that `own_state` returned."""
         self._model.load_state_dict(state["heads"])
         self._optimizer.load_state_dict(state["optimizer"])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,53 @@ from eval_suite.classification.config import EvaluationConfig
 from eval_suite.task import Prepared
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_hash
+from spark.config.identity import acting
 from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import ResultRecord
-from spark.utils.distributed import Ranks, process_group
+from spark.training.auto import resolved_before, resolved_precision
+from spark.training.processes import in_processes
+from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version, environment, hardware
-from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
-
-Evaluate = Callable[[Ranks, StopRequest], ResultRecord | None]
+from spark.utils.signals import StopRequest
 
 
-def in_processes(config: EvaluationConfig, evaluate: Evaluate) -> Path | None:
+@dataclass(frozen=True)
+class Evaluation:
+    """A run that has begun, in one of its processes.
+
+    Attributes:
+        config: of the run.
+        ranks: the processes.
+        request: to stop.
+        resolved: what settings that say `auto` came to.
+    """
+
+    config: EvaluationConfig
+    ranks: Ranks
+    request: StopRequest
+    resolved: Mapping[str, str]
+
+    def protocol(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what two runs must share for their numbers to be comparable; `data` identifies the images."""
+        return {**self.config.protocol(), **acting(self.resolved), "dataset": data}
+
+    def record(self, *, wall_seconds: float, **content: Any) -> ResultRecord:
+        """Return a record with what every run tells in the same way; `content` is the rest of its fields."""
+        config, ranks = self.config, self.ranks
+        on_gpu = ranks.device.type == "cuda"
+        return ResultRecord(
+            **{"log": METRICS, "checkpoint": f"{CHECKPOINTS}/{LAST}", **content},
+            seed=config.seed, origin="smoke" if config.origin == "smoke" else "measured",
+            code_version=code_version(), environment=environment(), hardware=hardware(ranks.device, ranks.size),
+            wall_seconds=round(wall_seconds, 3), resolved=dict(self.resolved),
+            peak_memory_mib=torch.cuda.max_memory_allocated(ranks.device) / 2**20 if on_gpu else None,
+        )
+
+
+def run_evaluation(config: EvaluationConfig, evaluate: Callable[[Evaluation], ResultRecord | None]) -> Path | None:
     """Join the processes that torchrun started, if it did, and evaluate; the first one writes the record.
 
     A result that is there already stays as it is.
@@ -41,14 +76,16 @@ def in_processes(config: EvaluationConfig, evaluate: Evaluate) -> Path | None:
         PostponedError: it was asked to stop.
     """
     run = Path(config.out)
-    with process_group(config.device) as ranks, StopRequest() as request:
-        record = evaluate(ranks, request)
+
+    def work(ranks: Ranks, request: StopRequest) -> ResultRecord | None:
+        before = resolved_before(config, ranks)
+        resolved = {"precision": resolved_precision(config, "precision", ranks.device, before)}
+        record = evaluate(Evaluation(config, ranks, request, resolved))
         if record is not None:
             ranks.on_main(lambda: _save(record, run, ranks))
-    if record is None and not ranks.is_main:
-        raise SystemExit(EXIT_CODE)  # without a word: the first speaks for all
-    if record is None:
-        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
+        return record
+
+    _, ranks = in_processes(run, config.device, work)
     return run / RESULT if ranks.is_main else None
 
 
@@ -58,18 +95,6 @@ def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
     if is_reference(model):
         settings["source"] = source_hash(model)
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
-
-
-def measured(config: EvaluationConfig, ranks: Ranks, *, wall_seconds: float, **content: Any) -> ResultRecord:
-    """Return a record with what every run tells in the same way; `content` is the rest of its fields."""
-    on_gpu = ranks.device.type == "cuda"
-    return ResultRecord(
-        **{"log": METRICS, "checkpoint": f"{CHECKPOINTS}/{LAST}", **content},
-        seed=config.seed, origin="smoke" if config.origin == "smoke" else "measured",
-        code_version=code_version(), environment=environment(), hardware=hardware(ranks.device, ranks.size),
-        wall_seconds=round(wall_seconds, 3),
-        peak_memory_mib=torch.cuda.max_memory_allocated(ranks.device) / 2**20 if on_gpu else None,
-    )
 
 
 def _save(record: ResultRecord, run: Path, ranks: Ranks) -> None:

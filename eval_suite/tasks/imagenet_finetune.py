@@ -16,17 +16,17 @@ from eval_suite.classification.backbone_cost import backbone_cost
 from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
-from eval_suite.classification.initialize import build_classifier, start_of
+from eval_suite.classification.initialize import build_classifier, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
-from eval_suite.classification.run import in_processes, measured, prepared
+from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
-from eval_suite.training import Schedule, Training
 from spark.config.recipe import load_recipe
-from spark.runs.record import Initialization, Metric, ResultRecord
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import Metric, ResultRecord
+from spark.training.loop import Training
 from spark.utils.distributed import Ranks
 from spark.utils.files import write_text
 from spark.utils.provenance import content_hash
-from spark.utils.signals import StopRequest
 
 TASK, FEW_SHOT = "imagenet_finetune", "few_shot"
 VERSIONS = {TASK: 2, FEW_SHOT: 1}
@@ -77,23 +77,31 @@ def run(recipe: str, overrides: Sequence[str]) -> Path | None:
         PostponedError: a signal asked the run to stop, and it was saved.
     """
     config = load_recipe(FinetuneConfig, recipe, overrides)
-    return in_processes(config, lambda ranks, request: _finetune(config, ranks, request))
+    return run_evaluation(config, lambda evaluation: _finetune(config, evaluation))
 
 
-def _finetune(config: FinetuneConfig, ranks: Ranks, request: StopRequest) -> ResultRecord | None:
+def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | None:
+    ranks = evaluation.ranks
     data = ranks.on_all(lambda: open_data(config))
-    start = ranks.on_all(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
+    start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
     model = ranks.on_all(lambda: build_classifier(config.model, data.classes, start, config.seed))
-    learner = ranks.on_all(lambda: Finetuning(config, data, model, ranks))
     origin = {"data": data.identity, "init": dataclasses.asdict(start.record)}
-    training = ranks.on_all(lambda: Training("finetune", config, _schedule(config), learner, data, ranks, origin))
+    learner = ranks.on_all(lambda: Finetuning(config, data, model, ranks, origin, evaluation.resolved))
+    training = Training("finetune", config, learner.schedule, learner, ranks, (RESULT, SUBSET))
     _describe(config, data, ranks)
-    if not training.complete(request, yields=(SUBSET,)):
+    if not training.complete(evaluation.request):
         return None
     if config.labels.limited and ranks.is_main:
         names = map(data.train.images.name, range(len(data.train)))
         write_text(Path(config.out) / SUBSET, "".join(f"{name}\n" for name in names))
-    return _record(config, data, start.record, training, ranks)
+    best = {name.replace("_last", "_best"): value for name, value in learner.best.items() if name.endswith("_last")}
+    task = FEW_SHOT if config.labels.limited else TASK
+    return evaluation.record(
+        task=task, task_version=VERSIONS[task], model=config.model.name, init=start.record,
+        metrics={name: Metric(value, "%") for name, value in {**learner.results, **best}.items()},
+        main_metric="top1_last", protocol=evaluation.protocol(data.identity), epochs=config.train.epochs,
+        wall_seconds=learner.stopwatch.seconds, images_per_second=learner.images_per_second(training.step),
+    )
 
 
 def open_data(config: FinetuneConfig) -> Data:
@@ -119,34 +127,12 @@ def _hash_of_subsets(whole: LabeledSource, config: FinetuneConfig) -> str:
     return content_hash([limited(whole, config.labels, seed).identity for seed in config.labels.seeds])
 
 
-def _schedule(config: FinetuneConfig) -> Schedule:
-    train = config.train
-    return Schedule(
-        config.learning_rate, train.epochs, train.warmup_epochs, train.batch, train.evaluate_epochs,
-        train.checkpoint_minutes, train.on_divergence == "rollback", config.augment.repeated_augmentation,
-    )
-
-
 def _describe(config: FinetuneConfig, data: Data, ranks: Ranks) -> None:
     """Say how the steps are computed."""
-    share = ranks.local_batch(config.train.batch)
-    parts = config.parts(share)
+    local_batch = ranks.local_batch(config.train.batch)
+    steps = config.accumulation_steps(local_batch)
     ranks.log(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
     if ranks.size > 1:
-        ranks.log(f"{ranks.size} processes of {share} images each; batch norms are synchronised")
-    if parts > 1:
-        ranks.log(f"accumulating {parts} parts of {share // parts} images, which batch norms see one at a time")
-
-
-def _record(
-    config: FinetuneConfig, data: Data, init: Initialization, training: Training, ranks: Ranks
-) -> ResultRecord:
-    """Return the result of the finished run."""
-    best = {name.replace("_last", "_best"): value for name, value in training.best.items() if name.endswith("_last")}
-    task = FEW_SHOT if config.labels.limited else TASK
-    return measured(
-        config, ranks, task=task, task_version=VERSIONS[task], model=config.model.name, init=init,
-        metrics={name: Metric(value, "%") for name, value in {**training.results, **best}.items()},
-        main_metric="top1_last", protocol={**config.protocol(), "dataset": data.identity}, epochs=config.train.epochs,
-        wall_seconds=training.seconds, images_per_second=training.images_per_second,
-    )
+        ranks.log(f"{ranks.size} processes of {local_batch} images each; batch norms are synchronised")
+    if steps > 1:
+        ranks.log(f"accumulating {steps} parts of {local_batch // steps} images, which batch norms see one at a time")

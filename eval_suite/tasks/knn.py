@@ -16,14 +16,14 @@ from torch import Tensor
 
 from eval_suite.classification.augment import val_transform
 from eval_suite.classification.backbone_cost import backbone_cost
-from eval_suite.classification.config import SCRATCH
 from eval_suite.classification.data import UNLABELED, LabeledImages, plain_loader
 from eval_suite.classification.frozen import LAST, FrozenEncoder, some_images
-from eval_suite.classification.initialize import build_encoder, start_of
+from eval_suite.classification.initialize import build_encoder, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
 from eval_suite.classification.probe_config import KnnConfig
-from eval_suite.classification.run import in_processes, measured, prepared
+from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import Cost, Prepared, Task, Work
+from spark.config.choices import SCRATCH
 from spark.config.identity import without
 from spark.config.recipe import load_recipe, save_resolved, to_yaml
 from spark.data.unreadable import UnreadableFiles
@@ -73,19 +73,20 @@ def run(recipe: str, overrides: Sequence[str]) -> Path | None:
         PostponedError: a signal asked it to stop; it begins anew the next time.
     """
     config = load_recipe(KnnConfig, recipe, overrides)
-    return in_processes(config, lambda ranks, request: _classify(config, ranks, request))
+    return run_evaluation(config, lambda evaluation: _classify(config, evaluation))
 
 
-def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRecord | None:
+def _classify(config: KnnConfig, evaluation: Evaluation) -> ResultRecord | None:
+    ranks, request = evaluation.ranks, evaluation.request
     if ranks.size > 1:
         raise UserError("k-NN runs in one process: start it without torchrun")
     started, out = time.monotonic(), Path(config.out)
     train, val = open_splits(config.data.train_root, config.data.val_root)
-    start = start_of(config.init, config.model.name, config.model.options, config.data)
+    start = starting_weights(config.init, config.model, config.data)
     encoder = FrozenEncoder(
-        build_encoder(config.model.name, config.model.options, start, config.seed), ranks.device, config.precision
+        build_encoder(config.model, start, config.seed), ranks.device, evaluation.resolved["precision"]
     )
-    protocol = {**config.protocol(), "dataset": identity_of(train, train, val)}
+    protocol = evaluation.protocol(identity_of(train, train, val))
     check_run_folder(out, config, config.resume == "never", (RESULT,))
     if (out / RESULT).is_file():
         return _unchanged(out, config, protocol, start.record.checkpoint_sha256)
@@ -106,8 +107,8 @@ def _classify(config: KnnConfig, ranks: Ranks, request: StopRequest) -> ResultRe
     seconds = time.monotonic() - started
     main = f"top1_k{config.neighbours[0]}"
     ranks.log(f"{len(queries)} images by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
-    return measured(
-        config, ranks, task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
+    return evaluation.record(
+        task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
         metrics=metrics, main_metric=main, protocol=protocol, epochs=0, wall_seconds=seconds,
         images_per_second=(len(bank) + len(queries)) / seconds, log=None, checkpoint=None,
     )

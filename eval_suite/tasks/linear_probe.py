@@ -17,20 +17,20 @@ from eval_suite.classification.backbone_cost import backbone_cost
 from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import AugmentConfig
 from eval_suite.classification.frozen import FrozenEncoder, some_images
-from eval_suite.classification.initialize import Start, build_encoder, start_of
+from eval_suite.classification.initialize import build_encoder, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
 from eval_suite.classification.probe_config import ProbeConfig
-from eval_suite.classification.probing import Probing, choose
-from eval_suite.classification.run import in_processes, measured, prepared
+from eval_suite.classification.probing import Head, Probing, choose
+from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import Cost, Prepared, Task, Work
-from eval_suite.training import Schedule, Training
 from spark.config.identity import without
 from spark.config.recipe import load_recipe
 from spark.errors import UserError
-from spark.runs.record import Initialization, Metric, ResultRecord
-from spark.utils.distributed import Ranks
+from spark.formats.weights import Weights
+from spark.runs.record import FILE_NAME as RESULT
+from spark.runs.record import Metric, ResultRecord
+from spark.training.loop import Training
 from spark.utils.files import write_json
-from spark.utils.signals import StopRequest
 
 TASK, TASK_VERSION = "linear_probe", 2  # 1 took recalibrated statistics over batches of a class each
 HEADS = "heads.json"  # accuracies of all heads
@@ -81,25 +81,28 @@ def run(recipe: str, overrides: Sequence[str]) -> Path | None:
         PostponedError: a signal asked the run to stop, and it was saved.
     """
     config = load_recipe(ProbeConfig, recipe, overrides)
-    return in_processes(config, lambda ranks, request: _probe(config, ranks, request))
+    return run_evaluation(config, lambda evaluation: _probe(config, evaluation))
 
 
-def _probe(config: ProbeConfig, ranks: Ranks, request: StopRequest) -> ResultRecord | None:
+def _probe(config: ProbeConfig, evaluation: Evaluation) -> ResultRecord | None:
+    ranks = evaluation.ranks
     splits = ranks.on_all(lambda: _open(config))
-    start = ranks.on_all(lambda: start_of(config.init, config.model.name, config.model.options, config.data))
-    learner = ranks.on_all(lambda: _learner(config, splits, start, ranks))
-    train = config.train
-    schedule = Schedule(
-        train.batch / 256, train.epochs, train.warmup_epochs, train.batch, train.evaluate_epochs,
-        train.checkpoint_minutes,
-    )
-    origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record)}
-    training = ranks.on_all(lambda: Training("probe", config, schedule, learner, splits.data, ranks, origin))
-    if not training.complete(request, yields=(HEADS,)):
+    start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
+    learner = ranks.on_all(lambda: _learner(config, splits, start, evaluation))
+    training = Training("probe", config, learner.schedule, learner, ranks, (RESULT, HEADS))
+    if not training.complete(evaluation.request):
         return None
     if ranks.is_main:
-        write_json(Path(config.out) / HEADS, without(training.results, ("top1",)))
-    return _record(config, splits.data, learner, start.record, training, ranks)
+        write_json(Path(config.out) / HEADS, without(learner.results, ("top1",)))
+    chosen = choose(learner.heads, learner.results)
+    metrics = _metrics(learner, chosen)
+    ranks.log(f"chosen on the images held out: {chosen}, {metrics['top1']:.2f} % top-1")
+    return evaluation.record(
+        task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
+        metrics={name: Metric(value, "%") for name, value in metrics.items()}, main_metric="top1",
+        protocol=evaluation.protocol(splits.data.identity), epochs=config.train.epochs,
+        wall_seconds=learner.stopwatch.seconds, images_per_second=learner.images_per_second(training.step),
+    )
 
 
 def _open(config: ProbeConfig) -> _Splits:
@@ -125,34 +128,26 @@ def _open(config: ProbeConfig) -> _Splits:
     return _Splits(data, LabeledImages(held_out, plain, size, substitute=False), train)
 
 
-def _learner(config: ProbeConfig, splits: _Splits, start: Start, ranks: Ranks) -> Probing:
-    encoder = build_encoder(config.model.name, config.model.options, start, config.seed)
-    frozen = FrozenEncoder(encoder, ranks.device, config.precision)
+def _learner(config: ProbeConfig, splits: _Splits, start: Weights, evaluation: Evaluation) -> Probing:
+    ranks, resolved = evaluation.ranks, evaluation.resolved
+    frozen = FrozenEncoder(build_encoder(config.model, start, config.seed), ranks.device, resolved["precision"])
     batch, workers = ranks.local_batch(config.train.batch), config.data.workers
     if config.model.recalibrate:
         frozen.recalibrate(some_images(splits.train, config.model.recalibrate, config.data), workers)
     statistics = frozen.statistics(some_images(splits.train, config.train.statistics, config.data), batch, workers)
-    return Probing(config, splits.data, splits.held_out, frozen, statistics, ranks)
+    origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record)}
+    return Probing(config, splits.data, splits.held_out, frozen, statistics, ranks, origin, resolved)
 
 
-def _record(
-    config: ProbeConfig, data: Data, learner: Probing, init: Initialization, training: Training, ranks: Ranks
-) -> ResultRecord:
-    """Return the result of the finished run."""
-    results = training.results
-    chosen = choose(learner.heads, results)
+def _metrics(learner: Probing, chosen: Head) -> dict[str, float]:
+    """Return the accuracies of the chosen head, of the best one, and of the one chosen for each sort of features."""
+    results = learner.results
     metrics = {name: results[f"val/{name}/{chosen}"] for name in ("top1", "top5") if f"val/{name}/{chosen}" in results}
     metrics["top1_best"] = max(results[f"val/top1/{head}"] for head in learner.heads)
     for features in dict.fromkeys(head.features for head in learner.heads):
         of_these = choose([head for head in learner.heads if head.features == features], results)
         metrics[f"top1_{features}"] = results[f"val/top1/{of_these}"]
-    ranks.log(f"chosen on the images held out: {chosen}, {metrics['top1']:.2f} % top-1")
-    return measured(
-        config, ranks, task=TASK, task_version=TASK_VERSION, model=config.model.name, init=init,
-        metrics={name: Metric(value, "%") for name, value in metrics.items()}, main_metric="top1",
-        protocol={**config.protocol(), "dataset": data.identity}, epochs=config.train.epochs,
-        wall_seconds=training.seconds, images_per_second=training.images_per_second,
-    )
+    return metrics
 
 
 def _read(work: Work) -> ProbeConfig:

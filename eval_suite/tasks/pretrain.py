@@ -1,20 +1,25 @@
-"""SparK pre-training as a task of a study: what evaluations begin with."""
+"""Masked pre-training as a task of a study: what evaluations begin with."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
 
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_hash
 from spark.checks.model_summary import ModelSummary, describe
 from spark.config.identity import deciding
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
+from spark.config.pretrain import OptimizerConfig, PretrainConfig, ProbeConfig, TrainConfig
+from spark.config.recipe import to_yaml, with_values
 from spark.formats.encoder import INFO, WEIGHTS
+from spark.methods.registry import config_class, read_recipe
 
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32
@@ -23,7 +28,7 @@ BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float
 class Pretrain(Task):
     """`spark pretrain`."""
 
-    name, version, purpose = "pretrain", 1, "SparK pre-training; exports the encoder that the others begin with"
+    name, version, purpose = "pretrain", 1, "masked pre-training; exports the encoder that the others begin with"
     distributed = True
 
     def prepare(self, work: Work) -> Prepared:
@@ -50,21 +55,26 @@ class Pretrain(Task):
         config = _read(work)
         if images is None or is_reference(config.model.name) or config.model.in_chans != 3:
             return None
-        height, width = config.data.input_size
-        card = _card(config.model.name, config.engine, height, width, config.mask.ratio, config.decoder.width)
+        summary = _summary(config.method, to_yaml(_costly(config)))
         steps = images // config.train.batch * config.train.epochs
-        flops = FORWARD_AND_BACKWARD * (card.encoder_flops + card.decoder_flops) * steps * config.train.batch
-        parameters = card.encoder_parameters + card.decoder_parameters
-        storage = KEPT_CHECKPOINTS * BYTES_PER_PARAMETER * parameters + 4 * card.encoder_parameters
+        flops = FORWARD_AND_BACKWARD * (summary.encoder_flops + summary.decoder_flops) * steps * config.train.batch
+        parameters = summary.encoder_parameters + summary.decoder_parameters
+        storage = KEPT_CHECKPOINTS * BYTES_PER_PARAMETER * parameters + 4 * summary.encoder_parameters
         return Cost(flops, storage, "a pre-training's forward pass is counted on the compact engine, the "
                     "backward pass taken for two of them")
 
 
 def _read(work: Work) -> PretrainConfig:
-    return load_recipe(PretrainConfig, work.recipe, work.overrides())
+    return read_recipe(work.recipe, work.overrides())
+
+
+def _costly(config: PretrainConfig) -> PretrainConfig:
+    """Return a configuration without what a step's cost does not depend on, as nodes of a study share costs."""
+    plain = dataclasses.replace(config, train=TrainConfig(), optimizer=OptimizerConfig(), probe=ProbeConfig())
+    return with_values(plain, {"out": "unset", "seed": 0, "init": None, "data.root": "unset", "model.drop_path": 0.0})
 
 
 @lru_cache(maxsize=32)
-def _card(model: str, engine: str, height: int, width: int, ratio: float, decoder: int) -> ModelSummary:
-    """Costs of a network, which many nodes of a study share."""
-    return describe(model, engine, (height, width), ratio, decoder)
+def _summary(method: str, settings: str) -> ModelSummary:
+    merged = OmegaConf.merge(OmegaConf.structured(config_class(method)), OmegaConf.create(settings))
+    return describe(cast(PretrainConfig, OmegaConf.to_object(merged)))

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.names import is_reference
 from spark.backbones.own_network import build_own
 from spark.backbones.pyramid import Pyramid
+from spark.backbones.timm_model import create_timm
 from spark.errors import UserError
 
 SCALES = 4
 """SparK decodes from strides 4, 8, 16, 32: the coarsest stride and three halvings. So a dilated network of stride 16 is
 decoded from 2, 4, 8, 16, and one of stride 8 from 2, 4, 8: pixels themselves are never taken."""
-
-OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
-REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
-FIXED_OPTIONS = ("num_classes", "features_only", "pretrained")
 
 
 class TimmPyramid(nn.Module):
@@ -30,10 +25,13 @@ class TimmPyramid(nn.Module):
     `network` is the timm model with its own parameter names and without a classifier.
 
     Args:
-        name: timm's.
-        in_chans: channels of the images.
+        network: timm's name of it; or a model of timm's, which loses its classifier here.
+        in_chans: channels of the images; None: 3, or those of the model.
         drop_path: probability of the last block.
         options: more arguments of `timm.create_model`, e.g. {"output_stride": 16} for a dilated network.
+
+    Raises:
+        UserError: there is no such network, or it returns no feature maps.
 
     Attributes:
         channels: of each map.
@@ -42,12 +40,16 @@ class TimmPyramid(nn.Module):
     """
 
     def __init__(
-        self, name: str, in_chans: int = 3, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+        self, network: str | nn.Module, in_chans: int | None = None, drop_path: float = 0.0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
-        self._in_chans = in_chans
-        self.network = build_timm(name, in_chans, drop_path, options or {})
+        if isinstance(network, str):
+            self.name, self._in_chans = network, 3 if in_chans is None else in_chans
+            self.network = build_timm(network, self._in_chans, drop_path, options or {})
+        else:
+            self.name, self._in_chans = _name_and_channels(network)
+            self.network = network
         levels = deepest_per_stride(self.network.feature_info)
         finest = max(2, levels[-1][1]["reduction"] >> (SCALES - 1))
         levels = [(index, level) for index, level in levels if level["reduction"] >= finest]
@@ -87,7 +89,19 @@ def build_pyramid(
     """
     if is_reference(name):
         return build_own(name, in_chans, drop_path, options)
-    return TimmPyramid(name, 3 if in_chans is None else in_chans, drop_path, options)
+    return TimmPyramid(name, in_chans, drop_path, options)
+
+
+def as_pyramid(network: Pyramid | nn.Module | str) -> Any:
+    """Return a network as a pyramid: one by its name, a model of timm's, or what is a pyramid already.
+
+    Raises:
+        UserError: it cannot be built, or is a timm model without feature maps.
+    """
+    if isinstance(network, str):
+        return build_pyramid(network)
+    timms = hasattr(network, "pretrained_cfg") and not hasattr(network, "strides")
+    return TimmPyramid(network) if timms and isinstance(network, nn.Module) else network
 
 
 def dense_part(pyramid: nn.Module) -> nn.Module:
@@ -111,9 +125,9 @@ def build_timm(
         UserError: there is no such model, it returns no feature maps, it has no drop path and some is asked for, or
             timm cannot build it.
     """
-    if not timm.is_model(name):
-        raise unknown_model(name)
-    network = _build(name, in_chans, drop_path, options, drop_path_key)
+    network = create_timm(
+        name, in_chans=in_chans, drop_path=drop_path, options=options, drop_path_key=drop_path_key
+    )
     if not hasattr(network, "forward_intermediates"):
         raise UserError(f"model '{name}' has no feature pyramid in this timm version")
     return network
@@ -126,6 +140,16 @@ def deepest_per_stride(feature_info: Any) -> list[tuple[int, dict[str, Any]]]:
     return [deepest[stride] for stride in sorted(deepest)]
 
 
+def _name_and_channels(network: Any) -> tuple[str, int]:
+    """Return the name of a timm model and the channels of its images, and take its classifier off."""
+    name = network.pretrained_cfg.get("architecture") or type(network).__name__
+    if not hasattr(network, "forward_intermediates"):
+        raise UserError(f"model '{name}' has no feature pyramid in this timm version")
+    network.reset_classifier(0)
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return name, first.in_channels
+
+
 def _goes_on(network: nn.Module, module: str) -> bool:
     """Whether layers follow the one that makes timm's last map, in the same sequence: GhostNet, ReXNet, DPN.
 
@@ -133,29 +157,3 @@ def _goes_on(network: nn.Module, module: str) -> bool:
     """
     sequence, _, name = module.rpartition(".")
     return bool(sequence) and list(dict(network.get_submodule(sequence).named_children()))[-1] != name
-
-
-def _build(name: str, in_chans: int, drop_path: float, options: Mapping[str, Any], drop_path_key: str) -> Any:
-    for option in options:
-        if option in OPTIONS_ELSEWHERE:
-            raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
-        if option in FIXED_OPTIONS:
-            raise UserError(f"model.options must not have '{option}': an encoder without classifier is pre-trained")
-    build = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **options)
-    try:
-        return build(drop_path_rate=drop_path)  # zero too: some models' own default is not
-    except REFUSALS as error:
-        if not isinstance(error, TypeError) or "drop_path_rate" not in str(error):
-            raise cannot_build(name, options, error) from error
-    if drop_path:
-        raise UserError(f"model '{name}' has no drop path; set {drop_path_key}=0")
-    try:
-        return build()
-    except REFUSALS as error:
-        raise cannot_build(name, options, error) from error
-
-
-def cannot_build(name: str, options: Mapping[str, Any], error: Exception) -> UserError:
-    """Return what to tell of an option, or a pretrained tag, that timm does not take."""
-    chosen = f" with model.options={dict(options)}" if options else ""
-    return UserError(f"timm cannot build '{name}'{chosen}: {str(error) or 'it refuses a value'}")

@@ -1,4 +1,4 @@
-"""What a training step costs, part by part, side by side: the original's scheme, masked tuned, compact.
+"""What a training step costs, part by part, in each of the ways that its method can compute it, side by side.
 
 The variants take turns (A B C A B C …) in one process, so that a machine whose speed drifts drifts for all of
 them; every number is the median over the rounds.
@@ -18,47 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from spark.benchmark.original import build_original
-from spark.masking import random_mask
-from spark.methods.spark.model import build_spark
+from spark.config.choices import DEFAULT_METHOD
+from spark.config.pretrain import PretrainConfig
+from spark.methods.registry import default_config, method_class
+from spark.methods.variant import Variant
+from spark.sparse.patches import patches_per_image
 from spark.training.optim import build_optimizer, parameter_groups, set_schedule
 from spark.utils.device import autocast, choose_device
 from spark.utils.memory import kept_for_backward
 from spark.utils.provenance import code_version, environment, hardware
 
 PARTS = ("encoder forward", "encoder backward", "decoder forward", "decoder backward", "optimizer")
-"""Densify and loss are counted with the decoder."""
+"""What lies between encoder and decoder, and the loss, are counted with the decoder."""
 
 
 Reporter = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to compute the same numbers.
-
-    Attributes:
-        engine: "original", "masked" or "compact".
-        precision: of the multiplications, "float32" or "bfloat16" (autocast).
-        foreach: whether the optimizer treats all tensors together instead of looping over them.
-    """
-
-    label: str
-    engine: str
-    memory_format: torch.memory_format = torch.channels_last
-    precision: str = "float32"
-    foreach: bool | None = None
-    compile: bool = False
-
-
-def variants(precision: str, compile: bool = False) -> list[Variant]:
-    """Return the original's scheme, the masked engine tuned, and the compact one."""
-    return [
-        Variant("original", "original", torch.contiguous_format, foreach=False),
-        Variant("masked", "masked", precision=precision),
-        Variant("compact", "compact", precision=precision),
-        *([Variant("compact compiled", "compact", precision=precision, compile=True)] if compile else []),
-    ]
 
 
 @dataclass(frozen=True)
@@ -71,6 +45,22 @@ class Workload:
     mask_ratio: float = 0.6
     decoder_width: int = 768
     device: str = "auto"
+    method: str = DEFAULT_METHOD
+
+    def config(self) -> PretrainConfig:
+        """Return the configuration of such a pre-training.
+
+        Raises:
+            UserError: the method has not these settings.
+        """
+        return default_config(self.method, self.model, {
+            "data.input_size": list(self.input_size), "mask.ratio": self.mask_ratio,
+            "decoder.width": self.decoder_width,
+        })  # fmt: skip
+
+    def variants(self, precision: str, compile: bool = False) -> list[Variant]:
+        """Return the ways to compute it, the baseline first."""
+        return method_class(self.method).variants(precision, compile)
 
 
 @dataclass
@@ -101,11 +91,7 @@ class TrainingStep:
         self.workload, self.variant = workload, variant
         self.device = choose_device(workload.device)
         torch.manual_seed(0)
-        settings = 0.0, workload.mask_ratio, workload.decoder_width  # no drop path: engines must agree on the loss
-        if variant.engine == "original":
-            self.model = build_original(workload.model, *settings)
-        else:
-            self.model = build_spark(workload.model, 3, *settings, variant.engine)
+        self.model = variant.build(workload.config())
         if state is not None:
             self.model.load_state_dict(state)
         self.model.to(self.device).to(memory_format=variant.memory_format)
@@ -116,14 +102,14 @@ class TrainingStep:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=generator).to(self.device)
         self.images = images.contiguous(memory_format=variant.memory_format)
-        self.mask = random_mask(workload.batch, self.model.grid(*workload.input_size), workload.mask_ratio, generator)
+        self.mask = self.model.draw_mask(workload.batch, self.model.grid(*workload.input_size), generator)
         if variant.compile:
             self.model.compile()
 
     def run(self, around: Callable[[str, Callable[[], Any]], Any]) -> Tensor:
         """Do one step; each part runs inside `around(part, function)`. Returns the loss."""
         model = self.model
-        per_image = int(self.mask[0].sum())
+        per_image = patches_per_image(self.mask != 0)
         mask = self.mask.to(self.device)
         self.optimizer.zero_grad()
 
@@ -278,7 +264,8 @@ def benchmark(
         UserError: a rate has no meaning, or the model is unknown or not supported by the compact engine.
     """
     device = choose_device(workload.device)
-    results = measure(workload, variants(precision, compile), rounds, report)  # first: it refuses what is wrong
+    chosen = workload.variants(precision, compile)
+    results = measure(workload, chosen, rounds, report)  # first: it refuses what is wrong
     rates = {"matmul": matmul_rate(device, precision), "copy": copy_rate(device)}
     return {
         "workload": asdict(workload),
@@ -297,6 +284,6 @@ def benchmark(
 def _at_ratio(workload: Workload, ratio: float, precision: str, rounds: int, report: Reporter) -> dict[str, Any]:
     """Time the encoder at another mask ratio, with next to no decoder behind it."""
     report(f"mask ratio {ratio}")
-    chosen = [variant for variant in variants(precision) if variant.engine != "original"]
+    chosen = [variant for variant in workload.variants(precision) if not variant.baseline]
     results = measure(replace(workload, mask_ratio=ratio, decoder_width=32), chosen, rounds, report)
     return {"mask_ratio": ratio, "encoder": {result.variant: result.encoder for result in results}}

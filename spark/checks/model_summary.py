@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spark.methods.spark.model import SparK, build_spark
-from spark.sparse.layers import COMPOSITION
+from spark.config.pretrain import PretrainConfig
+from spark.methods.base import Method
+from spark.methods.registry import build_method
+from spark.sparse.patches import patches_per_image
 from spark.utils.memory import kept_for_backward
 
 BATCH = 2
@@ -26,7 +28,8 @@ class ModelSummary:
     """Numbers of one network at one input size. FLOPs count a multiplication and an addition as two.
 
     Attributes:
-        engine: that the costs are of.
+        method: of the pre-training.
+        engine: that the costs are of; "" where there is no choice.
         channels: of each feature map, the finest first.
         strides: likewise.
         dense_flops: of the encoder's forward pass over a whole image.
@@ -37,6 +40,7 @@ class ModelSummary:
         converted: (class, count, what became of it), the most frequent first; blocks of layers are left out.
     """
 
+    method: str
     model: str
     engine: str
     input_size: tuple[int, int]
@@ -53,58 +57,50 @@ class ModelSummary:
     converted: Sequence[tuple[str, int, str]]
 
 
-def describe(
-    model: str,
-    engine: str = "auto",
-    input_size: tuple[int, int] = (224, 224),
-    mask_ratio: float = 0.6,
-    decoder_width: int = 768,
-) -> ModelSummary:
-    """Build SparK around a network and run it forward once, on two images.
+def describe(config: PretrainConfig) -> ModelSummary:
+    """Build a pre-training's model and run it forward once, on two images.
 
     Raises:
-        UserError: there is no such model, it is refused, or the input size is not divisible by its stride.
+        UserError: there is no such network, it is refused, or the input size does not fit it.
     """
-    spark = build_spark(model, mask_ratio=mask_ratio, decoder_width=decoder_width, engine=engine)
-    spark.grid(*input_size)  # refuses a size before anything is computed
-    pyramid: Any = spark.encoder
-    images = torch.zeros(BATCH, pyramid.example().shape[1], *input_size)
-    encoder, decoder, kept = _forward_costs(spark, images)
-    trained = [parameter.numel() for parameter in spark.parameters() if parameter.requires_grad]
-    of_encoder = sum(parameter.numel() for parameter in spark.encoder.parameters() if parameter.requires_grad)
+    model = build_method(config)
+    height, width = config.data.input_size
+    model.grid(height, width)  # refuses a size before anything is computed
+    pyramid: Any = model.encoder
+    images = torch.zeros(BATCH, pyramid.example().shape[1], height, width)
+    encoder, decoder, kept = _forward_costs(model, images)
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    of_encoder = sum(parameter.numel() for parameter in pyramid.parameters() if parameter.requires_grad)
     return ModelSummary(
-        model=model,
-        engine=spark.visible.engine,
-        input_size=input_size,
-        mask_ratio=mask_ratio,
+        method=config.method,
+        model=config.model.name,
+        engine=model.engine,
+        input_size=(height, width),
+        mask_ratio=model.mask_ratio,
         channels=list(pyramid.channels),
         strides=list(pyramid.strides),
         encoder_parameters=of_encoder,
         decoder_parameters=sum(trained) - of_encoder,
-        dense_flops=_dense_flops(spark.encoder, images[:1]),
+        dense_flops=_dense_flops(pyramid, images[:1]),
         encoder_flops=encoder // BATCH,
         decoder_flops=decoder // BATCH,
         activations=kept // BATCH,
         fixed_memory=sum(trained) * BYTES_PER_PARAMETER,
-        converted=[
-            (layer, count, kind)
-            for (layer, kind), count in spark.visible.converted.most_common()
-            if kind != COMPOSITION.name
-        ],
+        converted=model.conversions,
     )
 
 
-def _forward_costs(spark: SparK, images: Tensor) -> tuple[int, int, int]:
+def _forward_costs(model: Method, images: Tensor) -> tuple[int, int, int]:
     """Return the FLOPs of encoder and decoder, and the bytes kept, of a batch."""
-    grid = spark.grid(*images.shape[-2:])
-    mask = spark.draw_mask(len(images), grid, torch.Generator().manual_seed(0))
-    per_image = int(mask[0].sum())
-    with kept_for_backward(spark) as kept:
+    grid = model.grid(*images.shape[-2:])
+    mask = model.draw_mask(len(images), grid, torch.Generator().manual_seed(0))
+    per_image = patches_per_image(mask != 0)
+    with kept_for_backward(model) as kept:
         with FlopCounterMode(display=False) as encoder:
-            features = spark.encode(images, mask, per_image)
+            features = model.encode(images, mask, per_image)
         with FlopCounterMode(display=False) as decoder:
-            prediction = spark.decode(features, mask, per_image)
-        _loss = spark.loss(prediction, images, mask, per_image)  # it holds on to what is kept, until that is counted
+            prediction = model.decode(features, mask, per_image)
+        _loss = model.loss(prediction, images, mask, per_image)  # it holds on to what is kept, until that is counted
     return encoder.get_total_flops(), decoder.get_total_flops(), sum(kept.values())
 
 

@@ -5,28 +5,32 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from spark.backbones.timm_pyramid import build_pyramid
 from spark.checks.coverage import read_table, verified_like
 from spark.checks.model_summary import ModelSummary, describe
+from spark.config.choices import DEFAULT_METHOD
 from spark.errors import RefusedError, UserError
-from spark.sparse.check import TOLERANCE, Equivalence, verify
+from spark.methods.registry import default_config, method_class
+from spark.sparse.check import TOLERANCE, Equivalence
 
 
-def check(model: str, engine: str | None, input_size: tuple[int, int]) -> None:
-    """Print the errors of the three checks, the model's card and the verdict.
+def check(model: str, engine: str | None, input_size: tuple[int, int], method: str = DEFAULT_METHOD) -> None:
+    """Print the errors of the three checks, what the model costs, and the verdict.
 
     Args:
         model: timm's name, or a reference to a user's own network.
         engine: one of ENGINES or "auto"; None: every engine that takes the model.
-        input_size: (height, width) of the costs; the checks themselves take small pictures.
+        input_size: (height, width) of the costs; the checks themselves take small images.
+        method: that the network is to be pre-trained by.
 
     Raises:
         UserError: the model is refused, or not converted correctly.
     """
     try:
-        card = describe(model, engine or "auto", input_size)
-        results = [verify(model, engine or "auto")]
-        if engine is None and card.engine != "masked":
-            results.append(verify(model, "masked"))
+        channels = build_pyramid(model).example().shape[1]  # an own network says itself how many it takes
+        chosen = {"model.in_chans": channels, "data.input_size": list(input_size)}
+        summary = describe(default_config(method, model, chosen | ({"engine": engine} if engine else {})))
+        results = method_class(method).verify(model, engine)
     except RefusedError as error:
         raise UserError(f"{error}.{verified_like(model, read_table())}") from error
     console = Console(highlight=False, soft_wrap=True)
@@ -34,30 +38,34 @@ def check(model: str, engine: str | None, input_size: tuple[int, int]) -> None:
         console.print(_errors(result), markup=False)
     if not all(result.holds for result in results):
         raise UserError(f"'{model}' is not converted correctly; do not pre-train it")
-    print_summary(card, console)
+    print_summary(summary, console)
     console.print(f"{model}: verified", markup=False)
 
 
-def print_summary(card: ModelSummary, console: Console) -> None:
+def print_summary(summary: ModelSummary, console: Console) -> None:
     """Print the numbers, and a table of the layers."""
-    height, width = card.input_size
-    maps = ", ".join(f"{c} at {s}" for c, s in zip(card.channels, card.strides, strict=True))
-    share = card.encoder_flops / card.dense_flops
+    height, width = summary.input_size
+    maps = ", ".join(f"{c} at {s}" for c, s in zip(summary.channels, summary.strides, strict=True))
+    share = summary.encoder_flops / summary.dense_flops
     lines = {
         "maps": f"{maps} (channels at stride)",
-        "parameters": f"{_short(card.encoder_parameters)} encoder, {_short(card.decoder_parameters)} decoder",
-        "FLOPs": f"{_short(card.encoder_flops)} encoder ({share:.0%} of {_short(card.dense_flops)} if dense), "
-        f"{_short(card.decoder_flops)} decoder; per image, forward",
-        "memory": f"about {_short(card.activations)}B per image, and {_short(card.fixed_memory)}B "
+        "parameters": f"{_short(summary.encoder_parameters)} encoder, {_short(summary.decoder_parameters)} decoder",
+        "FLOPs": f"{_short(summary.encoder_flops)} encoder ({share:.0%} of {_short(summary.dense_flops)} if dense), "
+        f"{_short(summary.decoder_flops)} decoder; per image, forward",
+        "memory": f"about {_short(summary.activations)}B per image, and {_short(summary.fixed_memory)}B "
         "for weights, gradients and optimizer; float32",
     }
-    console.print(f"costs at {height}x{width}, mask ratio {card.mask_ratio}, engine {card.engine}", markup=False)
+    engine = f", engine {summary.engine}" if summary.engine else ""
+    console.print(
+        f"costs at {height}x{width}, method {summary.method}, mask ratio {summary.mask_ratio}{engine}", markup=False
+    )
     for name, text in lines.items():
         console.print(f"  {name:<12} {text}", markup=False)
-    console.print("layers")
+    if summary.converted:
+        console.print("layers")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", min_width=6)
-    for layer, count, kind in card.converted:
+    for layer, count, kind in summary.converted:
         table.add_row(str(count), layer, kind)
     console.print(table)
 

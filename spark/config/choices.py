@@ -5,6 +5,8 @@ Apart from the code that acts on them, so that commands answer before torch is i
 
 from __future__ import annotations
 
+DEFAULT_METHOD = "spark"
+SCRATCH, TIMM = "scratch", "timm:"  # of what `init=` may say; else it is a path
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("lamb", "adamw")

@@ -17,6 +17,7 @@ from typing import Any
 
 from spark.utils.provenance import content_hash
 
+PRECISION = "precision"
 ADDED = "added"  # the metadata of a dataclass's field that came later
 
 
@@ -47,10 +48,10 @@ def acting(resolved: Mapping[str, str]) -> dict[str, str]:
     """Return what of the meanings of `auto` decides about numbers: a precision that rounds more than float32 does.
 
     Args:
-        resolved: what `auto` came to, such as {"precision": "bfloat16", "engine": "compact"}.
+        resolved: what `auto` came to, by dotted key, such as {"train.precision": "bfloat16", "engine": "compact"}.
     """
-    precision = resolved.get("precision", "float32")
-    return {} if precision == "float32" else {"precision": precision}
+    precision = next((value for key, value in resolved.items() if key.rpartition(".")[2] == PRECISION), "float32")
+    return {} if precision == "float32" else {PRECISION: precision}
 
 
 def first_names(tree: Any, moved: Mapping[str, str]) -> Any:

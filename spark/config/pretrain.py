@@ -1,4 +1,7 @@
-"""The configuration of a pre-training run. Defaults are the paper's recipe for ResNet-50 at 224 pixels."""
+"""What all pre-trainings can be told, whatever their method; a method adds its own (`spark/methods/*/config.py`).
+
+Defaults are SparK's recipe for ResNet-50 at 224 pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from spark.config.choices import DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
+from spark.config.choices import DEFAULT_METHOD, DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
+from spark.config.identity import added
 from spark.errors import UserError, nearest
 
 AUTO = "auto"
@@ -36,21 +40,6 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     workers: int = 8
-
-
-@dataclass
-class MaskConfig:
-    """What is hidden."""
-
-    ratio: float = 0.6
-    patch_size: int | None = None  # side in pixels, a multiple of the encoder's total stride; null: that stride itself
-
-
-@dataclass
-class DecoderConfig:
-    """The decoder."""
-
-    width: int = 768
 
 
 @dataclass
@@ -123,7 +112,7 @@ class PretrainConfig:
 
     # What neither decides about the numbers nor, but for rounding, touches them. `probe` is all of its settings.
     FREE: ClassVar[frozenset[str]] = frozenset({
-        "out", "resume", "device", "engine", "train.compile", "train.recompute", "data.root", "data.workers", "probe",
+        "out", "resume", "device", "train.compile", "train.recompute", "data.root", "data.workers", "probe",
     })  # fmt: skip
     # A run that goes on may also change these. The first four do not touch the weights (though ids of exports count
     # them, as they did from the start); the others do, through rounding, drop path and, where a network has them, batch
@@ -134,6 +123,7 @@ class PretrainConfig:
     }  # fmt: skip
 
     out: str = MISSING  # the run's folder
+    method: str = added(DEFAULT_METHOD)  # how to pre-train (spark/methods); it decides which of the keys there are
     seed: int = 0
     device: str = "auto"  # auto: cuda if there is one
     resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
@@ -141,11 +131,8 @@ class PretrainConfig:
     # reads, or timm:NAME.
     init: str | None = None
     init_allow_partial: bool = False  # begin even if less than nine tenths of the tensors match
-    engine: str = "auto"  # compact: compute what is visible; masked: compute all; auto: the first that can
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -155,7 +142,7 @@ class PretrainConfig:
         """The peak learning rate (linear scaling rule)."""
         return self.optimizer.base_lr * self.train.batch / 256
 
-    def parts(self, share: int) -> int:
+    def accumulation_steps(self, local_batch: int) -> int:
         """Return into how many equal parts a device splits its share of the batch.
 
         Raises:
@@ -163,17 +150,20 @@ class PretrainConfig:
         """
         train = self.train
         if train.accumulate == "auto":
-            most = train.device_batch or share
-            return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
-        parts = int(train.accumulate)
-        if share % parts:
-            raise UserError(f"train.accumulate={parts} does not divide the {share} images that a device has of a batch")
-        if train.device_batch and share // parts > train.device_batch:
+            most = train.device_batch or local_batch
+            fitting = (steps for steps in range(1, local_batch + 1) if local_batch // steps <= most)
+            return next(steps for steps in fitting if local_batch % steps == 0)
+        steps = int(train.accumulate)
+        if local_batch % steps:
             raise UserError(
-                f"train.accumulate={parts} leaves {share // parts} images at a time, more than "
+                f"train.accumulate={steps} does not divide the {local_batch} images that a device has of a batch"
+            )
+        if train.device_batch and local_batch // steps > train.device_batch:
+            raise UserError(
+                f"train.accumulate={steps} leaves {local_batch // steps} images at a time, more than "
                 f"train.device_batch={train.device_batch}; pass train.accumulate=auto"
             )
-        return parts
+        return steps
 
     def problems(self) -> list[str]:
         """Say what is wrong with the values, each in a line."""
@@ -189,9 +179,7 @@ class PretrainConfig:
             "probe.temperature": self.probe.temperature,
             "optimizer.base_lr": self.optimizer.base_lr,
             "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
-            "decoder.width": self.decoder.width,
             "model.in_chans": self.model.in_chans,
-            "mask.patch_size": 1 if self.mask.patch_size is None else self.mask.patch_size,
         }
         found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
         not_negative = {
@@ -204,8 +192,6 @@ class PretrainConfig:
         found += [f"{name}={value} must not be negative" for name, value in not_negative.items() if value < 0]
         if self.probe.val and not self.probe.train:
             found.append(f"probe.val={self.probe.val} needs probe.train, a folder of the same classes")
-        if not 0 < self.mask.ratio < 1:
-            found.append(f"mask.ratio={self.mask.ratio} must lie between 0 and 1")
         if not 0 < self.data.min_scale <= 1:
             found.append(f"data.min_scale={self.data.min_scale} must be more than 0 and at most 1")
         if not 0 <= self.model.drop_path < 1:

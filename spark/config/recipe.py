@@ -74,6 +74,16 @@ def written_with(key: str, schema: type, recipe: str | Path | None, overrides: S
     return frozenset().union(*layers[topmost:])
 
 
+def value_in(key: str, recipe: str | Path | None, overrides: Sequence[str], default: Any) -> Any:
+    """Return what a recipe and overrides set a top-level key to, before it is known which schema they follow.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
+    layers = _layers([key], recipe, overrides)
+    return next((layer[key] for layer in reversed(layers) if layer.get(key) is not None), default)
+
+
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """Return a copy of a dataclass with other values at some dotted keys."""
     changed = OmegaConf.structured(config)

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from spark.errors import UserError
+from torch import Tensor
 
 PICTURES, SIDE = 2, 64  # batch and pixels: the smallest at which a ResNet's last stage is more than a pixel
 
@@ -58,22 +56,6 @@ def randomize_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, T
         elif tensor.ndim == 1:  # running mean, scale or shift
             randomized[key] = 0.3 * torch.randn(tensor.shape, generator=generator)
     return randomized
-
-
-def load_exactly(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state dict; UserError names what is missing, unexpected or of another shape."""
-    own = network.state_dict()
-    common = own.keys() & state.keys()
-    complaints = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(name for name in common if own[name].shape != state[name].shape),
-    }
-    for complaint, names in complaints.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"the weights do not fit {what}: {', '.join(names[:3])}{more} {complaint}")
-    network.load_state_dict(state)
 
 
 def _listed(output: Tensor | list[Tensor]) -> list[Tensor]:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from spark.backbones.names import is_reference, unknown_model
-from spark.backbones.timm_pyramid import REFUSALS, cannot_build, deepest_per_stride
-from spark.errors import UserError, nearest
+from spark.backbones.timm_model import REFUSALS, cannot_build
+from spark.backbones.timm_pyramid import deepest_per_stride
+from spark.errors import UserError
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
 from spark.formats.encoder import Encoder, EncoderInfo, is_export, load_encoder
@@ -52,22 +53,6 @@ class Source(NamedTuple):
     format: str  # one of `registry.FORMATS`, EXPORT, TIMM, ORIGINAL or OURS
     conversion: Conversion
     pretraining: dict[str, Tensor] | None = None  # the state of `spark.SparK`, where it is a whole model
-
-
-def encoder_of(path: Path, name: str) -> Encoder:
-    """Return what a network begins with: an exported encoder, or a checkpoint of another known format.
-
-    Args:
-        path: a run's folder, or a file.
-        name: of the network, as timm or a reference to a class names it; files that do not say theirs are read as it.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    if not path.exists():
-        raise UserError(f"init '{path}' does not exist: give scratch, timm:NAME, a run's folder, or a checkpoint."
-                        f"{nearest(str(path), ['scratch'])}")
-    return load_encoder(path) if is_export(path) else read(path, model=None if is_reference(name) else name).encoder
 
 
 def read(path: Path, model: str | None = None, method: str | None = None) -> Source:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from spark.errors import UserError, nearest
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Conversion, Rule, Table, per_stage, table_of
-from spark.formats.proofs import Difference, difference, load_exactly, picture
+from spark.formats.proofs import Difference, difference, picture
 from spark.formats.writer import save_tensors
+from spark.utils.state_dict import load_strictly
 
 TITLE = "torchvision naming"
 USAGE = "it has no classifier: load it with strict=False, or into a model whose fc (classifier[2]) is Identity"
@@ -103,6 +104,6 @@ def largest_output_difference(
         converted.fc = nn.Identity()
     else:
         converted.classifier[2] = nn.Identity()
-    load_exactly(reference, timm_state, f"timm's {info.model}")
-    load_exactly(converted, their_state, f"torchvision's {name}")
+    load_strictly(reference, timm_state, "the state", f"timm's {info.model}")
+    load_strictly(converted, their_state, "the state", f"torchvision's {name}")
     return difference(converted.eval(), reference.eval(), picture(info.in_chans))

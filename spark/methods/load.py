@@ -8,44 +8,42 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
+from spark.config.recipe import with_values
 from spark.errors import UserError
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.base import Method
+from spark.methods.registry import build_method, config_class
 from spark.runs.checkpoint import LAST, load_file, read_latest
 from spark.runs.folder import CHECKPOINTS
+from spark.utils.state_dict import load_strictly
 
 
 class Pretrained(NamedTuple):
     """The model in eval mode, the configuration that it was trained with, and for how many steps."""
 
-    model: SparK
+    model: Method
     config: PretrainConfig
     step: int
 
 
-def load_pretrained(path: Path, engine: str = "auto") -> Pretrained:
+def load_pretrained(path: Path | str) -> Pretrained:
     """Load a run's folder, or one of the files in its `checkpoints/`; a torn last one of a folder is passed over.
 
-    The engine need not be the one that it was trained with.
+    Nothing is dropped at random in the model, however it was trained.
 
     Raises:
         UserError: missing or damaged, or no checkpoint of a pre-training.
     """
+    path = Path(path)
     if not path.exists():
         raise UserError(f"checkpoint '{path}' does not exist")
     content = _read(path)
     if not (isinstance(content, dict) and {"model", "config", "step"} <= content.keys()):
         raise UserError(f"'{path}' is no checkpoint of `spark pretrain`; pass a run's folder")
     config = _config(content["config"], path)
-    model = build_spark(
-        config.model.name, in_chans=config.model.in_chans, mask_ratio=config.mask.ratio,
-        decoder_width=config.decoder.width, engine=engine, mask_patch_size=config.mask.patch_size,
-        options=config.model.options,
-    )
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise UserError(f"'{path}' does not fit its own configuration: {error}") from None
+    model = build_method(with_values(config, {"model.drop_path": 0.0}))
+    load_strictly(model, content["model"], f"'{path}'", "its own configuration")
     return Pretrained(model.eval(), config, content["step"])
 
 
@@ -64,8 +62,9 @@ def _read(path: Path) -> Any:
 def _config(saved: Any, file: Path) -> PretrainConfig:
     """Give settings that are newer than the checkpoint their defaults."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), saved)
-    except (OmegaConfBaseException, ValueError) as error:
+        schema = config_class(saved.get("method", DEFAULT_METHOD))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
+    except (AttributeError, OmegaConfBaseException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"'{file}' has a configuration that this version does not know: {reason}") from None
     config = OmegaConf.to_object(merged)

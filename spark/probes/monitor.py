@@ -29,11 +29,14 @@ class LearningMonitor:
         ranks: the processes.
         pool: the images that are trained on.
         epoch_images: how many of them an epoch sees.
+        precision: that features are computed in, "float32" or "bfloat16".
     """
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks, pool: ImagePool, epoch_images: int) -> None:
-        self._config, self._ranks, self._pool = config, ranks, pool
-        self._probe = Probe(config, ranks) if config.probe.train else None
+    def __init__(
+        self, config: PretrainConfig, ranks: Ranks, pool: ImagePool, epoch_images: int, precision: str
+    ) -> None:
+        self._config, self._ranks, self._pool, self._precision = config, ranks, pool, precision
+        self._probe = Probe(config, ranks, precision) if config.probe.train else None
         self._images = min(COLLAPSE_IMAGES, len(pool))
         self._collapse_epochs = math.ceil(self._images / (COLLAPSE_COST * epoch_images))
         self._collapsed = False
@@ -65,7 +68,7 @@ class LearningMonitor:
         """Return how different the features of some images are, and warn when they begin to be all the same."""
         data, device = self._config.data, self._ranks.device
         images = normalize(self._shown, data.mean, data.std, device)
-        with autocast(device, self._config.train.precision):
+        with autocast(device, self._precision):
             spread = spread_of(pooled_features(encoder, images))
         if not self._collapsed:
             self._ranks.log(spread.warning())

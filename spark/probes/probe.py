@@ -70,13 +70,14 @@ class Probe:
     Args:
         config: of the run; `probe.train` names a folder.
         ranks: the processes, which share the images.
+        precision: that features are computed in, "float32" or "bfloat16".
 
     Raises:
         UserError: a folder is none of class folders, or the two have different classes.
     """
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
-        self._config, self._ranks = config, ranks
+    def __init__(self, config: PretrainConfig, ranks: Ranks, precision: str) -> None:
+        self._config, self._ranks, self._precision = config, ranks, precision
         height, width = config.data.input_size
         assert config.probe.train is not None
         train = LabeledFolder(config.probe.train, (height, width), config.model.in_chans)
@@ -111,7 +112,7 @@ class Probe:
         features, classes = [torch.empty(0, encoder.channels[-1])], [torch.empty(0, dtype=torch.long)]
         for batch, labels in loader:
             normal = normalize(batch, config.data.mean, config.data.std, ranks.device)
-            with autocast(ranks.device, config.train.precision):
+            with autocast(ranks.device, self._precision):
                 features.append(pooled_features(encoder, normal).cpu())
             classes.append(labels)
         return torch.cat(features), torch.cat(classes)

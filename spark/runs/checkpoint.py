@@ -70,6 +70,19 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     return None, damaged
 
 
+def peek(folder: Path, key: str) -> Any:
+    """Return what the newest checkpoint of a folder holds under a key, without reading its tensors; None if nothing.
+
+    A damaged one is nothing to it: whoever goes on with the run will say so.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)[key]
+    except Exception:  # missing or damaged, in any way
+        return None
+
+
 def _keep_as_previous(folder: Path) -> None:
     """Give `last.pt` a second name, so that it exists until the new one replaces it."""
     last, link = folder / LAST, folder / ".previous.tmp.pt"

@@ -69,6 +69,7 @@ class ResultRecord:
     peak_memory_mib: float | None = None
     log: str | None = None
     checkpoint: str | None = None
+    resolved: dict[str, str] = field(default_factory=dict)  # what settings that say `auto` came to, by dotted key
     schema_version: int = SCHEMA_VERSION
     protocol_id: str = field(default="")
 

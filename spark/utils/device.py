@@ -20,9 +20,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
-    """Return a context of mixed precision; "auto" takes bfloat16 on GPUs that have it, float32 elsewhere."""
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return "float32" or "bfloat16"; "auto" takes bfloat16 on GPUs that have it, float32 elsewhere."""
+    if precision != "auto":
+        return precision
     # Not torch.cuda.is_bf16_supported(), which counts slow emulation too.
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    enabled = capable if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return "bfloat16" if capable else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return a context in which products are computed in "float32" or in "bfloat16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 
 from spark.data.pixels import denormalize
 from spark.masking import enlarge
-from spark.methods.spark.model import SparK
+from spark.methods.base import Method
 from spark.utils.files import atomic_path
 
 GRAY = 0.5  # what a masked patch looks like in the picture
@@ -20,14 +20,14 @@ GRAY = 0.5  # what a masked patch looks like in the picture
 
 @torch.no_grad()
 def reconstruction_grid(
-    model: SparK, images: Tensor, mask: Tensor, mean: Sequence[float], std: Sequence[float]
+    model: Method, images: Tensor, mask: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """Draw a row per image: masked | reconstruction with the visible patches pasted | original.
 
     Args:
         model: left in the mode (train or eval) that it is in.
         images: normalised, [B, C, H, W]; see `displayable` for what is drawn of other channels than three.
-        mask: boolean [B, 1, H / stride, W / stride], True = visible.
+        mask: [B, 1, rows, columns], as the model draws it.
         mean: of the normalisation.
         std: of the normalisation.
 
@@ -38,7 +38,7 @@ def reconstruction_grid(
     model.eval()
     output = model(images, mask)
     model.train(was_training)
-    visible = enlarge(output.mask, *images.shape[-2:])
+    visible = enlarge(output.mask == 1, *images.shape[-2:])
     original, drawn = (denormalize(shown, mean, std) for shown in (images, model.reconstruct(images, output)))
     masked = torch.where(visible, original, GRAY)
     columns = displayable(torch.stack([masked, drawn, original], dim=1).flatten(0, 1))

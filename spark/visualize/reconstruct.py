@@ -19,8 +19,8 @@ from spark.data.pixels import denormalize, normalize
 from spark.data.source import image_suffixes, list_images
 from spark.errors import UserError
 from spark.masking import enlarge
+from spark.methods.base import Method
 from spark.methods.load import Pretrained, load_pretrained
-from spark.methods.spark.model import SparK
 from spark.utils.device import choose_device
 from spark.utils.files import atomic_path, write_text
 from spark.utils.provenance import code_version
@@ -70,9 +70,9 @@ def visualize_reconstructions(
     files = _expand(images, image_suffixes(pretrained.config.model.in_chans))
     model, config = pretrained.model.to(choose_device(device)), pretrained.config
     height, width = config.data.input_size
-    ratios = ratios or [config.mask.ratio]
+    ratios = ratios or [model.mask_ratio]
     for ratio in ratios:  # before any work is done
-        model.visible_per_image(model.grid(height, width), ratio)
+        draw_mask(model, (height, width), ratio, seed=0)
     subjects = [_subject(pretrained, file, seeds, ratios) for file in files]
     rows = [
         Row(
@@ -90,20 +90,20 @@ def visualize_reconstructions(
 
 @torch.no_grad()
 def attempt(
-    model: SparK, images: Tensor, ratio: float, seed: int, mean: Sequence[float], std: Sequence[float]
+    model: Method, images: Tensor, ratio: float, seed: int, mean: Sequence[float], std: Sequence[float]
 ) -> Attempt:
     """Hide patches of one normalised image [1, C, H, W] and let the model (in eval mode) draw them."""
     output = model(images, draw_mask(model, images.shape[-2:], ratio, seed))
     pasted = model.reconstruct(images, output)
     drawn = model.reconstruct(images, output._replace(mask=torch.zeros_like(output.mask)))  # as if none were visible
-    visible = enlarge(output.mask, *images.shape[-2:])
+    visible = enlarge(output.mask == 1, *images.shape[-2:])
     original, drawn, pasted = (denormalize(shown, mean, std) for shown in (images, drawn, pasted))
     masked = torch.where(visible, original, GRAY)
     pictures = (_picture(masked), _picture(drawn), _picture(pasted))
     return Attempt(ratio, seed, output.loss.item(), pictures)
 
 
-def draw_mask(model: SparK, size: Sequence[int], ratio: float, seed: int) -> Tensor:
+def draw_mask(model: Method, size: Sequence[int], ratio: float, seed: int) -> Tensor:
     """Return a mask [1, 1, rows, columns] of an image that has another ratio than in training.
 
     Raises:
@@ -145,7 +145,8 @@ def _page(pretrained: Pretrained, checkpoint: Path, subjects: list[Subject]) -> 
     environment.filters["uri"] = _data_uri
     attempts = subjects[0].attempts
     return environment.get_template("reconstruct.html").render(
-        checkpoint=checkpoint, config=pretrained.config, step=pretrained.step, subjects=subjects, columns=COLUMNS,
+        checkpoint=checkpoint, config=pretrained.config, mask_ratio=pretrained.model.mask_ratio,
+        step=pretrained.step, subjects=subjects, columns=COLUMNS,
         choices={"ratio": _unique(a.ratio for a in attempts), "seed": _unique(a.seed for a in attempts)},
         small=enlargement(subjects[0].original.size) > 1, code_version=code_version(),
     )

@@ -23,8 +23,8 @@ from eval_suite.study.config import load_study
 from eval_suite.study.graph import build_graph
 from eval_suite.tasks import imagenet_finetune, knn, linear_probe, pretrain
 from spark.config.identity import deciding_hash
-from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import load_recipe
+from spark.methods.registry import read_recipe
 from spark.utils.provenance import content_hash
 
 PINNED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "pinned_ids.json").read_text())
@@ -56,7 +56,7 @@ def test_everything_shipped_is_pinned() -> None:
 
 @pytest.mark.parametrize("recipe", recipes("configs/pretrain/*.yaml"))
 def test_pretraining(recipe: str) -> None:
-    config = load_recipe(PretrainConfig, recipe, PLACES)
+    config = read_recipe(recipe, PLACES)
     protocol = deciding_hash(config, config.FREE)
     repeated = deciding_hash(config, config.FREE | {"seed"}, images="images")
     assert {"protocol": protocol, "recipe": repeated} == PINNED[recipe]

@@ -98,7 +98,7 @@ def test_exports_and_whole_models_are_read(here: Path) -> None:
     assert encoder.info.method == "spark"
     pretrained = load_pretrained(here / "pretrain_whole")
     assert pretrained.step == 12
-    assert close(pretrained.model.dense_state(), encoder.state)
+    assert close(pretrained.model.encoder_state(), encoder.state)
 
 
 def test_a_finished_study_stays_finished(here: Path) -> None:

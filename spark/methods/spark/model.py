@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spark.backbones.pyramid import Pyramid, require_maps, require_pyramid
-from spark.backbones.timm_pyramid import build_pyramid, dense_part
+from spark.backbones.timm_pyramid import as_pyramid, build_pyramid, dense_part
 from spark.errors import UserError
 from spark.masking import enlarge, random_mask, visible_count
+from spark.methods.base import Method, Output
 from spark.methods.spark.activation_checkpointing import checkpoint_activations
+from spark.methods.spark.config import SparKConfig
 from spark.methods.spark.decoder import UNetDecoder
 from spark.methods.spark.densify import Densify, norm_like
 from spark.methods.targets import normalize_patches
+from spark.methods.variant import Variant
+from spark.sparse.check import Equivalence, verify
 from spark.sparse.convert import join, sparsify
-from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take_patches
+from spark.sparse.layers import COMPOSITION
+from spark.sparse.patches import patch_ids, put_patches, take_patches
 from spark.sparse.rule import LayerRule, sparse_layers_of
 
 
-class SparKOutput(NamedTuple):
-    """What a forward pass yields.
-
-    Shapes:
-        loss: scalar.
-        features: maps of the encoder, the finest first, in its engine's layout (see `SparK.feature_maps`).
-        prediction: [B, C, H, W], each patch in its own normalised units.
-        mask: boolean [B, 1, H / stride, W / stride], True where a patch was visible.
-    """
-
-    loss: Tensor
-    features: list[Tensor]
-    prediction: Tensor
-    mask: Tensor
-
-
-class SparK(nn.Module):
+class SparK(Method):
     """Masked image modelling for a convolutional network.
 
     Args:
-        backbone: the network as a feature pyramid; it is converted in place and keeps its parameter names.
+        backbone: the network as a feature pyramid, a timm model, or the name of a network (see `build_pyramid`). It is
+            converted in place and keeps its parameter names.
         mask_ratio: share of patches that are hidden.
         decoder_width: channels of the coarsest decoder level.
         engine: how the sparse encoder computes: "compact", "masked", or "auto" (the fastest that can).
@@ -55,9 +46,11 @@ class SparK(nn.Module):
         UserError: the network is no pyramid, or has layers without sparse form, or a size does not fit another.
     """
 
+    name = "spark"
+
     def __init__(
         self,
-        backbone: Pyramid,
+        backbone: Pyramid | nn.Module | str,
         mask_ratio: float = 0.6,
         decoder_width: int = 768,
         engine: str = "auto",
@@ -65,9 +58,9 @@ class SparK(nn.Module):
         mask_patch_size: int | None = None,
     ) -> None:
         super().__init__()
-        require_pyramid(backbone)
-        assert isinstance(backbone, nn.Module)
-        self.stride = backbone.strides[-1]
+        pyramid: Any = as_pyramid(backbone)
+        require_pyramid(pyramid)
+        self.stride: int = pyramid.strides[-1]
         self.mask_ratio = mask_ratio
         self.mask_patch_size = self.stride if mask_patch_size is None else mask_patch_size
         if self.mask_patch_size < 1 or self.mask_patch_size % self.stride:
@@ -75,17 +68,17 @@ class SparK(nn.Module):
                 f"mask.patch_size={mask_patch_size} is no multiple of the encoder's stride {self.stride}; "
                 f"use e.g. {max(self.stride, _rounded(self.mask_patch_size, self.stride))}"
             )
-        self.in_chans = in_chans = backbone.example().shape[1]
+        self.in_chans = in_chans = pyramid.example().shape[1]
 
-        norm = norm_like(backbone)  # asked before conversion changes the layers' classes
-        extra_layers = sparse_layers_of(backbone, extra_layers)
-        self.encoder: Any = backbone  # a pyramid and a module: no type says both
-        self.visible = sparsify(self.encoder, backbone.example(), engine, extra_layers)
-        require_maps(self.encoder, backbone.example())
+        norm = norm_like(pyramid)  # asked before conversion changes the layers' classes
+        extra_layers = sparse_layers_of(pyramid, extra_layers)
+        self.encoder = pyramid
+        self.visible = sparsify(self.encoder, pyramid.example(), engine, extra_layers)
+        require_maps(self.encoder, pyramid.example())
         self.decoder = UNetDecoder(self.stride, decoder_width, in_chans)
         self.densify = nn.ModuleList()
         self._levels: list[int | None] = []  # for each decoder block, which densified map joins it
-        maps = dict(zip(backbone.strides, backbone.channels, strict=True))
+        maps = dict(zip(pyramid.strides, pyramid.channels, strict=True))
         for block, width in enumerate(self.decoder.widths):
             stride = self.stride >> block
             if stride not in maps:
@@ -96,12 +89,21 @@ class SparK(nn.Module):
             join(level.norm, self.visible, extra_layers)
             self.densify.append(level)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many patches an image has, down and across.
+    @classmethod
+    def from_config(cls, config: SparKConfig) -> SparK:
+        """Build the model of a run.
 
         Raises:
-            UserError: the size is not divisible by the patch size, or by that of the mask.
+            UserError: the network is unknown or refused, or a size does not fit another.
         """
+        network = config.model
+        pyramid = build_pyramid(network.name, network.in_chans, network.drop_path, network.options)
+        return cls(
+            pyramid, config.mask.ratio, config.decoder.width, config.engine, mask_patch_size=config.mask.patch_size
+        )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many patches an image has, down and across; UserError if it is not made of whole ones."""
         unit = self.mask_patch_size
         if height % unit or width % unit:
             what = f"the encoder's stride {unit}" if unit == self.stride else f"mask.patch_size={unit}"
@@ -111,15 +113,19 @@ class SparK(nn.Module):
             )
         return height // self.stride, width // self.stride
 
-    def visible_per_image(self, grid: tuple[int, int], mask_ratio: float | None = None) -> int:
-        """Return how many patches of an image a drawn mask shows, of the model's mask ratio or another one.
-
-        Raises:
-            UserError: none, or all.
-        """
+    def visible_per_image(self, grid: tuple[int, int]) -> int:
+        """Return how many patches of an image a drawn mask shows; UserError if that is none, or all."""
         square = self.mask_patch_size // self.stride
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        return visible_count(grid[0] * grid[1] // square**2, ratio) * square**2
+        return visible_count(grid[0] * grid[1] // square**2, self.mask_ratio) * square**2
+
+    def check_batch(self, images: int, grid: tuple[int, int], processes: int = 1) -> None:
+        """Make sure that batch norms see two positions or more; UserError if they do not."""
+        if self.visible_per_image(grid) * images < 2:
+            raise UserError("a batch norm needs two visible patches or more: "
+                            "raise train.batch, train.device_batch or data.input_size")
+        if self.visible.norms_of_vectors and images * processes < 2:
+            raise UserError("the network has batch norms within gates, which need two images or more at a time: raise "
+                            "train.batch or train.device_batch")
 
     def draw_mask(
         self,
@@ -128,9 +134,9 @@ class SparK(nn.Module):
         generator: torch.Generator | None = None,
         mask_ratio: float | None = None,
     ) -> Tensor:
-        """Draw a mask [B, 1, *grid] on the CPU, True = visible, of the model's mask ratio or another one."""
+        """Draw a mask, uint8 [batch, 1, *grid] on the CPU, of the model's mask ratio or another one."""
         ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        return random_mask(batch, grid, ratio, generator, self.mask_patch_size // self.stride)
+        return random_mask(batch, grid, ratio, generator, self.mask_patch_size // self.stride).to(torch.uint8)
 
     @property
     def trivial_loss(self) -> float:
@@ -141,37 +147,36 @@ class SparK(nn.Module):
         """
         return 1 - 1 / (self.stride**2 * self.in_chans)
 
-    def dense_state(self) -> dict[str, Tensor]:
+    def encoder_state(self) -> dict[str, Tensor]:
         """Return the state of the dense encoder, in timm's naming or in that of the user's own class."""
         return dense_part(self.encoder).state_dict()
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> SparKOutput:
-        """Reconstruct the masked patches of normalised images [B, C, H, W].
+    @property
+    def engine(self) -> str:
+        """How the sparse encoder computes."""
+        return self.visible.engine
 
-        `mask` is boolean [B, 1, H / stride, W / stride], True = visible; without one it is drawn from the
-        CPU's default generator.
-        """
-        grid = self.grid(*images.shape[-2:])
-        if mask is None:
-            mask = self.draw_mask(len(images), grid)
-        per_image = patches_per_image(mask)  # while the mask is on the CPU: the device is never waited for
-        mask = mask.to(images.device, non_blocking=True)
-        features = self.encode(images, mask, per_image)
-        prediction = self.decode(features, mask, per_image).to(images.dtype)  # not in autocast's half precision
-        return SparKOutput(self.loss(prediction, images, mask, per_image), features, prediction, mask)
+    @property
+    def conversions(self) -> list[tuple[str, int, str]]:
+        """What became of the network's layers, the most frequent first; blocks of layers are left out."""
+        return [
+            (layer, count, rule)
+            for (layer, rule), count in self.visible.converted.most_common() if rule != COMPOSITION.name
+        ]
 
-    # Below, nothing depends on the mask's values but what is computed on the device: shapes follow from `per_image`,
-    # the number of visible patches of an image. So the three can be compiled, or captured as CUDA graphs.
+    def describe(self) -> list[str]:
+        """Say which engine computes, and why no faster one."""
+        return [f"engine: {self.engine}" + (f" ({self.visible.stood_back})" if self.visible.stood_back else "")]
 
     def encode(self, images: Tensor, mask: Tensor, per_image: int) -> list[Tensor]:
         """Return the encoder's maps, the finest first, in its engine's layout."""
-        with self.visible.use_mask(mask, per_image):
+        with self.visible.use_mask(mask.bool(), per_image):
             return self.encoder(self.visible.enter(images))
 
     def decode(self, features: list[Tensor], mask: Tensor, per_image: int) -> Tensor:
         """Fill the holes of the encoder's maps and draw the picture [B, C, H, W]."""
         coarsest_first = features[::-1]
-        with self.visible.use_mask(mask, per_image):
+        with self.visible.use_mask(mask.bool(), per_image):
             maps = [
                 None if level is None else self.densify[level](coarsest_first[level], self.visible)
                 for level in self._levels
@@ -181,54 +186,55 @@ class SparK(nn.Module):
     def loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
         """Squared error of the normalised patch (of one stride), averaged over the masked patches of the batch."""
         grid = mask.shape[-2:]
-        hidden = patch_ids(~mask, grid.numel() - per_image)
+        hidden = patch_ids(~mask.bool(), grid.numel() - per_image)
         target, _, _ = normalize_patches(take_patches(images, hidden, *grid))
         # Every patch has the same number of pixels: the mean over patches of each one's mean is that over all.
         return functional.mse_loss(take_patches(prediction, hidden, *grid), target)
 
-    def compile(self, **options: Any) -> None:
-        """Let torch.compile translate encoder, decoder and loss; `options` are its own."""
-        for part in ("encode", "decode", "loss"):
-            setattr(self, part, torch.compile(getattr(self, part), **options))
-
     def checkpoint_activations(self) -> None:
-        """Keep less of the encoder's forward pass in memory, and compute it a second time instead.
-
-        Raises:
-            UserError: the encoder is not made of blocks.
-        """
+        """Keep less of the encoder's forward pass; UserError if the encoder is not made of blocks."""
         if not checkpoint_activations(self.encoder, self.visible):
             raise UserError("the encoder is not made of blocks that could be recomputed; set train.recompute=false")
 
-    def feature_maps(self, output: SparKOutput) -> list[Tensor]:
+    @classmethod
+    def verify(cls, model: str, engine: str | None) -> list[Equivalence]:
+        """Prove that the sparse network is the dense one on what is visible, for one engine or each that takes it."""
+        results = [verify(model, engine or "auto")]
+        if engine is None and results[0].engine != "masked":
+            results.append(verify(model, "masked"))
+        return results
+
+    @classmethod
+    def variants(cls, precision: str, compile: bool) -> list[Variant]:
+        """Return the original's scheme, the masked engine tuned, and the compact one."""
+        from spark.methods.spark.original import build_original  # it builds upon this
+
+        compact = Variant("compact", with_engine("compact"), precision=precision)
+        return [
+            Variant("original", build_original, torch.contiguous_format, foreach=False, baseline=True),
+            Variant("masked", with_engine("masked"), precision=precision),
+            compact,
+            *([dataclasses.replace(compact, label="compact compiled", compile=True)] if compile else []),
+        ]
+
+    def feature_maps(self, output: Output) -> list[Tensor]:
         """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
-        with self.visible.use_mask(output.mask):
+        with self.visible.use_mask(output.mask.bool()):
             return [self.visible.leave(feature) for feature in output.features]
 
-    def reconstruct(self, images: Tensor, output: SparKOutput) -> Tensor:
+    def reconstruct(self, images: Tensor, output: Output) -> Tensor:
         """Return the predicted picture in the images' units, with the visible patches pasted: [B, C, H, W]."""
         grid = output.mask.shape[-2:]
         every = torch.arange(len(images) * grid.numel(), device=images.device)
         _, mean, deviation = normalize_patches(take_patches(images, every, *grid))
         patches = take_patches(output.prediction, every, *grid) * deviation + mean
         drawn = put_patches(patches, every, len(images), *grid)
-        return torch.where(enlarge(output.mask, *images.shape[-2:]), images, drawn)
+        return torch.where(enlarge(output.mask.bool(), *images.shape[-2:]), images, drawn)
 
 
-def build_spark(
-    model: str,
-    in_chans: int = 3,
-    drop_path: float = 0.0,
-    mask_ratio: float = 0.6,
-    decoder_width: int = 768,
-    engine: str = "auto",
-    extra_layers: Mapping[type[nn.Module], LayerRule] | None = None,
-    mask_patch_size: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> SparK:
-    """Build SparK around a timm network by its name, or around a user's own (see `build_pyramid`)."""
-    pyramid = build_pyramid(model, in_chans, drop_path, options)
-    return SparK(pyramid, mask_ratio, decoder_width, engine, extra_layers, mask_patch_size)
+def with_engine(engine: str) -> Callable[[SparKConfig], SparK]:
+    """Return what builds a run's model with another engine than the run's."""
+    return lambda config: SparK.from_config(dataclasses.replace(config, engine=engine))
 
 
 def _rounded(size: int, stride: int) -> int:

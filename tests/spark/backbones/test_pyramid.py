@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from spark.backbones.own_network import build_own
 from spark.backbones.timm_pyramid import TimmPyramid, build_pyramid
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.errors import UserError
 from spark.formats.convert import convert
 from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encoder
 from spark.formats.reader import read
+from spark.methods.registry import read_recipe
 from spark.methods.spark.densify import norm_like
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 from spark.sparse import ENGINES, LayerRule
 from spark.sparse.check import check_equivalence
 from spark.sparse.rule import unchanged
@@ -107,7 +106,7 @@ def test_a_pyramid_that_was_checked_is_as_it_was() -> None:
 
 
 def test_every_level_is_filled_and_decoded() -> None:
-    model = build_spark(CIFAR, decoder_width=32)
+    model = SparK(CIFAR, decoder_width=32)
     assert (model.stride, model.decoder.widths, len(model.densify)) == (8, [32, 16, 8], 3)
     output = model(torch.randn(2, 3, 32, 32))
     assert output.mask.shape == (2, 1, 4, 4)
@@ -154,11 +153,11 @@ def test_options_are_a_mapping_of_the_configuration() -> None:
         "out=a", "data.root=b", "model.options={output_stride: 16}", "model.in_chans=1", "mask.patch_size=64",
         "data.mean=[0.5]", "data.std=[0.5]",
     ]  # fmt: skip
-    config = load_recipe(PretrainConfig, None, overrides)
+    config = read_recipe(None, overrides)
     assert (config.model.options, config.model.in_chans, config.mask.patch_size) == ({"output_stride": 16}, 1, 64)
     for wrong in ("model.in_chans=0", "mask.patch_size=-8"):
         with pytest.raises(UserError, match=f"{wrong} must be positive"):
-            load_recipe(PretrainConfig, None, [*overrides, wrong])
+            read_recipe(None, [*overrides, wrong])
 
 
 # Channels
@@ -167,7 +166,7 @@ def test_options_are_a_mapping_of_the_configuration() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("channels", [1, 2, 4, 12])
 def test_any_number_of_channels_is_drawn_and_exported(channels: int, engine: str, tmp_path: Path) -> None:
-    model = build_spark("test_resnet", in_chans=channels, decoder_width=32, engine=engine)
+    model = SparK(build_pyramid("test_resnet", channels), decoder_width=32, engine=engine)
     images, mask = torch.rand(2, channels, 64, 64), model.draw_mask(2, (2, 2))
     output = model(images, mask)
     assert output.prediction.shape == images.shape
@@ -180,14 +179,14 @@ def test_any_number_of_channels_is_drawn_and_exported(channels: int, engine: str
     torch.testing.assert_close(original, shown * 0.5 + 0.5)
 
     info = EncoderInfo("test_resnet", channels, (64, 64), values, values, "spark", 1, None, "none")
-    save_encoder(tmp_path, Encoder(model.dense_state(), info))
+    save_encoder(tmp_path, Encoder(model.encoder_state(), info))
     found = load_encoder(tmp_path)
     network = timm.create_model(found.info.model, num_classes=0, in_chans=found.info.in_chans)
     network.load_state_dict(found.state)
 
 
 def test_a_checkpoint_of_other_channels_and_options_is_read(tmp_path: Path) -> None:
-    model = build_spark("test_resnet", in_chans=4, decoder_width=32, options={"stem_type": "deep"})
+    model = SparK(build_pyramid("test_resnet", 4, options={"stem_type": "deep"}), decoder_width=32)
     settings = {"name": "test_resnet", "in_chans": 4, "options": {"stem_type": "deep"}}
     torch.save({"model": model.state_dict(), "config": {"model": settings}}, tmp_path / "last.pt")
     info = read(tmp_path / "last.pt").encoder.info
@@ -200,7 +199,7 @@ def test_a_checkpoint_of_other_channels_and_options_is_read(tmp_path: Path) -> N
 
 
 def test_a_mask_of_larger_patches_hides_whole_squares() -> None:
-    model = build_spark(CIFAR, decoder_width=32, mask_patch_size=16)
+    model = SparK(CIFAR, decoder_width=32, mask_patch_size=16)
     assert model.grid(32, 64) == (4, 8)
     assert model.visible_per_image((4, 8)) == 4 * round(8 * 0.4)
     mask = model.draw_mask(3, (4, 8), torch.Generator().manual_seed(0))
@@ -213,7 +212,7 @@ def test_a_mask_of_larger_patches_hides_whole_squares() -> None:
 
 def test_the_loss_normalises_patches_of_one_stride_whatever_hides_them() -> None:
     """A step of brightness between two patches that are hidden together is none to the loss."""
-    model = build_spark(CIFAR, decoder_width=32, mask_patch_size=16)
+    model = SparK(CIFAR, decoder_width=32, mask_patch_size=16)
     images, mask = torch.randn(2, 3, 32, 32), model.draw_mask(2, (4, 4))
     brightness = torch.randn(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     prediction = torch.randn(2, 3, 32, 32)
@@ -225,11 +224,11 @@ def test_the_loss_normalises_patches_of_one_stride_whatever_hides_them() -> None
 @pytest.mark.parametrize("size", [4, 12, 0, -8])
 def test_a_mask_patch_that_is_no_multiple_of_the_stride_is_refused(size: int) -> None:
     with pytest.raises(UserError, match=rf"mask\.patch_size={size} is no multiple of the encoder's stride 8; use e\.g"):
-        build_spark(CIFAR, decoder_width=32, mask_patch_size=size)
+        SparK(CIFAR, decoder_width=32, mask_patch_size=size)
 
 
 def test_an_image_must_be_made_of_whole_mask_patches() -> None:
-    model = build_spark(CIFAR, decoder_width=32, mask_patch_size=16)
+    model = SparK(CIFAR, decoder_width=32, mask_patch_size=16)
     with pytest.raises(UserError, match=r"32x40 is not divisible by mask\.patch_size=16; use e\.g\. 32x32"):
         model.grid(32, 40)
 
@@ -345,7 +344,7 @@ def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Pat
         "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]", "data.workers=0",
         "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
     ]  # fmt: skip
-    folder = pretrain(load_recipe(PretrainConfig, None, overrides))
+    folder = pretrain(read_recipe(None, overrides))
     told = json.loads((folder / "encoder.json").read_text())
     assert told["model"] == CIFAR
     assert told["options"] == {"width": 8, "blocks": 1}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from spark.config.identity import acting, added, deciding, deciding_hash, first_names, flat, without
-from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import with_values
+from spark.methods.spark.config import SparKConfig
 
-CONFIG = with_values(PretrainConfig(), {"out": "runs/a", "data.root": "photos"})
+CONFIG = with_values(SparKConfig(), {"out": "runs/a", "data.root": "photos"})
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Settings:
     later: str = added("as before")
 
 
-def repeated(config: PretrainConfig, images: str = "images") -> str:
+def repeated(config: SparKConfig, images: str = "images") -> str:
     return deciding_hash(config, config.FREE | {"seed"}, images=images)
 
 

@@ -8,15 +8,16 @@ import pytest
 from paths import ROOT
 
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe, save_resolved
+from spark.config.recipe import save_resolved
 from spark.errors import UserError
+from spark.methods.registry import read_recipe
 
 NEEDED = ["out=runs/x", "data.root=photos"]
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
 
 
 def load(*overrides: str, recipe: Path | None = None) -> PretrainConfig:
-    return load_recipe(PretrainConfig, recipe, [*NEEDED, *overrides])
+    return read_recipe(recipe, [*NEEDED, *overrides])
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -73,7 +74,7 @@ def test_what_a_shell_makes_of_braces_is_refused() -> None:
 
 def test_required_keys_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"'data\.root' is required.*'out' is required"):
-        load_recipe(PretrainConfig, None, [])
+        read_recipe(None, [])
 
 
 @pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", "just text", "\x00\x01"])
@@ -100,7 +101,7 @@ def test_a_missing_recipe_names_a_neighbour(tmp_path: Path) -> None:
 def test_the_resolved_configuration_loads_as_itself(tmp_path: Path) -> None:
     config = load("train.batch=8", "optimizer.base_lr=1e-5", "data.input_size=[64,96]")
     save_resolved(config, tmp_path / "config.yaml")
-    assert load_recipe(PretrainConfig, tmp_path / "config.yaml") == config
+    assert read_recipe(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

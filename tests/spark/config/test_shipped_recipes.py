@@ -11,7 +11,7 @@ from paths import ROOT
 
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
+from spark.methods.registry import read_recipe
 
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
 BUDGETS = [path for path in RECIPES if path.stem.endswith(("_300e", "_800e"))]
@@ -45,7 +45,7 @@ OTHERS = {"convnext_tiny": LN, "convnextv2_tiny": LN, "regnety_016": BN, "effici
 
 
 def load(recipe: Path) -> PretrainConfig:
-    return load_recipe(PretrainConfig, recipe, ["out=runs/x", "data.root=photos"])
+    return read_recipe(recipe, ["out=runs/x", "data.root=photos"])
 
 
 def head(recipe: Path) -> str:

@@ -21,7 +21,7 @@ from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encod
 from spark.formats.naming import Conversion, rename
 from spark.formats.proofs import randomize_statistics
 from spark.formats.reader import read
-from spark.methods.spark.model import build_spark
+from spark.methods.spark.model import SparK
 
 D2_KEYS = json.loads((GOLDEN / "detectron2_resnet_keys.json").read_text())
 
@@ -87,7 +87,7 @@ def test_the_originals_whole_checkpoint_is_read(case: str, arch: str, stem: dict
 
 
 def test_the_originals_whole_model_loads_into_ours() -> None:
-    model = build_spark("resnet18", decoder_width=256)
+    model = SparK("resnet18", decoder_width=256)
     converted = original_spark.to_spark(golden_state("resnet18_128.json")).state
     model.load_state_dict(converted)
 

@@ -26,7 +26,7 @@ from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
 from spark.formats.proofs import randomize_statistics
 from spark.formats.reader import TIMM, read
 from spark.formats.registry import FORMATS
-from spark.methods.spark.model import build_spark
+from spark.methods.spark.model import SparK
 
 INFO = EncoderInfo("resnet18", 3, (64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "spark", 7, "abc", "test")
 
@@ -81,7 +81,7 @@ def test_a_small_convnext_goes_there_and_back(to: str, tmp_path: Path) -> None:
 
 
 def test_a_whole_pretraining_model_goes_to_the_original_and_back(tmp_path: Path) -> None:
-    state = build_spark("resnet18", decoder_width=256).state_dict()
+    state = SparK("resnet18", decoder_width=256).state_dict()
     config = {"model": {"name": "resnet18"}, "data": {"input_size": 64}}
     torch.save({"model": state, "config": config}, tmp_path / "last.pt")
     assert main(["convert", str(tmp_path / "last.pt"), str(tmp_path / "whole.pth"), "--to", "original-spark"]) == 0

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spark.backbones.timm_pyramid import build_pyramid
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.data.dataset import ImagePool
+from spark.methods.registry import read_recipe
 from spark.probes.collapse import spread_of
 from spark.probes.features import pooled_features
 from spark.probes.monitor import LearningMonitor
@@ -76,7 +75,7 @@ class Pixels(nn.Module):
 
 
 def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
+    config = read_recipe(None, ["out=unused", f"data.root={photos}"])
     pool = ImagePool(photos, (16, 16))
     watch = LearningMonitor(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS)
     encoder, warnings = Pixels(), []
@@ -89,6 +88,6 @@ def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: py
 
 @pytest.mark.parametrize(("epoch_images", "looks"), [(100 * PHOTOS, [1, 2, 3, 4]), (50 * PHOTOS, [2, 4]), (1, [4])])
 def test_looking_costs_one_image_in_a_hundred(epoch_images: int, looks: list[int], photos: Path) -> None:
-    config = load_recipe(PretrainConfig, None, ["out=unused", f"data.root={photos}"])
+    config = read_recipe(None, ["out=unused", f"data.root={photos}"])
     watch = LearningMonitor(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images)
     assert [epoch for epoch in range(5) if watch.look(Pixels(), epoch, last=epoch == 4)] == looks

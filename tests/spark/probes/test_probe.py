@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.errors import UserError
+from spark.methods.registry import read_recipe
 from spark.methods.spark.model import SparK
 from spark.probes.features import evaluating, pooled_features
 from spark.probes.knn import CHUNK, knn_predict
@@ -77,7 +77,7 @@ def test_modules_keep_their_own_modes() -> None:
 
 def config(train: Path, *more: str) -> PretrainConfig:
     settings = [f"probe.train={train}", "out=unused", f"data.root={train}", "data.input_size=[64,64]", "data.workers=0"]
-    return load_recipe(PretrainConfig, None, [*settings, *more])
+    return read_recipe(None, [*settings, *more])
 
 
 class Shade(nn.Module):
@@ -146,4 +146,4 @@ def test_folders_that_do_not_fit_are_refused(shades: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"has other class folders than"):
         Probe(config(shades, f"probe.val={other}"), CPU)
     with pytest.raises(UserError, match=r"probe\.val=.* needs probe\.train"):
-        load_recipe(PretrainConfig, None, ["out=a", "data.root=b", "probe.val=c"])
+        read_recipe(None, ["out=a", "data.root=b", "probe.val=c"])

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import with_values
 from spark.errors import UserError
+from spark.methods.spark.config import SparKConfig
 from spark.runs.folder import CHECKPOINTS, check_run_folder
 
-CONFIG = with_values(PretrainConfig(), {"out": "runs/a", "data.root": "photos"})
+CONFIG = with_values(SparKConfig(), {"out": "runs/a", "data.root": "photos"})
 
 
 def test_a_run_of_another_kind_is_not_compared_setting_by_setting(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 from spark.sparse import ENGINES, LayerRule, VisiblePatches, convolution, sparsify
 from spark.sparse.check import randomize
 from spark.sparse.convolution import convolve
@@ -60,7 +60,7 @@ def assert_same(found: Numbers, wanted: Numbers, tolerance: float = TOLERANCE) -
 
 def pair(name: str, **settings: Any) -> dict[str, SparK]:
     """Return a model in both engines, with the same random state."""
-    models = {engine: build_spark(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
+    models = {engine: SparK(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
     randomize(models["compact"])
     models["masked"].double().load_state_dict(models["compact"].state_dict())
     return models
@@ -224,7 +224,7 @@ def test_weights_move_between_engines(twins: Twins) -> None:
     models = twins("resnet18")
     keys = {engine: [*model.state_dict()] for engine, model in models.items()}
     assert keys["compact"] == keys["masked"]
-    other = build_spark("resnet18", decoder_width=32, engine="compact").double()
+    other = SparK("resnet18", decoder_width=32, engine="compact").double()
     other.load_state_dict(models["masked"].state_dict())
     images, mask = noise(2, 3, 64, 64), masks(2, (2, 2), 0.5)
     assert_same(numbers(other, images, mask), numbers(models["masked"], images, mask))

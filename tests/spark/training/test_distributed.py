@@ -13,10 +13,9 @@ import torch
 from paths import ROOT
 from torch import nn
 
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.data.samplers import EpochSampler, ShareSampler
 from spark.errors import UserError
+from spark.methods.registry import read_recipe
 from spark.runs.checkpoint import save_checkpoint
 from spark.runs.metrics import read_metrics
 from spark.sparse.synchronize import synchronize_batch_norms
@@ -64,7 +63,7 @@ def begin(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_checkpoint", stop_after_saving)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(load_recipe(PretrainConfig, None, config))
+            pretrain(read_recipe(None, config))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_two_processes_have_the_losses_of_one(
 ) -> None:
     chosen = (f"model.name={model}", f"engine={engine}")
     one, two = tmp_path / "one", tmp_path / "two"
-    pretrain(load_recipe(PretrainConfig, None, settings(photos, one, *chosen)))
+    pretrain(read_recipe(None, settings(photos, one, *chosen)))
     config = settings(photos, two, *chosen, *([more] if "=" in more else []))
     if more == "begun alone":
         begin(config, monkeypatch)
@@ -101,7 +100,7 @@ def test_processes_accumulate_and_probe(photos: Path, pictures: Path, tmp_path: 
         "model.name=convnext_atto", "train.epochs=2", "train.warmup_epochs=0", "train.device_batch=2",
         f"probe.train={pictures}",
     )  # fmt: skip
-    pretrain(load_recipe(PretrainConfig, None, settings(photos, tmp_path / "one", *few)))
+    pretrain(read_recipe(None, settings(photos, tmp_path / "one", *few)))
     done = torchrun(tmp_path / "recipe.yaml", *settings(photos, tmp_path / "two", *few))
     assert done.returncode == 0, done.stderr
     (first, *records), (right_first, *right_records) = (read_metrics(tmp_path / name) for name in ("two", "one"))

@@ -10,9 +10,8 @@ import timm
 import torch
 from PIL import Image
 
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.formats.encoder import load_encoder
+from spark.methods.registry import read_recipe
 from spark.runs.metrics import read_metrics
 from spark.training.run import pretrain
 from spark.visualize.reconstruct import visualize_reconstructions
@@ -40,8 +39,7 @@ def write_images(folder: Path, channels: int) -> None:
 def test_from_images_to_pictures(channels: int, model: str, stride: int, patch: int | None, tmp_path: Path) -> None:
     options = {} if stride == 32 else {"output_stride": stride}
     write_images(tmp_path / "images", channels)
-    config = load_recipe(
-        PretrainConfig, None,
+    config = read_recipe(None,
         [
             f"data.root={tmp_path / 'images'}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={model}",
             f"model.options={options}", "model.drop_path=0", f"model.in_chans={channels}", "data.workers=0",

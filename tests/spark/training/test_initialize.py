@@ -9,10 +9,10 @@ import timm
 import torch
 
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.errors import UserError
 from spark.formats.registry import FORMATS
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.registry import read_recipe
+from spark.methods.spark.model import SparK
 from spark.training.initialize import initialize
 from spark.training.run import pretrain
 
@@ -20,7 +20,7 @@ from spark.training.run import pretrain
 @pytest.fixture
 def model() -> SparK:
     torch.manual_seed(0)
-    return build_spark("resnet18", decoder_width=32)
+    return SparK("resnet18", decoder_width=32)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_state_dict_starts_the_encoder(model: SparK, weights: Path) -> None:
     line = initialize(model, str(weights), 3)
     assert line == f"init={weights} (timm or torchvision naming): 100 of 100 tensors of the encoder matched"
     given = torch.load(weights)
-    assert all(tensor.equal(given[name]) for name, tensor in model.dense_state().items())
+    assert all(tensor.equal(given[name]) for name, tensor in model.encoder_state().items())
     assert all(tensor.equal(decoder[name]) for name, tensor in model.decoder.state_dict().items())
 
 
@@ -45,14 +45,14 @@ def test_linear_layers_start_convolutions_of_one_pixel(tmp_path: Path) -> None:
     given = FORMATS["official-convnext"].from_timm(state).state
     given |= {name: tensor.flatten(1) for name, tensor in given.items() if "pwconv" in name and tensor.ndim > 2}
     torch.save({"model": given}, tmp_path / "official.pth")
-    model = build_spark("convnextv2_atto", decoder_width=32)
+    model = SparK("convnextv2_atto", decoder_width=32)
     assert "136 of 136 tensors of the encoder matched" in initialize(model, str(tmp_path / "official.pth"), 3)
-    assert model.dense_state()["stages.0.blocks.0.mlp.fc1.weight"].equal(state["stages.0.blocks.0.mlp.fc1.weight"])
+    assert model.encoder_state()["stages.0.blocks.0.mlp.fc1.weight"].equal(state["stages.0.blocks.0.mlp.fc1.weight"])
 
 
 def test_a_run_starts_encoder_and_decoder(model: SparK, pictures: Path, tmp_path: Path) -> None:
     def config(out: str, *more: str) -> PretrainConfig:
-        return load_recipe(PretrainConfig, None, [
+        return read_recipe(None, [
             f"data.root={pictures}", f"out={tmp_path / out}", "device=cpu", "model.name=resnet18", "data.workers=0",
             "data.input_size=[64,64]", "decoder.width=32", "train.batch=12", "train.epochs=1",
             "train.warmup_epochs=0", *more,
@@ -97,12 +97,12 @@ def test_what_cannot_be_loaded_is_said(model: SparK, monkeypatch: pytest.MonkeyP
 
 
 def test_a_partial_match_must_be_wanted(weights: Path) -> None:
-    other = build_spark("resnet34", decoder_width=32)
+    other = SparK("resnet34", decoder_width=32)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(UserError, match=r"100 of 180 tensors of the encoder matched; not .*init_allow_partial=true"):
         initialize(other, str(weights), 3)
     assert all(tensor.equal(before[name]) for name, tensor in other.state_dict().items())
     assert "100 of 180" in initialize(other, str(weights), 3, allow_partial=True)
-    convnext = build_spark("convnext_atto", decoder_width=32)
+    convnext = SparK("convnext_atto", decoder_width=32)
     with pytest.raises(UserError, match=r" 0 of \d+ tensors"):
         initialize(convnext, str(weights), 3, allow_partial=True)

@@ -7,7 +7,7 @@ import timm.layers
 import torch
 
 from spark.errors import UserError
-from spark.methods.spark.model import build_spark
+from spark.methods.spark.model import SparK
 from spark.training.optim import (
     build_optimizer,
     decayed,
@@ -20,7 +20,7 @@ from spark.training.optim import (
 
 @pytest.mark.parametrize("model", ["resnet18", "convnext_atto"])
 def test_only_weights_of_two_dimensions_and_more_decay(model: str) -> None:
-    spark = build_spark(model, decoder_width=32)
+    spark = SparK(model, decoder_width=32)
     names = {parameter: name for name, parameter in spark.named_parameters()}
     decays, spared = parameter_groups(spark)
     assert (decays["decays"], spared["decays"]) == (True, False)
@@ -45,7 +45,7 @@ def test_scales_of_channels_do_not_decay_whatever_their_shape(layer: torch.nn.Mo
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
 def test_the_schedule_sets_decay_only_where_a_group_decays(name: str) -> None:
-    spark = build_spark("resnet18", decoder_width=32)
+    spark = SparK("resnet18", decoder_width=32)
     optimizer = build_optimizer(name, parameter_groups(spark), (0.9, 0.95))
     set_schedule(optimizer, 0.3, 0.07)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.3, 0.07), (0.3, 0.0)]

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from spark.cli import main
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe, with_values, written_with
+from spark.config.recipe import with_values, written_with
 from spark.errors import UserError
+from spark.methods.registry import read_recipe
 from spark.training import sizing
 from spark.training.preset import Choice, Cost, Facts, choose
 
@@ -24,7 +25,7 @@ def measure(recompute: bool) -> Cost:
 
 
 def config(*overrides: str) -> PretrainConfig:
-    return load_recipe(PretrainConfig, None, ["out=run", "data.root=photos", "train.preset=auto", *overrides])
+    return read_recipe(None, ["out=run", "data.root=photos", "train.preset=auto", *overrides])
 
 
 def chosen(facts: Facts, *overrides: str) -> dict[str, Choice]:
@@ -156,4 +157,4 @@ def test_numbers_that_do_not_go_together_are_one_line(
     assert main(["pretrain", "recipe.yaml", *TINY, "train.warmup_epochs=3"]) == 2
     assert capsys.readouterr().err.endswith("error: train.warmup_epochs=3 must be less than train.epochs=1\n")
     with pytest.raises(UserError, match=r"train\.preset=best must be auto or none"):
-        load_recipe(PretrainConfig, None, ["out=run", "data.root=photos", "train.preset=best"])
+        read_recipe(None, ["out=run", "data.root=photos", "train.preset=best"])

@@ -20,10 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from spark.cli import main
-from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import load_recipe
 from spark.errors import UserError
 from spark.formats.reader import read
+from spark.methods.registry import read_recipe
 from spark.runs.checkpoint import load_latest, save_checkpoint
 from spark.runs.metrics import read_metrics
 from spark.training import pretraining as train
@@ -44,7 +43,7 @@ def settings(pictures: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(pictures: Path, out: Path, *more: str) -> Path:
-    return pretrain(load_recipe(PretrainConfig, None, settings(pictures, out, *more)))
+    return pretrain(read_recipe(None, settings(pictures, out, *more)))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -237,7 +236,7 @@ LN_NET = ("model.name=convnext_atto", "model.drop_path=0", "train.epochs=1", "tr
 
 def gradients(photos: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     """Return the gradients of a first step; the decoder's batch norms go by constants, to be no part of the matter."""
-    training = train.Pretraining(load_recipe(PretrainConfig, None, settings(photos, out, *LN_NET, *more)))
+    training = train.Pretraining(read_recipe(None, settings(photos, out, *LN_NET, *more)))
     training._model.train()
     training._model.decoder.eval()
     training._train_step(next(iter(training._loader())))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spark.methods.spark.model import build_spark
+from spark.methods.spark.model import SparK
 from spark.runs.metrics import MetricsLog
 from spark.visualize import curve
 from spark.visualize.curve import Curve, draw_curve
@@ -32,7 +32,7 @@ def size(picture: bytes | None) -> tuple[int, int]:
 def test_the_level_of_the_mean_is_the_loss_of_drawing_it() -> None:
     """A decoder that draws nothing leaves each patch at its mean."""
     torch.manual_seed(0)
-    spark = build_spark("resnet18", decoder_width=32).eval()
+    spark = SparK("resnet18", decoder_width=32).eval()
     for parameter in spark.decoder.parameters():
         torch.nn.init.zeros_(parameter)
     loss = spark(torch.randn(2, 3, 64, 64)).loss

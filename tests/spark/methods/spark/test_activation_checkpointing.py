@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from spark.backbones.tracing import blocks_of
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 from spark.utils.memory import kept_for_backward
 
 
@@ -28,8 +28,8 @@ def step(model: SparK) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], in
 @pytest.mark.parametrize("engine", ["compact", "masked"])
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
 def test_equal_numbers_from_less_memory(name: str, engine: str) -> None:
-    plain = build_spark(name, drop_path=0.3, decoder_width=32, engine=engine)
-    recomputing = build_spark(name, drop_path=0.3, decoder_width=32, engine=engine)
+    plain = SparK(build_pyramid(name, drop_path=0.3), decoder_width=32, engine=engine)
+    recomputing = SparK(build_pyramid(name, drop_path=0.3), decoder_width=32, engine=engine)
     recomputing.load_state_dict(plain.state_dict())
     recomputing.checkpoint_activations()
     loss, gradients, buffers, kept = step(plain)
@@ -42,21 +42,21 @@ def test_equal_numbers_from_less_memory(name: str, engine: str) -> None:
 
 
 def test_blocks_are_the_innermost_ones() -> None:
-    assert blocks_of(build_spark("resnet18").encoder.network) == [
+    assert blocks_of(SparK("resnet18").encoder.network) == [
         f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)
     ]
-    assert all(".blocks." in path for path in blocks_of(build_spark("convnext_atto").encoder.network))
+    assert all(".blocks." in path for path in blocks_of(SparK("convnext_atto").encoder.network))
 
 
 def test_a_batch_norm_with_an_activation_is_no_block() -> None:
     """It is synchronised across processes by its class."""
-    network = build_spark("densenet121").encoder.network
+    network = SparK("densenet121").encoder.network
     assert network.get_submodule("features.norm0").act
     assert not [path for path in blocks_of(network) if "norm" in path]
 
 
 def test_a_network_without_blocks_says_so() -> None:
-    model = build_spark("resnet18")
+    model = SparK("resnet18")
     model.encoder = nn.Sequential(nn.Conv2d(3, 3, 1))
     with pytest.raises(UserError, match="not made of blocks"):
         model.checkpoint_activations()

@@ -8,7 +8,7 @@ import torch
 import torch._dynamo.testing
 
 from spark.masking import random_mask
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def compiled_and_not(name: str, **options: Any) -> tuple[SparK, SparK]:
     """Return two equal models, the second compiled without graph breaks (`fullgraph` raises at the first)."""
     models = []
     for _ in range(2):
-        models.append(build_spark(name, decoder_width=32, engine="compact").to(memory_format=torch.channels_last))
+        models.append(SparK(name, decoder_width=32, engine="compact").to(memory_format=torch.channels_last))
     models[1].load_state_dict(models[0].state_dict())
     models[1].compile(fullgraph=True, **options)
     return models[0], models[1]

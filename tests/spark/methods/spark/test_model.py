@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.methods.spark.model import SparK, SparKOutput, build_spark
+from spark.methods.spark.model import SparK, SparKOutput
 from spark.methods.targets import normalize_patches
 from spark.sparse.patches import put_patches, take_patches
 from spark.visualize.grid import GRAY, reconstruction_grid
@@ -20,7 +20,7 @@ from spark.visualize.grid import GRAY, reconstruction_grid
 @pytest.fixture(scope="module")
 def model() -> SparK:
     torch.manual_seed(0)
-    return build_spark("resnet18", decoder_width=32)
+    return SparK("resnet18", decoder_width=32)
 
 
 def batch(height: int = 96, width: int = 64) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ def test_without_a_mask_one_is_drawn(model: SparK) -> None:
 
 
 def test_other_numbers_of_channels_work() -> None:
-    gray = build_spark("resnet18", in_chans=1, decoder_width=32)
+    gray = SparK(build_pyramid("resnet18", in_chans=1), decoder_width=32)
     output = gray(torch.randn(2, 1, 64, 64))
     assert output.prediction.shape == (2, 1, 64, 64)
     assert output.loss.isfinite()

@@ -15,8 +15,10 @@ import torch
 from timm.models import convnext
 from torch import Tensor, nn
 
+from spark.backbones.timm_pyramid import build_pyramid
+from spark.methods.spark.config import SparKConfig
 from spark.methods.spark.decoder import DecoderBlock
-from spark.methods.spark.model import SparK, build_spark
+from spark.methods.spark.model import SparK
 from spark.sparse import masked
 from spark.sparse.rule import Dense, LayerRule, unchanged
 from spark.sparse.state import VisiblePatches
@@ -59,12 +61,11 @@ class PlainBlock(DecoderBlock):
         return self.norm2(self.conv2(x_BCHW))
 
 
-def build_original(model: str, drop_path: float = 0.0, mask_ratio: float = 0.6, decoder_width: int = 768) -> SparK:
-    """Build SparK so that it computes as the original does."""
-    spark = build_spark(
-        model, drop_path=drop_path, mask_ratio=mask_ratio, decoder_width=decoder_width, engine="masked",
-        extra_layers=LAYERS,
-    )
+def build_original(config: SparKConfig) -> SparK:
+    """Build the model of a run so that it computes as the original does."""
+    network = config.model
+    pyramid = build_pyramid(network.name, network.in_chans, network.drop_path, network.options)
+    spark = SparK(pyramid, config.mask.ratio, config.decoder.width, "masked", extra_layers=LAYERS)
     for block in spark.decoder.blocks:
         block.__class__ = PlainBlock
     return spark

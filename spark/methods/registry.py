@@ -1,0 +1,114 @@
+"""The pre-training methods by name, and recipes read as the method that they name says.
+
+Nothing here imports torch before a model is asked for: a mistake in a recipe is told at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf.errors import OmegaConfBaseException
+
+from spark.config.choices import DEFAULT_METHOD
+from spark.config.pretrain import PretrainConfig
+from spark.config.recipe import load_recipe, value_in, with_values, written_with
+from spark.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from spark.methods.base import Method
+
+
+class Entry(NamedTuple):
+    """Where a method's settings and model are, as `module:Class`, and a line for people."""
+
+    config: str
+    model: str
+    purpose: str
+
+
+METHODS: Mapping[str, Entry] = MappingProxyType({
+    "spark": Entry("spark.methods.spark.config:SparKConfig", "spark.methods.spark.model:SparK",
+                   "sparse masked modelling for convolutional networks (arXiv 2301.03580)"),
+})
+
+
+def config_class(method: str) -> type[PretrainConfig]:
+    """Return the dataclass of a method's settings.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    return _load(_entry(method).config)
+
+
+def method_class(method: str) -> type[Method]:
+    """Return a method's model.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    return _load(_entry(method).model)
+
+
+def build_method(config: PretrainConfig) -> Method:
+    """Build the model of a run.
+
+    Raises:
+        UserError: the network or a setting is unsound.
+    """
+    return method_class(config.method).from_config(config)
+
+
+def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Read a pre-training's recipe; its key `method` selects the settings that there are.
+
+    Raises:
+        UserError: one message that lists every unknown key, wrong type and unsound value.
+    """
+    return load_recipe(_schema(recipe, overrides), recipe, overrides)
+
+
+def default_config(method: str, model: str, values: Mapping[str, Any]) -> PretrainConfig:
+    """Return a method's default settings for a network without drop path, for work that is no run.
+
+    Args:
+        method: its name.
+        model: the network's.
+        values: other settings, by dotted key.
+
+    Raises:
+        UserError: there is no such method, or it has not all of these settings.
+    """
+    chosen = {"method": method, "model.name": model, "model.drop_path": 0.0, **values}
+    try:
+        return with_values(config_class(method)(), chosen)
+    except OmegaConfBaseException as error:
+        raise UserError(f"method {method}: {str(error).splitlines()[0]}") from None
+
+
+def written_beside_preset(recipe: str | Path | None, overrides: Sequence[str] = ()) -> frozenset[str]:
+    """Return the dotted keys that `train.preset=auto` leaves as they are.
+
+    Raises:
+        UserError: as for `read_recipe`.
+    """
+    return written_with("train.preset", _schema(recipe, overrides), recipe, overrides)
+
+
+def _schema(recipe: str | Path | None, overrides: Sequence[str]) -> type[PretrainConfig]:
+    return config_class(str(value_in("method", recipe, overrides, DEFAULT_METHOD)))
+
+
+def _entry(method: str) -> Entry:
+    if method not in METHODS:
+        raise UserError(f"method={method} is not one of {', '.join(METHODS)}.{nearest(method, METHODS)}")
+    return METHODS[method]
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,39 @@
+"""A run in the processes that torchrun started, if it did: they join, heed signals, and end as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from spark.utils.distributed import Ranks, process_group
+from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
+
+Result = TypeVar("Result")
+
+
+def in_processes(
+    run: Path, device: str, work: Callable[[Ranks, StopRequest], Result | None]
+) -> tuple[Result, Ranks]:
+    """Do the work in all processes.
+
+    Args:
+        run: the run's folder, for the message.
+        device: what to compute on, as for `choose_device`.
+        work: returns None if it was asked to stop, and is saved.
+
+    Returns:
+        What it returned in this process, and the processes.
+
+    Raises:
+        UserError: whatever the work finds.
+        PostponedError: it was asked to stop.
+        SystemExit: instead, in all processes but the main one, which speaks for all.
+    """
+    with process_group(device) as ranks, StopRequest() as request:
+        result = work(ranks, request)
+    if result is None and not ranks.is_main:
+        raise SystemExit(EXIT_CODE)
+    if result is None:
+        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it")
+    return result, ranks
