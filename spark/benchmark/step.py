@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
-from spark.methods.registry import default_config, method_class
+from spark.methods.registry import default_config, variants
 from spark.methods.variant import Variant
 from spark.sparse.patches import patches_per_image
 from spark.training.optim import build_optimizer, parameter_groups, set_schedule
@@ -60,7 +60,7 @@ class Workload:
 
     def variants(self, precision: str, compile: bool = False) -> list[Variant]:
         """Return the ways to compute it, the baseline first."""
-        return method_class(self.method).variants(precision, compile)
+        return variants(self.method, precision, compile)
 
 
 @dataclass

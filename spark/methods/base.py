@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from spark.errors import UserError
-from spark.methods.variant import Variant
 from spark.sparse.check import Equivalence
 from spark.sparse.patches import patches_per_image
 
@@ -181,8 +180,3 @@ class Method(nn.Module, ABC):
             RefusedError: the method cannot do with a layer of the network.
         """
         return []
-
-    @classmethod
-    def variants(cls, precision: str, compile: bool) -> list[Variant]:
-        """Return ways to compute the same training step, for benchmarks to compare, the baseline first."""
-        return [Variant("step", cls.from_config, precision=precision, compile=compile)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,14 @@ class Pretrained(NamedTuple):
     step: int
 
 
-def load_pretrained(path: Path | str) -> Pretrained:
+def load_pretrained(path: Path | str, changes: Mapping[str, Any] | None = None) -> Pretrained:
     """Load a run's folder, or one of the files in its `checkpoints/`; a torn last one of a folder is passed over.
 
     Nothing is dropped at random in the model, however it was trained.
+
+    Args:
+        path: of either.
+        changes: settings by dotted key that shall differ from the training's, such as {"engine": "masked"}.
 
     Raises:
         UserError: missing or damaged, or no checkpoint of a pre-training.
@@ -42,7 +47,7 @@ def load_pretrained(path: Path | str) -> Pretrained:
     if not (isinstance(content, dict) and {"model", "config", "step"} <= content.keys()):
         raise UserError(f"'{path}' is no checkpoint of `spark pretrain`; pass a run's folder")
     config = _config(content["config"], path)
-    model = build_method(with_values(config, {"model.drop_path": 0.0}))
+    model = build_method(with_values(config, {"model.drop_path": 0.0, **(changes or {})}))
     load_strictly(model, content["model"], f"'{path}'", "its own configuration")
     return Pretrained(model.eval(), config, content["step"])
 

@@ -20,19 +20,26 @@ from spark.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from spark.methods.base import Method
+    from spark.methods.variant import Variant
 
 
 class Entry(NamedTuple):
-    """Where a method's settings and model are, as `module:Class`, and a line for people."""
+    """Where a method's parts are, as `module:name`.
+
+    Attributes:
+        config: the dataclass of its settings.
+        model: the class derived from `Method`.
+        variants: what returns the ways to compute its step that benchmarks compare; "": there is one way.
+    """
 
     config: str
     model: str
-    purpose: str
+    variants: str = ""
 
 
 METHODS: Mapping[str, Entry] = MappingProxyType({
     "spark": Entry("spark.methods.spark.config:SparKConfig", "spark.methods.spark.model:SparK",
-                   "sparse masked modelling for convolutional networks (arXiv 2301.03580)"),
+                   "spark.methods.spark.original:variants"),
 })
 
 
@@ -52,6 +59,20 @@ def method_class(method: str) -> type[Method]:
         UserError: there is no such method.
     """
     return _load(_entry(method).model)
+
+
+def variants(method: str, precision: str, compile: bool) -> list[Variant]:
+    """Return the ways to compute a method's training step, for benchmarks to compare, the baseline first.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    entry = _entry(method)
+    if not entry.variants:
+        from spark.methods.variant import Variant  # it imports torch
+
+        return [Variant("step", method_class(method).from_config, precision=precision, compile=compile)]
+    return _load(entry.variants)(precision, compile)
 
 
 def build_method(config: PretrainConfig) -> Method:
@@ -83,7 +104,8 @@ def default_config(method: str, model: str, values: Mapping[str, Any]) -> Pretra
     Raises:
         UserError: there is no such method, or it has not all of these settings.
     """
-    chosen = {"method": method, "model.name": model, "model.drop_path": 0.0, **values}
+    places = {"out": "unset", "data.root": "unset"}
+    chosen = {**places, "method": method, "model.name": model, "model.drop_path": 0.0, **values}
     try:
         return with_values(config_class(method)(), chosen)
     except OmegaConfBaseException as error:

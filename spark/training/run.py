@@ -34,8 +34,8 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
     run = Path(config.out)
 
     def work(ranks: Ranks, request: StopRequest) -> Path | None:
-        if ranks.is_main:
-            (run / STOPPED).unlink(missing_ok=True)  # before anything that may fail
+        if ranks.is_main and (run / STOPPED).is_file():
+            (run / STOPPED).unlink()  # before anything that may fail
         return run if _pretrain(sized(config, written, ranks), run, ranks, request) else None
 
     return in_processes(run, config.device, work)[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from spark.methods.spark.config import SparKConfig
 from spark.methods.spark.decoder import UNetDecoder
 from spark.methods.spark.densify import Densify, norm_like
 from spark.methods.targets import normalize_patches
-from spark.methods.variant import Variant
 from spark.sparse.check import Equivalence, verify
 from spark.sparse.convert import join, sparsify
 from spark.sparse.layers import COMPOSITION
@@ -204,19 +202,6 @@ class SparK(Method):
             results.append(verify(model, "masked"))
         return results
 
-    @classmethod
-    def variants(cls, precision: str, compile: bool) -> list[Variant]:
-        """Return the original's scheme, the masked engine tuned, and the compact one."""
-        from spark.methods.spark.original import build_original  # it builds upon this
-
-        compact = Variant("compact", with_engine("compact"), precision=precision)
-        return [
-            Variant("original", build_original, torch.contiguous_format, foreach=False, baseline=True),
-            Variant("masked", with_engine("masked"), precision=precision),
-            compact,
-            *([dataclasses.replace(compact, label="compact compiled", compile=True)] if compile else []),
-        ]
-
     def feature_maps(self, output: Output) -> list[Tensor]:
         """Return the encoder's maps [B, channels, H / stride, W / stride], zero in the holes."""
         with self.visible.use_mask(output.mask.bool()):
@@ -230,11 +215,6 @@ class SparK(Method):
         patches = take_patches(output.prediction, every, *grid) * deviation + mean
         drawn = put_patches(patches, every, len(images), *grid)
         return torch.where(enlarge(output.mask.bool(), *images.shape[-2:]), images, drawn)
-
-
-def with_engine(engine: str) -> Callable[[SparKConfig], SparK]:
-    """Return what builds a run's model with another engine than the run's."""
-    return lambda config: SparK.from_config(dataclasses.replace(config, engine=engine))
 
 
 def _rounded(size: int, stride: int) -> int:

@@ -260,7 +260,7 @@ def changed(**members: Any) -> Callable[[], nn.Module]:
         (changed(strides=[2, 8]), "returns a map of 1x8x2x2 where its channels and strides say 1x8x1x1"),
         (changed(forward=lambda x: x), "must return a list of 2 maps, not Tensor"),
         (lambda: nn.Conv2d(3, 4, 3), "'Conv2d' lacks channels, strides, example; see `spark.Pyramid`"),
-        (lambda: "resnet18", "'str' is no torch.nn.Module"),
+        (lambda: 18, "'int' is no torch.nn.Module"),
     ],
 )
 @pytest.mark.parametrize("use", [SparK, check_equivalence])

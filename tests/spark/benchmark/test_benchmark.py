@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from spark.benchmark.report import markdown, ratio_to, save
-from spark.benchmark.step import PARTS, TrainingStep, Workload, benchmark, count_flops, kept_bytes, variants
+from spark.benchmark.step import PARTS, TrainingStep, Workload, benchmark, count_flops, kept_bytes
 from spark.cli import main
 
 WORKLOAD = Workload("resnet18", batch=2, input_size=(64, 96), decoder_width=32, device="cpu")
 
 
 def test_variants_compute_the_same() -> None:
-    first = TrainingStep(WORKLOAD, variants("float32")[0], None)
+    first = TrainingStep(WORKLOAD, WORKLOAD.variants("float32")[0], None)
     state = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
-    steps = [first, *(TrainingStep(WORKLOAD, variant, state) for variant in variants("float32")[1:])]
+    others = WORKLOAD.variants("float32")[1:]
+    steps = [first, *(TrainingStep(WORKLOAD, variant, state) for variant in others)]
     losses = [torch.stack([step.run(lambda part, function: function()) for _ in range(3)]) for step in steps]
     for step, loss in zip(steps[1:], losses[1:], strict=True):
         torch.testing.assert_close(loss, losses[0], rtol=2e-4, atol=0, msg=step.variant.label)
@@ -25,7 +26,8 @@ def test_variants_compute_the_same() -> None:
 
 
 def test_flops_of_a_part_are_those_of_its_convolutions() -> None:
-    counts = {variant.label: count_flops(TrainingStep(WORKLOAD, variant, None)) for variant in variants("float32")}
+    variants = WORKLOAD.variants("float32")
+    counts = {variant.label: count_flops(TrainingStep(WORKLOAD, variant, None)) for variant in variants}
     dense, compact = counts["original"], counts["compact"]
     assert set(compact) == set(PARTS)
     # 6 patches, 2 of them visible; the whole map's multiplications at 64 x 96, from timm's published 1.8 G at 224.
@@ -49,7 +51,8 @@ def test_flops_of_a_depthwise_convolution_count_its_groups() -> None:
 
 
 def test_kept_bytes_fall_with_what_is_visible() -> None:
-    masked, compact = (kept_bytes(TrainingStep(WORKLOAD, variant, None)) for variant in variants("float32")[1:])
+    variants = WORKLOAD.variants("float32")[1:]
+    masked, compact = (kept_bytes(TrainingStep(WORKLOAD, variant, None)) for variant in variants)
     assert 0 < compact < 0.75 * masked
 
 

@@ -77,7 +77,7 @@ class Pixels(nn.Module):
 def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = read_recipe(None, ["out=unused", f"data.root={photos}"])
     pool = ImagePool(photos, (16, 16))
-    watch = LearningMonitor(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS)
+    watch = LearningMonitor(config, Ranks(torch.device("cpu")), pool, epoch_images=100 * PHOTOS, precision="float32")
     encoder, warnings = Pixels(), []
     for epoch, encoder.collapsed in enumerate([False, True, True, False, True], start=1):
         found = watch.look(encoder, epoch, last=False)
@@ -89,5 +89,5 @@ def test_the_warning_comes_once_until_things_get_better(photos: Path, capsys: py
 @pytest.mark.parametrize(("epoch_images", "looks"), [(100 * PHOTOS, [1, 2, 3, 4]), (50 * PHOTOS, [2, 4]), (1, [4])])
 def test_looking_costs_one_image_in_a_hundred(epoch_images: int, looks: list[int], photos: Path) -> None:
     config = read_recipe(None, ["out=unused", f"data.root={photos}"])
-    watch = LearningMonitor(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images)
+    watch = LearningMonitor(config, Ranks(torch.device("cpu")), ImagePool(photos, (16, 16)), epoch_images, "float32")
     assert [epoch for epoch in range(5) if watch.look(Pixels(), epoch, last=epoch == 4)] == looks

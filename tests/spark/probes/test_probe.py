@@ -102,21 +102,21 @@ def shades(tmp_path: Path) -> Path:
 
 
 def test_what_tells_the_classes_is_found(shades: Path) -> None:
-    assert Probe(config(shades), CPU).measure(Shade()) == {"knn": 100.0, "linear": 100.0}
+    assert Probe(config(shades), CPU, "float32").measure(Shade()) == {"knn": 100.0, "linear": 100.0}
 
 
 def test_an_image_that_cannot_be_read_is_left_out(shades: Path, tmp_path: Path) -> None:
     val = Path(shutil.copytree(shades, tmp_path / "val"))
     for file in (val / "dark").iterdir():
         file.write_bytes(b"no image")
-    probe = Probe(config(shades, f"probe.val={val}"), CPU)
+    probe = Probe(config(shades, f"probe.val={val}"), CPU, "float32")
     with pytest.warns(UserWarning, match=r"left out of the probe: image '.*dark.*' cannot be read"):
         assert probe.measure(Shade()) == {"knn": 100.0, "linear": 100.0}
 
 
 def test_processes_share_the_images(shades: Path) -> None:
     """Three shares, put together, are all images, each once, and none of them is in both sets."""
-    probes = [Probe(config(shades), Ranks(torch.device("cpu"), rank, 3)) for rank in range(3)]
+    probes = [Probe(config(shades), Ranks(torch.device("cpu"), rank, 3), "float32") for rank in range(3)]
     parts = [[probe._features(Shade(), images) for probe in probes] for images in (probes[0]._train, probes[0]._val)]
     brightness = [sorted(torch.cat([features for features, _ in part])[:, 0].tolist()) for part in parts]
     assert [len(values) for values in brightness] == [32, 8]
@@ -124,9 +124,9 @@ def test_processes_share_the_images(shades: Path) -> None:
 
 
 def test_at_most_so_many_images_are_looked_at(shades: Path) -> None:
-    probe = Probe(config(shades, "probe.images=8"), CPU)
+    probe = Probe(config(shades, "probe.images=8"), CPU, "float32")
     assert [len(images) for images in (probe._train, probe._val)] == [8, 2]  # type: ignore[arg-type]
-    probe = Probe(config(shades, "probe.images=8", f"probe.val={shades}"), CPU)
+    probe = Probe(config(shades, "probe.images=8", f"probe.val={shades}"), CPU, "float32")
     assert [len(images) for images in (probe._train, probe._val)] == [8, 8]  # type: ignore[arg-type]
 
 
@@ -140,10 +140,10 @@ def test_an_encoder_made_sparse_gives_the_dense_features() -> None:
 
 def test_folders_that_do_not_fit_are_refused(shades: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder of class folders"):
-        Probe(config(tmp_path / "none"), CPU)
+        Probe(config(tmp_path / "none"), CPU, "float32")
     other = Path(shutil.copytree(shades, tmp_path / "other"))
     (other / "dark").rename(other / "dusk")
     with pytest.raises(UserError, match=r"has other class folders than"):
-        Probe(config(shades, f"probe.val={other}"), CPU)
+        Probe(config(shades, f"probe.val={other}"), CPU, "float32")
     with pytest.raises(UserError, match=r"probe\.val=.* needs probe\.train"):
         read_recipe(None, ["out=a", "data.root=b", "probe.val=c"])

@@ -16,6 +16,7 @@ from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spark.backbones.timm_pyramid import build_pyramid
 from spark.errors import UserError
 from spark.masking import random_mask
 from spark.methods.spark.model import SparK
@@ -58,9 +59,14 @@ def assert_same(found: Numbers, wanted: Numbers, tolerance: float = TOLERANCE) -
 # Whole models
 
 
-def pair(name: str, **settings: Any) -> dict[str, SparK]:
+def pair(
+    name: str, in_chans: int = 3, drop_path: float = 0.0, options: dict[str, Any] | None = None, **settings: Any
+) -> dict[str, SparK]:
     """Return a model in both engines, with the same random state."""
-    models = {engine: SparK(name, decoder_width=32, engine=engine, **settings) for engine in ENGINES}
+    models = {
+        engine: SparK(build_pyramid(name, in_chans, drop_path, options), decoder_width=32, engine=engine, **settings)
+        for engine in ENGINES
+    }
     randomize(models["compact"])
     models["masked"].double().load_state_dict(models["compact"].state_dict())
     return models

@@ -19,7 +19,7 @@ from spark.methods.registry import read_recipe
 from spark.runs.checkpoint import save_checkpoint
 from spark.runs.metrics import read_metrics
 from spark.sparse.synchronize import synchronize_batch_norms
-from spark.training import pretraining as train
+from spark.training import loop
 from spark.training.run import pretrain
 from spark.utils.distributed import Ranks
 from spark.utils.signals import EXIT_CODE
@@ -61,7 +61,7 @@ def begin(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", stop_after_saving)
+        patch.setattr(loop, "save_checkpoint", stop_after_saving)
         with pytest.raises(KeyboardInterrupt):
             pretrain(read_recipe(None, config))
 

@@ -25,6 +25,7 @@ from spark.formats.reader import read
 from spark.methods.registry import read_recipe
 from spark.runs.checkpoint import load_latest, save_checkpoint
 from spark.runs.metrics import read_metrics
+from spark.training import loop
 from spark.training import pretraining as train
 from spark.training.run import pretrain
 
@@ -181,7 +182,7 @@ def stopping_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", stop_after_saving)
+        patch.setattr(loop, "save_checkpoint", stop_after_saving)
         yield
 
 
@@ -237,9 +238,9 @@ LN_NET = ("model.name=convnext_atto", "model.drop_path=0", "train.epochs=1", "tr
 def gradients(photos: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     """Return the gradients of a first step; the decoder's batch norms go by constants, to be no part of the matter."""
     training = train.Pretraining(read_recipe(None, settings(photos, out, *LN_NET, *more)))
-    training._model.train()
+    batch = next(iter(training.batches(first_step=0)))
     training._model.decoder.eval()
-    training._train_step(next(iter(training._loader())))
+    training.step(batch, 0, lr=1e-4)
     return {name: p.grad for name, p in training._model.named_parameters() if p.grad is not None}
 
 

@@ -81,7 +81,7 @@ def test_both_engines_load_the_trained_weights(run: Path) -> None:
     mask = torch.tensor([[[[True, False, False], [False, True, False]]]])
     losses = []
     for engine in ("compact", "masked"):
-        model, config, step = load_pretrained(run, engine)
+        model, config, step = load_pretrained(run, {"engine": engine})
         assert (model.visible.engine, step, config.model.name) == (engine, 3, "resnet18")
         with torch.no_grad():
             losses.append(model(images, mask).loss.item())
@@ -97,7 +97,7 @@ def test_the_columns_show_what_they_say(run: Path) -> None:
     original = np.asarray(((images[0] * 0.25 + 0.5) * 255).byte().permute(1, 2, 0))
     first, again = (attempt(model, images, 0.5, 3, mean, std) for _ in range(2))
     masked, drawn, pasted = map(np.asarray, first.pictures)
-    visible = draw_mask(model, (64, 96), 0.5, 3)[0, 0].repeat_interleave(32, 0).repeat_interleave(32, 1).numpy()
+    visible = draw_mask(model, (64, 96), 0.5, 3)[0, 0].repeat_interleave(32, 0).repeat_interleave(32, 1).bool().numpy()
     assert visible.mean() == 0.5
     assert np.abs(masked[visible].astype(int) - original[visible]).max() <= 1
     assert np.unique(masked[~visible]).tolist() == [127]

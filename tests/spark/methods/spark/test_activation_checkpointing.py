@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spark.backbones.timm_pyramid import build_pyramid
 from spark.backbones.tracing import blocks_of
 from spark.errors import UserError
 from spark.masking import random_mask

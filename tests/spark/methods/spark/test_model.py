@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from spark.backbones.timm_pyramid import build_pyramid
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.methods.spark.model import SparK, SparKOutput
+from spark.methods.spark.model import Output, SparK
 from spark.methods.targets import normalize_patches
 from spark.sparse.patches import put_patches, take_patches
 from spark.visualize.grid import GRAY, reconstruction_grid
@@ -99,7 +100,7 @@ def test_a_perfect_prediction_reconstructs_the_image(model: SparK) -> None:
     every, grid = torch.arange(2 * 3 * 2), (3, 2)
     target, _, _ = normalize_patches(take_patches(images, every, *grid))
     prediction = put_patches(target, every, 2, *grid)
-    output = SparKOutput(torch.zeros(()), [], prediction, mask)
+    output = Output(torch.zeros(()), prediction, mask)
     torch.testing.assert_close(model.reconstruct(images, output), images, atol=1e-4, rtol=1e-4)
 
 
