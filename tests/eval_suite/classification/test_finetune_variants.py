@@ -16,6 +16,7 @@ import torch
 from colored import write_folders
 from paths import ROOT
 
+from eval_suite.classification.data import LabeledSample
 from eval_suite.classification.finetuning import Finetuning
 from eval_suite.task import Work
 from eval_suite.task_registry import find_task
@@ -155,10 +156,10 @@ def test_a_request_to_stop_is_heeded_within_an_epoch(
     imagenet_finetune.run(recipe, [f"out={whole}"])
     step = Finetuning.step
 
-    def told(self: Finetuning, images: torch.Tensor, labels: torch.Tensor, number: int, rate: float) -> torch.Tensor:
+    def told(self: Finetuning, batch: LabeledSample, number: int, lr: float) -> dict[str, Any]:
         if number == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, images, labels, number, rate)
+        return step(self, batch, number, lr)
 
     monkeypatch.setattr(Finetuning, "step", told)
     with pytest.raises(PostponedError, match="the same command goes on with it"):

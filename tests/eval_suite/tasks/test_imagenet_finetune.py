@@ -17,7 +17,7 @@ from PIL import Image
 from eval_suite.classification.data import Draw, TrainSampler
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
-from eval_suite.classification.initialize import build_classifier, start_of
+from eval_suite.classification.initialize import build_classifier, starting_weights
 from eval_suite.tasks import imagenet_finetune
 from eval_suite.tasks.imagenet_finetune import open_data
 from spark.errors import UserError
@@ -168,10 +168,12 @@ def test_augmentation_follows_from_seed_epoch_and_position_and_leaves_no_trace(i
 def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encoder: Path) -> None:
     config = config_for(images, init=str(encoder))
     data = open_data(config)
-    model = build_classifier(config.model, data.classes, start_of(config.init, MODEL, {}, config.data), seed=0)
+    start = starting_weights(config.init, config.model, config.data)
+    model = build_classifier(config.model, data.classes, start, seed=0)
     torch.manual_seed(7)
     exported = timm.create_model(MODEL).state_dict()
-    averaged = Finetuning(config, data, model, Ranks(torch.device("cpu"))).state_dict()["ema"]
+    ranks, resolved = Ranks(torch.device("cpu")), {"precision": "float32"}
+    averaged = Finetuning(config, data, model, ranks, {}, resolved).state_dict()["ema"]
     assert torch.equal(model.state_dict()["layer3.0.conv2.weight"], exported["layer3.0.conv2.weight"])
     for name, tensor in model.state_dict().items():
         assert torch.equal(averaged[name], tensor), name

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from eval_suite.classification import frozen as frozen_encoder
 from eval_suite.classification.config import DataConfig
-from eval_suite.classification.data import Data, Draw, LabeledImages
+from eval_suite.classification.data import Data, Draw, LabeledImages, LabeledSample
 from eval_suite.classification.frozen import LAST, LAST_TWO, FrozenEncoder, some_images
-from eval_suite.classification.initialize import build_encoder, start_of
+from eval_suite.classification.initialize import build_encoder
 from eval_suite.classification.labeled import open_labeled
-from eval_suite.classification.probe_config import ProbeConfig, ProbeTrainConfig
+from eval_suite.classification.probe_config import EncoderConfig, ProbeConfig, ProbeTrainConfig
 from eval_suite.classification.probing import HELD_OUT, VAL, Head, Heads, Probing, choose
 from eval_suite.task import Work
 from eval_suite.task_registry import find_task
@@ -27,8 +27,10 @@ from eval_suite.tasks import knn, linear_probe
 from spark.backbones.timm_pyramid import dense_part
 from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
+from spark.formats.weights import read_weights
 from spark.runs.metrics import read_metrics
 from spark.runs.record import load_record
+from spark.training.loop import LOSS
 from spark.utils.distributed import Ranks
 
 MODEL = "test_resnet"
@@ -75,11 +77,12 @@ def test_heads_find_what_is_linearly_separable_and_nothing_else(images: Path) ->
     statistics = {LAST: (torch.full((1,), 0.4), torch.full((1,), 0.3)),
                   LAST_TWO: (torch.full((3,), 0.4), torch.full((3,), 0.3))}
     learner = Probing(
-        config, Data(split, split, 3, {}), split, Pixels(), statistics, Ranks(CPU)  # type: ignore[arg-type]
+        config, Data(split, split, 3, {}), split, Pixels(), statistics, Ranks(CPU), {}, {}  # type: ignore[arg-type]
     )
     x = torch.stack([split[Draw(index)].image for index in range(36)])
     labels = torch.tensor([train.label(index) for index in range(36)])
-    losses = [learner.step(x, labels, number, 1.0).item() for number in range(60)]
+    batch = LabeledSample(x, labels, torch.full((36,), -1))
+    losses = [learner.step(batch, number, 1.0)[LOSS].item() for number in range(60)]
     assert losses[-1] < 0.5 * losses[0]
     found = learner.evaluate()
     assert found[f"{VAL}/top1/{LAST_TWO}/lr=1"] == 100
@@ -117,10 +120,10 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
     assert log[-1]["top1"] == record.metrics["top1"].value  # a curve for the report
     step = Probing.step
 
-    def killed(self: Probing, images: Tensor, labels: Tensor, number: int, rate: float) -> Tensor:
+    def killed(self: Probing, batch: LabeledSample, number: int, lr: float) -> dict[str, Any]:
         if number == 6:
             raise KeyboardInterrupt
-        return step(self, images, labels, number, rate)
+        return step(self, batch, number, lr)
 
     parts = [*settings, *PROBE, f"out={tmp_path}/parts", "train.checkpoint_minutes=0"]
     with monkeypatch.context() as patch:
@@ -153,10 +156,9 @@ def test_neighbours_by_colour(settings: list[str], tmp_path: Path, model: str) -
 def test_recalibration_is_another_protocol_and_changes_batch_norms_only(
     settings: list[str], images: Path, tmp_path: Path
 ) -> None:
-    start = start_of("scratch", MODEL, {}, ProbeConfig().data)
-    encoder = build_encoder(MODEL, {}, start, seed=0)
+    encoder = build_encoder(EncoderConfig(MODEL), read_weights("scratch", MODEL), seed=0)
     before = {name: tensor.clone() for name, tensor in dense_part(encoder).state_dict().items()}
-    frozen = FrozenEncoder(encoder, CPU, "auto")
+    frozen = FrozenEncoder(encoder, CPU, "float32")
     split = LabeledImages(open_labeled(str(images / "val")), lambda image: torch.rand(3, 32, 32) + 7, 32, False)
     frozen.recalibrate(split, workers=0)
     after = dense_part(encoder).state_dict()
@@ -180,7 +182,7 @@ def test_recalibrated_statistics_are_those_of_all_images(images: Path, monkeypat
     sample = some_images(train, len(train), DataConfig(input_size=32))
     encoder = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     encoder.channels = [3, 3]  # type: ignore[assignment]
-    FrozenEncoder(encoder, CPU, "auto").recalibrate(sample, workers=0)
+    FrozenEncoder(encoder, CPU, "float32").recalibrate(sample, workers=0)
     x = torch.stack([sample[Draw(index)].image for index in range(len(sample))])
     torch.testing.assert_close(encoder[0].running_var, x.var((0, 2, 3)), rtol=0.2, atol=0)  # type: ignore[arg-type]
     between_classes = x.mean((2, 3)).var(0)
@@ -189,7 +191,7 @@ def test_recalibrated_statistics_are_those_of_all_images(images: Path, monkeypat
 
 def test_an_exported_encoder_gives_the_features(settings: list[str], tmp_path: Path) -> None:
     torch.manual_seed(7)
-    network = dense_part(build_encoder(MODEL, {}, start_of("scratch", MODEL, {}, ProbeConfig().data), seed=5))
+    network = dense_part(build_encoder(EncoderConfig(MODEL), read_weights("scratch", MODEL), seed=5))
     info = EncoderInfo(MODEL, 3, (64, 64), MEAN, STD, "spark", 5, "hash", "version", recipe_hash="recipe")
     save_encoder(tmp_path / "encoder", Encoder(dict(network.state_dict()), info))
     ours, same = (knn.run(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *init]) for name, init in (
