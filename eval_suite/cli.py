@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import eval_suite.tasks
 from eval_suite.study.cli import add_verbs as add_study_verbs
-from spark import __version__
 from spark.errors import exits_cleanly
+from spark.utils.version import __version__
 
 
 class Verb(NamedTuple):
-    """A verb of classification: the module in `eval_suite.tasks` that runs it, and a line for people."""
+    """A verb of classification: the module in `eval_suite.tasks` with a function of that name, a line for people."""
 
     task: str
     purpose: str
@@ -60,7 +60,7 @@ def _classify(options: argparse.Namespace) -> int:
 
     task = importlib.import_module(f"{eval_suite.tasks.__name__}.{CLASSIFICATION[options.verb].task}")
     try:
-        path = task.run(options.recipe, options.overrides)
+        path = getattr(task, options.verb)(options.recipe, options.overrides)
     except PostponedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE

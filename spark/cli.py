@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from spark import __version__
 from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
 from spark.errors import UserError, exits_cleanly
+from spark.utils.version import __version__
 
 
 @exits_cleanly

@@ -69,7 +69,7 @@ class ImagenetFinetune(Task):
         return load_recipe(FinetuneConfig, work.recipe, work.overrides())
 
 
-def run(recipe: str, overrides: Sequence[str]) -> Path | None:
+def finetune(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Path | None:
     """Train, evaluate and return the path of `result.json`; None in all processes but the first.
 
     Raises:

@@ -65,7 +65,7 @@ class Knn(Task):
         return Cost(backbone.flops * images, 0, "k-NN is one forward pass over the training images")
 
 
-def run(recipe: str, overrides: Sequence[str]) -> Path | None:
+def knn(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Path | None:
     """Classify and return the path of `result.json`.
 
     Raises:

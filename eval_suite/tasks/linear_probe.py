@@ -73,7 +73,7 @@ class _Splits:
     train: LabeledSource
 
 
-def run(recipe: str, overrides: Sequence[str]) -> Path | None:
+def probe(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Path | None:
     """Train, evaluate and return the path of `result.json`; None in all processes but the first.
 
     Raises:

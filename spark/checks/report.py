@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from spark.backbones.pyramid import Pyramid
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.checks.coverage import read_table, verified_like
 from spark.checks.model_summary import ModelSummary, describe
@@ -40,6 +42,19 @@ def check(model: str, engine: str | None, input_size: tuple[int, int], method: s
         raise UserError(f"'{model}' is not converted correctly; do not pre-train it")
     print_summary(summary, console)
     console.print(f"{model}: verified", markup=False)
+
+
+def check_model(model: Pyramid | nn.Module | str, engine: str | None = None) -> list[Equivalence]:
+    """Prove that the sparse form of a network is the dense network on what is visible; return the errors found.
+
+    Args:
+        model: a network's name, a model of timm's, or a pyramid; it stays as it is.
+        engine: "compact", "masked" or "auto"; None: every engine that takes the model.
+
+    Raises:
+        UserError: the model is refused.
+    """
+    return method_class(DEFAULT_METHOD).verify(model, engine)
 
 
 def print_summary(summary: ModelSummary, console: Console) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spark.backbones.pyramid import Pyramid
 from spark.errors import UserError
 from spark.sparse.check import Equivalence
 from spark.sparse.patches import patches_per_image
@@ -169,11 +170,11 @@ class Method(nn.Module, ABC):
         raise UserError(f"the method {self.name} has no activation checkpointing; set train.recompute=false")
 
     @classmethod
-    def verify(cls, model: str, engine: str | None) -> list[Equivalence]:
+    def verify(cls, model: Pyramid | nn.Module | str, engine: str | None) -> list[Equivalence]:
         """Prove for a network what the method makes of it; [] where nothing is converted.
 
         Args:
-            model: name of the network.
+            model: the network, or its name.
             engine: that computes, where there is a choice; None: each that takes the network.
 
         Raises:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spark.backbones.pyramid import Pyramid, require_maps, require_pyramid
-from spark.backbones.timm_pyramid import build_pyramid
+from spark.backbones.timm_pyramid import as_pyramid, build_pyramid
 from spark.masking import enlarge, random_mask
 from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.layers import rule_of
@@ -60,8 +60,8 @@ class Equivalence(NamedTuple):
         return all(error <= TOLERANCE for error in self.errors)
 
 
-def verify(model: str, engine: str = "auto") -> Equivalence:
-    """Check a timm model on the smallest picture that tells; see `check_equivalence`."""
+def verify(model: Pyramid | nn.Module | str, engine: str = "auto") -> Equivalence:
+    """Check a network on the smallest image that tells; see `check_equivalence`."""
     for patches in PATCHES:
         result = check_equivalence(model, engine, patches=patches)
         if result.holds:
@@ -70,7 +70,7 @@ def verify(model: str, engine: str = "auto") -> Equivalence:
 
 
 def check_equivalence(
-    model: str | Pyramid | Callable[[], Pyramid],
+    model: Pyramid | nn.Module | str | Callable[[], Pyramid],
     engine: str = "auto",
     extra_layers: ExtraLayers | None = None,
     patches: int = 3,
@@ -79,8 +79,8 @@ def check_equivalence(
     """Convert a network and measure the three errors on random weights, statistics and images.
 
     Args:
-        model: timm's name, or that of a user's own network (see `build_pyramid`); or a pyramid, which stays as it
-            is; or a function that makes one.
+        model: a network's name (see `build_pyramid`); or a pyramid or a timm model, which stays as it is; or a
+            function that makes a pyramid.
         engine: "compact", "masked" or "auto".
         extra_layers: the rules of a user's own layers, by exact type, beside those that the network itself names.
         patches: side of the test picture in patches.
@@ -113,10 +113,10 @@ def check_equivalence(
     return Equivalence(visible.engine, visible.stood_back, worst)
 
 
-def _built(model: str | Pyramid | Callable[[], Pyramid]) -> Any:
+def _built(model: Pyramid | nn.Module | str | Callable[[], Pyramid]) -> Any:
     """Return a network that may be changed."""
     if isinstance(model, nn.Module):
-        pyramid: Any = copy.deepcopy(model)
+        pyramid: Any = as_pyramid(copy.deepcopy(model))
     elif isinstance(model, str):
         pyramid = build_pyramid(model)
     else:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spark import __version__
+from spark.utils.version import __version__
 
 if TYPE_CHECKING:  # who only asks for versions need not wait for it
     import torch

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spark.sparse import LayerRule, compact, masked
-from spark.sparse.layers import COMPOSITION
+from spark import COMPOSITION, OVER_IMAGE, LayerRule
 
 
 class ContrastGate(nn.Module):
@@ -36,11 +35,6 @@ class ContrastGate(nn.Module):
         """Return a map of the same shape."""
         variance = x_BCHW.var((2, 3), correction=0, keepdim=True)
         return x_BCHW * torch.sigmoid(self.fc((variance + 1e-5).sqrt()))
-
-
-# It reduces over an image, so that while a mask is set it must see the visible positions only, of one image at a time.
-# Each engine has a rule for that. The convolution inside of it sees no map: `inner_maps=False`.
-CONTRAST_GATE = LayerRule(masked.over_visible_of_image, compact.over_image, inner_maps=False)
 
 
 class Block(nn.Module):
@@ -72,8 +66,10 @@ class CifarResNet(nn.Module):
         in_chans: channels of the images.
     """
 
-    # A composition calls other layers and sums, scales or concatenates what they return: zero stays zero.
-    sparse_layers: ClassVar[Mapping[type[nn.Module], LayerRule]] = {ContrastGate: CONTRAST_GATE, Block: COMPOSITION}
+    # The gate reduces over an image: while patches are hidden it must see the visible positions only, of one image at a
+    # time. A composition calls other layers and sums, scales or concatenates what they return: zero stays zero. Where
+    # no rule of spark's fits, LayerRule(masked=…, compact=…) takes your own, one function for each engine.
+    sparse_layers: ClassVar[Mapping[type[nn.Module], LayerRule]] = {ContrastGate: OVER_IMAGE, Block: COMPOSITION}
 
     def __init__(self, width: int = 32, blocks: int = 2, in_chans: int = 3) -> None:
         super().__init__()

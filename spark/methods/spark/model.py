@@ -195,7 +195,7 @@ class SparK(Method):
             raise UserError("the encoder is not made of blocks that could be recomputed; set train.recompute=false")
 
     @classmethod
-    def verify(cls, model: str, engine: str | None) -> list[Equivalence]:
+    def verify(cls, model: Pyramid | nn.Module | str, engine: str | None) -> list[Equivalence]:
         """Prove that the sparse network is the dense one on what is visible, for one engine or each that takes it."""
         results = [verify(model, engine or "auto")]
         if engine is None and results[0].engine != "masked":

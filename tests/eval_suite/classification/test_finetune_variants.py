@@ -57,7 +57,7 @@ def states(*runs: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_have_the_numbers_of_one(recipe: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    imagenet_finetune.run(recipe, [f"out={one}"])
+    imagenet_finetune.finetune(recipe, [f"out={one}"])
     script = tmp_path / "main.py"
     script.write_text("import sys; from eval_suite.cli import main; sys.exit(main())")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -83,16 +83,16 @@ def test_parts_of_a_batch_add_up_to_it(recipe: str, tmp_path: Path) -> None:
     runs = [tmp_path / "whole", tmp_path / "parts"]
     model = ["model.name=test_convnext", "optimizer.name=adamw", "optimizer.base_lr=0.003"]
     for run, parts in zip(runs, ([], ["train.device_batch=5"]), strict=True):
-        imagenet_finetune.run(recipe, [f"out={run}", *model, *parts])
+        imagenet_finetune.finetune(recipe, [f"out={run}", *model, *parts])
     first, second = (read_metrics(run) for run in runs)
     assert [record["loss"] for record in first] == pytest.approx([record["loss"] for record in second], rel=1e-5)
     with pytest.raises(UserError, match=r"cannot be split into equal parts .* each of whole pairs"):
-        imagenet_finetune.run(recipe, ["train.device_batch=1", f"out={tmp_path}/other"])
+        imagenet_finetune.finetune(recipe, ["train.device_batch=1", f"out={tmp_path}/other"])
 
 
 def test_few_labels_are_balanced_recorded_and_comparable_over_seeds(recipe: str, tmp_path: Path) -> None:
     few = ["labels.per_class=3", "train.batch=8"]
-    results = [imagenet_finetune.run(recipe, [*few, f"seed={seed}", f"out={tmp_path}/{seed}"]) for seed in (0, 1)]
+    results = [imagenet_finetune.finetune(recipe, [*few, f"seed={seed}", f"out={tmp_path}/{seed}"]) for seed in (0, 1)]
     records = [load_record(result) for result in results if result]
     assert [record.task for record in records] == ["few_shot", "few_shot"]
     assert records[0].protocol_id == records[1].protocol_id
@@ -102,8 +102,8 @@ def test_few_labels_are_balanced_recorded_and_comparable_over_seeds(recipe: str,
     for names in named:
         assert sorted(Path(name).parent.name for name in names) == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
     with pytest.raises(UserError, match=r"seed=9 is not one of labels\.seeds"):
-        imagenet_finetune.run(recipe, [*few, "seed=9"])
-    other = imagenet_finetune.run(recipe, ["labels.seeds=[0,1]", *few, f"out={tmp_path}/other"])
+        imagenet_finetune.finetune(recipe, [*few, "seed=9"])
+    other = imagenet_finetune.finetune(recipe, ["labels.seeds=[0,1]", *few, f"out={tmp_path}/other"])
     assert other
     assert load_record(other).protocol_id != records[0].protocol_id
 
@@ -125,8 +125,8 @@ def test_the_task_of_few_labels_needs_a_limit(recipe: str, tmp_path: Path) -> No
 def test_an_own_network_is_fine_tuned(recipe: str, tmp_path: Path) -> None:
     own = [f"model.name={OWN}", "model.options={width: 4, blocks: 1}"]
     with pytest.raises(UserError, match=r"optimizer\.layer_decay must be 1"):
-        imagenet_finetune.run(recipe, own)
-    result = imagenet_finetune.run(recipe, [*own, "optimizer.layer_decay=1"])
+        imagenet_finetune.finetune(recipe, own)
+    result = imagenet_finetune.finetune(recipe, [*own, "optimizer.layer_decay=1"])
     assert result
     record = load_record(result)
     assert record.model == OWN
@@ -137,7 +137,7 @@ def test_other_checkpoints_begin_it_too(recipe: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = timm.create_model("resnet18")
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
-    result = imagenet_finetune.run(recipe, [
+    result = imagenet_finetune.finetune(recipe, [
         "model.name=resnet18", f"init={tmp_path}/resnet18.pth", "train.epochs=1", "train.warmup_epochs=0",
         "optimizer.base_lr=1e-9",
     ])
@@ -146,14 +146,14 @@ def test_other_checkpoints_begin_it_too(recipe: str, tmp_path: Path) -> None:
     trained = states(tmp_path / "run")[0]["model"]
     torch.testing.assert_close(trained["layer1.0.conv1.weight"], network.layer1[0].conv1.weight.detach())
     with pytest.raises(UserError, match=r"timm:resnet1x: unknown model"):
-        imagenet_finetune.run(recipe, ["init=timm:resnet1x", f"out={tmp_path}/other"])
+        imagenet_finetune.finetune(recipe, ["init=timm:resnet1x", f"out={tmp_path}/other"])
 
 
 def test_a_request_to_stop_is_heeded_within_an_epoch(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    imagenet_finetune.run(recipe, [f"out={whole}"])
+    imagenet_finetune.finetune(recipe, [f"out={whole}"])
     step = Finetuning.step
 
     def told(self: Finetuning, batch: LabeledSample, number: int, lr: float) -> dict[str, Any]:
@@ -163,10 +163,10 @@ def test_a_request_to_stop_is_heeded_within_an_epoch(
 
     monkeypatch.setattr(Finetuning, "step", told)
     with pytest.raises(PostponedError, match="the same command goes on with it"):
-        imagenet_finetune.run(recipe, [f"out={parts}"])
+        imagenet_finetune.finetune(recipe, [f"out={parts}"])
     assert states(parts)[0]["step"] == 1
     assert states(parts)[0]["training_seconds"] > 0  # though no record was due
-    imagenet_finetune.run(recipe, [f"out={parts}"])
+    imagenet_finetune.finetune(recipe, [f"out={parts}"])
     assert read_metrics(whole) == read_metrics(parts)
 
 
@@ -184,13 +184,13 @@ def test_steps_without_finite_loss_are_left_out_or_stop_it(
     monkeypatch.setattr(Finetuning, "_accumulate_gradients", spoilt)
     longer = ["train.epochs=8"]
     if bad == 1:
-        imagenet_finetune.run(recipe, longer)
+        imagenet_finetune.finetune(recipe, longer)
         assert read_metrics(tmp_path / "run")[-1]["skipped"] == 1
         assert all(torch.isfinite(tensor).all() for tensor in states(tmp_path / "run")[0]["model"].values())
         return
     with pytest.raises(UserError, match=r"no longer finite near step .*lower optimizer\.base_lr, or set precision="):
-        imagenet_finetune.run(recipe, longer)
-    imagenet_finetune.run(recipe, [*longer, "train.on_divergence=rollback"])
+        imagenet_finetune.finetune(recipe, longer)
+    imagenet_finetune.finetune(recipe, [*longer, "train.on_divergence=rollback"])
     assert states(tmp_path / "run")[0]["rollbacks"] == 2
 
 
@@ -200,16 +200,16 @@ def test_the_report_of_unreadable_images_names_them(recipe: str, images: Path, t
     for number in range(3):  # of so few images as many as stop a run
         (copy / f"train/red/0{number}.png").write_bytes(b"not an image")
     with pytest.warns(UserWarning, match="unreadable image"), pytest.raises(UserError, match=r"red/0\d\.png"):
-        imagenet_finetune.run(recipe, [f"data.root={copy}"])
+        imagenet_finetune.finetune(recipe, [f"data.root={copy}"])
 
 
 @pytest.mark.gpu
 def test_a_gpu_has_the_losses_of_the_cpu(recipe: str, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
-        imagenet_finetune.run(recipe, [f"out={tmp_path}/{device}", f"device={device}", "precision=float32"])
+        imagenet_finetune.finetune(recipe, [f"out={tmp_path}/{device}", f"device={device}", "precision=float32"])
     first, second = (read_metrics(tmp_path / device) for device in ("cpu", "cuda"))
     assert [record["loss"] for record in first] == pytest.approx([record["loss"] for record in second], rel=1e-2)
     record = load_record(tmp_path / "cuda/result.json")
     assert record.peak_memory_mib
     assert record.hardware.startswith("1x ")
-    imagenet_finetune.run(recipe, [f"out={tmp_path}/mixed", "device=cuda", "precision=auto"])
+    imagenet_finetune.finetune(recipe, [f"out={tmp_path}/mixed", "device=cuda", "precision=auto"])

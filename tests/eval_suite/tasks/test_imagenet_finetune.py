@@ -82,7 +82,7 @@ def config_for(images: Path, **changes: str) -> FinetuneConfig:
 
 
 def test_record_says_what_was_measured(recipe: str, encoder: Path) -> None:
-    result = imagenet_finetune.run(recipe, [f"init={encoder}", "seed=3"])
+    result = imagenet_finetune.finetune(recipe, [f"init={encoder}", "seed=3"])
     record = load_record(result)
     assert (record.task, record.model, record.seed, record.epochs) == ("imagenet_finetune", MODEL, 3, 2)
     assert record.origin == "smoke"
@@ -104,11 +104,11 @@ def test_protocol_ignores_seed_initialisation_and_place_but_not_the_schedule(
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)
     one_epoch = ["train.epochs=1", "train.warmup_epochs=0"]
-    first = imagenet_finetune.run(recipe, [*one_epoch, f"out={tmp_path}/a"])
-    same = imagenet_finetune.run(
+    first = imagenet_finetune.finetune(recipe, [*one_epoch, f"out={tmp_path}/a"])
+    same = imagenet_finetune.finetune(
         recipe, [*one_epoch, f"out={tmp_path}/b", "seed=1", f"init={encoder}", f"data.root={moved}"]
     )
-    other = imagenet_finetune.run(recipe, [*one_epoch, f"out={tmp_path}/c", "optimizer.base_lr=0.01"])
+    other = imagenet_finetune.finetune(recipe, [*one_epoch, f"out={tmp_path}/c", "optimizer.base_lr=0.01"])
     identities = [load_record(path).protocol_id for path in (first, same, other)]
     assert identities[0] == identities[1] != identities[2]
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    imagenet_finetune.run(recipe, [f"out={whole}", *extra])
+    imagenet_finetune.finetune(recipe, [f"out={whole}", *extra])
 
     step, calls = Finetuning.step, iter(range(100))
 
@@ -129,9 +129,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(Finetuning, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        imagenet_finetune.run(recipe, [f"out={parts}", "train.checkpoint_minutes=0", *extra])
+        imagenet_finetune.finetune(recipe, [f"out={parts}", "train.checkpoint_minutes=0", *extra])
     assert not (parts / "result.json").exists()
-    imagenet_finetune.run(recipe, [f"out={parts}", *extra])
+    imagenet_finetune.finetune(recipe, [f"out={parts}", *extra])
 
     states = [torch.load(run / "checkpoints/last.pt", weights_only=True) for run in (whole, parts)]
     for part in ("model", "ema"):
@@ -145,7 +145,7 @@ def test_the_number_of_workers_changes_no_number(recipe: str, tmp_path: Path) ->
     runs = [tmp_path / workers for workers in "01"]
     for run in runs:
         options = ["augment.random_erasing=1", "augment.repeated_augmentation=2"]
-        imagenet_finetune.run(recipe, [f"out={run}", f"data.workers={run.name}", *options])
+        imagenet_finetune.finetune(recipe, [f"out={run}", f"data.workers={run.name}", *options])
     states = [torch.load(run / "checkpoints/last.pt", weights_only=True)["model"] for run in runs]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
@@ -182,7 +182,7 @@ def test_weights_are_loaded_and_the_average_starts_from_them(images: Path, encod
 def test_it_learns(recipe: str) -> None:
     plain = ["augment.policy=none", "augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0"]
     adamw = ["optimizer.name=adamw", "optimizer.layer_decay=1", "train.loss=soft_target_ce"]
-    result = imagenet_finetune.run(recipe, [*plain, *adamw, "optimizer.base_lr=0.1", "train.epochs=10"])
+    result = imagenet_finetune.finetune(recipe, [*plain, *adamw, "optimizer.base_lr=0.1", "train.epochs=10"])
     log = read_metrics(result.parent)
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert load_record(result).metrics["top1_last"].value > 80  # chance is 50
@@ -200,7 +200,7 @@ def test_an_encoder_of_another_kind_is_refused(
     fields = {**info.__dict__}
     (tmp_path / "other" / "encoder.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=message):
-        imagenet_finetune.run(recipe, [f"init={tmp_path}/other"])
+        imagenet_finetune.finetune(recipe, [f"init={tmp_path}/other"])
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
@@ -214,42 +214,42 @@ def test_only_the_head_may_be_missing(recipe: str, tmp_path: Path, change: str) 
         state["conv1.0.weight"] = torch.zeros(16, 3, 7, 7)
     save_encoder(tmp_path / "bad", Encoder(state, encoder_info()))
     with pytest.raises(UserError, match=r"layer4\.0\.conv1|mask_token|16x3x7x7 instead of 16x3x3x3"):
-        imagenet_finetune.run(recipe, [f"init={tmp_path}/bad"])
+        imagenet_finetune.finetune(recipe, [f"init={tmp_path}/bad"])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_of_another_configuration_is_not_continued(recipe: str) -> None:
-    imagenet_finetune.run(recipe, ["train.epochs=1", "train.warmup_epochs=0"])
+    imagenet_finetune.finetune(recipe, ["train.epochs=1", "train.warmup_epochs=0"])
     with pytest.raises(UserError, match=r"train\.epochs was 1, is 2"):
-        imagenet_finetune.run(recipe, [])
-    imagenet_finetune.run(recipe, ["resume=never"])
+        imagenet_finetune.finetune(recipe, [])
+    imagenet_finetune.finetune(recipe, ["resume=never"])
 
 
 def test_a_result_without_checkpoints_is_not_trained_over(recipe: str, tmp_path: Path) -> None:
-    result = imagenet_finetune.run(recipe, [])
+    result = imagenet_finetune.finetune(recipe, [])
     before = {path: path.read_bytes() for path in result.parent.iterdir() if path.is_file()}
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"holds a result, but its training's checkpoint is gone"):
-        imagenet_finetune.run(recipe, ["seed=1"])
+        imagenet_finetune.finetune(recipe, ["seed=1"])
     assert {path: path.read_bytes() for path in result.parent.iterdir() if path.is_file()} == before
-    imagenet_finetune.run(recipe, ["seed=1", "resume=never"])
+    imagenet_finetune.finetune(recipe, ["seed=1", "resume=never"])
     assert load_record(result).seed == 1
 
 
 def test_a_finished_run_is_left_alone(recipe: str) -> None:
-    result = imagenet_finetune.run(recipe, [])
+    result = imagenet_finetune.finetune(recipe, [])
     before = result.stat().st_mtime_ns
-    assert imagenet_finetune.run(recipe, []) == result
+    assert imagenet_finetune.finetune(recipe, []) == result
     assert result.stat().st_mtime_ns == before
 
 
 def test_other_data_in_the_place_of_a_runs_is_refused(recipe: str, images: Path, tmp_path: Path) -> None:
-    imagenet_finetune.run(recipe, [])
+    imagenet_finetune.finetune(recipe, [])
     shutil.copytree(images, tmp_path / "copy")
-    imagenet_finetune.run(recipe, [f"data.root={tmp_path}/copy"])  # the same files elsewhere
+    imagenet_finetune.finetune(recipe, [f"data.root={tmp_path}/copy"])  # the same files elsewhere
     (tmp_path / "copy/train/red/0.png").unlink()
     with pytest.raises(UserError, match=r"holds a run with other data; pass another out="):
-        imagenet_finetune.run(recipe, [f"data.root={tmp_path}/copy"])
+        imagenet_finetune.finetune(recipe, [f"data.root={tmp_path}/copy"])
 
 
 def test_another_encoder_in_the_place_of_a_runs_is_refused(recipe: str, tmp_path: Path) -> None:
@@ -259,18 +259,18 @@ def test_another_encoder_in_the_place_of_a_runs_is_refused(recipe: str, tmp_path
         state = {k: v for k, v in timm.create_model(MODEL).state_dict().items() if not k.startswith("fc.")}
         save_encoder(place, Encoder(state, encoder_info()))
         if seed == 1:
-            imagenet_finetune.run(recipe, [f"init={place}"])
+            imagenet_finetune.finetune(recipe, [f"init={place}"])
     with pytest.raises(UserError, match=r"holds a run with another encoder; pass another out="):
-        imagenet_finetune.run(recipe, [f"init={place}"])
-    imagenet_finetune.run(recipe, [f"init={place}", "resume=never"])
+        imagenet_finetune.finetune(recipe, [f"init={place}"])
+    imagenet_finetune.finetune(recipe, [f"init={place}", "resume=never"])
 
 
 def test_a_damaged_checkpoint_is_named(recipe: str, tmp_path: Path) -> None:
-    imagenet_finetune.run(recipe, [])
+    imagenet_finetune.finetune(recipe, [])
     for checkpoint in (tmp_path / "run/checkpoints").iterdir():
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="the one before"), pytest.raises(UserError, match="no checkpoint is whole"):
-        imagenet_finetune.run(recipe, [])
+        imagenet_finetune.finetune(recipe, [])
 
 
 def test_images_are_read_as_in_pretraining(images: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_unreadable_images_stop_a_run_above_one_percent(recipe: str, images: Pat
     shutil.copytree(images, copy)
     (copy / "val/red/0.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="1 of 8 images cannot be read"):
-        imagenet_finetune.run(recipe, [f"data.root={copy}"])
+        imagenet_finetune.finetune(recipe, [f"data.root={copy}"])
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -307,5 +307,5 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing(
     recipe: str, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        imagenet_finetune.run(recipe, [override])
+        imagenet_finetune.finetune(recipe, [override])
     assert not (tmp_path / "run").exists()

@@ -106,7 +106,7 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write(tmp_path)
-    whole = linear_probe.run(recipe, [*settings, *PROBE])
+    whole = linear_probe.probe(recipe, [*settings, *PROBE])
     assert whole
     record = load_record(whole)
     assert (record.task, record.origin, record.main_metric) == ("linear_probe", "smoke", "top1")
@@ -129,8 +129,8 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
     with monkeypatch.context() as patch:
         patch.setattr(Probing, "step", killed)
         with pytest.raises(KeyboardInterrupt):
-            linear_probe.run(recipe, parts)
-    again = linear_probe.run(recipe, parts)
+            linear_probe.probe(recipe, parts)
+    again = linear_probe.probe(recipe, parts)
     assert again
     assert load_record(again).metrics == record.metrics
     assert read_metrics(again.parent) == read_metrics(whole.parent)
@@ -140,15 +140,15 @@ def test_a_probe_leaves_a_record_and_is_resumed_exactly(
 def test_neighbours_by_colour(settings: list[str], tmp_path: Path, model: str) -> None:
     options = ["model.options={width: 4, blocks: 1}"] if ":" in model else []
     run = [*settings, f"model.name={model}", *options, "neighbours=[5,20]"]
-    result = knn.run(write(tmp_path), run)
+    result = knn.knn(write(tmp_path), run)
     assert result
     record = load_record(result)
     assert (record.task, record.epochs, record.main_metric) == ("knn", 0, "top1_k5")
     assert record.metrics["top1_k5"].value > 80  # even random convolutions see colors; chance is 33
-    assert knn.run(write(tmp_path), run) == result
+    assert knn.knn(write(tmp_path), run) == result
     with pytest.raises(UserError, match=r"result of another configuration, other data or another encoder"):
-        knn.run(write(tmp_path), [*run, "seed=1"])
-    other = knn.run(write(tmp_path), [*run, "seed=1", "resume=never"])
+        knn.knn(write(tmp_path), [*run, "seed=1"])
+    other = knn.knn(write(tmp_path), [*run, "seed=1", "resume=never"])
     assert other
     assert load_record(other).protocol_id == record.protocol_id
 
@@ -168,7 +168,7 @@ def test_recalibration_is_another_protocol_and_changes_batch_norms_only(
 
     runs = {"plain": ["model.recalibrate=0"], "recalibrated": ["model.recalibrate=12"],
             "small": ["model.recalibrate=12", "batch=5"]}
-    results = [knn.run(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *run]) for name, run in runs.items()]
+    results = [knn.knn(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *run]) for name, run in runs.items()]
     plain, recalibrated, small = (load_record(result) for result in results if result)
     assert (small.metrics, small.protocol_id) == (recalibrated.metrics, recalibrated.protocol_id)
     assert plain.protocol_id != recalibrated.protocol_id
@@ -194,7 +194,7 @@ def test_an_exported_encoder_gives_the_features(settings: list[str], tmp_path: P
     network = dense_part(build_encoder(EncoderConfig(MODEL), read_weights("scratch", MODEL), seed=5))
     info = EncoderInfo(MODEL, 3, (64, 64), MEAN, STD, "spark", 5, "hash", "version", recipe_hash="recipe")
     save_encoder(tmp_path / "encoder", Encoder(dict(network.state_dict()), info))
-    ours, same = (knn.run(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *init]) for name, init in (
+    ours, same = (knn.knn(write(tmp_path), [*settings, f"out={tmp_path}/{name}", *init]) for name, init in (
         ("ours", [f"init={tmp_path}/encoder"]), ("same", ["seed=5"])))
     assert ours
     assert same
@@ -202,7 +202,7 @@ def test_an_exported_encoder_gives_the_features(settings: list[str], tmp_path: P
     assert load_record(ours).init.kind == "spark"
     assert load_record(ours).init.recipe_hash == "recipe"
     with pytest.raises(UserError, match=r"pass model\.name=test_resnet"):
-        knn.run(write(tmp_path), [*settings, f"init={tmp_path}/encoder", "model.name=resnet18", "resume=never"])
+        knn.knn(write(tmp_path), [*settings, f"init={tmp_path}/encoder", "model.name=resnet18", "resume=never"])
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "knn"])
