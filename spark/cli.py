@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_visualize(visualize: argparse.ArgumentParser) -> None:
-    pictures = visualize.add_subparsers(required=True, metavar="PICTURE")
-    reconstruct = pictures.add_parser("reconstruct", help="images, masked and drawn again: a PNG and a page")
+    drawings = visualize.add_subparsers(required=True, metavar="WHAT")
+    reconstruct = drawings.add_parser("reconstruct", help="images, masked and drawn again: a PNG and a page")
     reconstruct.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or its checkpoints/last.pt")
     reconstruct.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file, or a folder (eight of its)")
     reconstruct.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the masks; default: 0")
@@ -98,7 +98,7 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     reconstruct.add_argument("--device", choices=DEVICES, default="auto")
     reconstruct.set_defaults(run=_reconstruct)
 
-    vanishing = pictures.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
+    vanishing = drawings.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
     vanishing.add_argument("model", metavar="MODEL", help="timm name")
     vanishing.add_argument("image", type=Path, metavar="IMAGE")
     vanishing.add_argument("--input-size", type=int, default=224, metavar="PIXELS", help="rounded to whole patches")

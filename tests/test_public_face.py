@@ -66,7 +66,8 @@ def test_spark_takes_a_name_a_model_of_timms_or_a_pyramid() -> None:
         assert model(images).loss.isfinite()
     assert spark.SparK(timm.create_model("test_resnet", in_chans=1), decoder_width=32)(images[:, :1]).loss.isfinite()
     own = timm.create_model("test_resnet", num_classes=0)
-    own.load_state_dict(spark.SparK(timm.create_model("test_resnet"), decoder_width=32).encoder_state())  # timm's names, no classifier
+    exported = spark.SparK(timm.create_model("test_resnet"), decoder_width=32).encoder_state()
+    own.load_state_dict(exported)  # timm's names, no classifier
 
 
 @pytest.mark.parametrize("model", ["test_resnet", timm.create_model("test_resnet")], ids=["name", "model"])

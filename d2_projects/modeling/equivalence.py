@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spark.errors import UserError
 from spark.formats.detectron2 import resnet_values
 from spark.formats.encoder import EncoderInfo
-from spark.formats.proofs import Difference, difference, picture
+from spark.formats.proofs import Difference, difference, random_images
 from spark.utils.state_dict import load_strictly
 
 FEATURES = ["res2", "res3", "res4", "res5"]
@@ -27,7 +27,7 @@ def largest_feature_difference(
         d2_state: the same weights for Detectron2's native ResNet, likewise complete.
         info: which model it is, such as "resnet50".
 
-    Both run in evaluation mode on random pictures; randomize the batch-norm statistics before converting, or a
+    Both run in evaluation mode on random images; randomize the batch-norm statistics before converting, or a
     forgotten running mean goes unnoticed; and their weights, of which timm starts some at zero.
 
     Raises:
@@ -43,7 +43,7 @@ def largest_feature_difference(
         lambda images: list(converted(images).values()),
         # Feature 0 is the stem's.
         lambda images: reference.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True),
-        picture(info.in_chans),
+        random_images(info.in_chans),
     )
 
 

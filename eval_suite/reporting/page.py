@@ -16,7 +16,7 @@ from eval_suite.reporting import grids
 from eval_suite.reporting.effort import Effort, effort_by_checkpoint, efforts
 from eval_suite.reporting.figures import Curve, draw_curves
 from eval_suite.reporting.grids import Addresses, Grid
-from eval_suite.reporting.pictures import Picture, by_number, from_file, from_svg
+from eval_suite.reporting.images import EmbeddedImage, by_number, from_file, from_svg
 from eval_suite.reporting.run_files import below
 from eval_suite.reporting.scaling import scaling_plots
 from eval_suite.reporting.study_view import unfinished
@@ -88,7 +88,7 @@ def _protocol_note(own: ResultRecord, all_of_task: Sequence[ResultRecord]) -> st
     return f"Not comparable with the other protocols of this task; here {', '.join(settings[:SETTINGS_NAMED])}{more}."
 
 
-def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
+def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
     """Yield a figure for each task and protocol, one for pre-trainings and one for what is not finished."""
     groups: dict[str, list[Curve]] = defaultdict(list)
     for path in below(folders, METRICS):
@@ -117,28 +117,28 @@ def _is_pretraining(folder: Path) -> bool:
     return (folder / RECONSTRUCTIONS).is_dir() or (folder / "encoder.json").is_file()
 
 
-def _reconstructions(folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
-    """Yield the last picture of each pre-training; the folder of all is a link away."""
+def _reconstructions(folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
+    """Yield the last image of each pre-training; the folder of all is a link away."""
     for folder in (path for path in below(folders, RECONSTRUCTIONS) if path.is_dir()):
         images = sorted(folder.glob("[!.]*.png"), key=by_number)
         caption = f"{where.name(folder.parent)}, {images[-1].stem.replace('_', ' ')}" if images else ""
-        if images and (picture := from_file(images[-1], caption, where.of(folder))):
-            yield picture
+        if images and (image := from_file(images[-1], caption, where.of(folder))):
+            yield image
 
 
-def _detections(folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
+def _detections(folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
     """Yield the sheet of each detector; the whole gallery is a link away."""
     for path in below(folders, DETECTIONS):
         gallery = path.with_name(GALLERY)
         link = gallery if gallery.is_file() else path
-        if picture := from_file(path, where.name(path.parent), where.of(link)):
-            yield picture
+        if image := from_file(path, where.name(path.parent), where.of(link)):
+            yield image
 
 
-def _all_of(name: str, folders: Sequence[Path], where: Addresses) -> Iterator[Picture]:
+def _all_of(name: str, folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
     for path in below(folders, name):
-        if picture := from_file(path, where.name(path.parent), where.of(path)):
-            yield picture
+        if image := from_file(path, where.name(path.parent), where.of(path)):
+            yield image
 
 
 def _totals(found: Mapping[Path, Effort]) -> str:

@@ -58,7 +58,7 @@ def require_pyramid(network: Any) -> None:
     if odd := [stride for stride in strides if stride < 2 or stride & (stride - 1)]:
         whole = "total stride" if odd[-1] == strides[-1] else "map at a stride"
         raise UserError(
-            f"{name} has a {whole} of {odd[-1]}; the decoder doubles its picture, so that every stride must be a "
+            f"{name} has a {whole} of {odd[-1]}; the decoder doubles its image, so that every stride must be a "
             "power of two, and at least 2: choose another model, or leave that map out"
         )
     if not all(fine < coarse for fine, coarse in pairwise(strides)):

@@ -21,7 +21,7 @@ ARRAY_SUFFIXES = (".npy",)
 class ImageSource(Protocol):
     """A fixed, ordered set of encoded images with random access.
 
-    It hands out bytes, not pictures: what bytes mean does not depend on where they lie, and twelve bands fit
+    It hands out bytes, not images: what bytes mean does not depend on where they lie, and twelve bands fit
     no PIL image. Random access is what makes shuffling complete and resuming exact.
     """
 

@@ -59,7 +59,7 @@ OUTSIDE: Drops = (
     (r"backbone\.(fpn_lateral|fpn_output|top_block)[\d.].*", "feature pyramid, the detector's own"),
     (r"backbone\.bottom_up\.out_norms\..*|roi_heads\.(res5\.)?norm\..*", "norm of the detector's input"),
     (r"(proposal_generator|roi_heads|sem_seg_head|head)\..*", "detector's own"),
-    (r"pixel_(mean|std)", "normalisation of the pictures"),
+    (r"pixel_(mean|std)", "normalisation of the images"),
     (r"anchor_generator\..*", "detector's own"),
 )
 LACKING: Drops = ((r"fc\.(weight|bias)", CLASSIFIER),)
@@ -121,13 +121,13 @@ def normalisation(state: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple
     """Return mean and deviation, of pixels of 0..1, that a detector's file tells, as older ones do.
 
     Raises:
-        UserError: its pictures are BGR.
+        UserError: its images are BGR.
     """
     if not {"pixel_mean", "pixel_std"} <= state.keys():
         return None
     mean, std = (tuple((state[key].double().flatten() / 255).tolist()) for key in ("pixel_mean", "pixel_std"))
-    if len(mean) == 3 and mean[0] < mean[1] < mean[2]:  # of all usual sets of pictures, blue is the darkest
-        raise UserError(f"the detector's pictures are BGR (pixel_mean {[round(255 * value, 2) for value in mean]}), "
+    if len(mean) == 3 and mean[0] < mean[1] < mean[2]:  # of all usual sets of images, blue is the darkest
+        raise UserError(f"the detector's images are BGR (pixel_mean {[round(255 * value, 2) for value in mean]}), "
                         "which those of no timm network are")
     return mean, std
 

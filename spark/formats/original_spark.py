@@ -86,7 +86,7 @@ def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> l
     """Write an encoder bare, a whole model with what is needed to build it, as the original's files hold them."""
     if not recognized(state):
         return save_tensors(destination, state, state)
-    # The original's pictures are square.
+    # The original's images are square.
     content = {"arch": info.model, "input_size": max(info.input_size), "module": dict(state), "is_pretrain": True}
     return save_tensors(destination, state, content)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PICTURES, SIDE = 2, 64  # batch and pixels: the smallest at which a ResNet's last stage is more than a pixel
+IMAGES, SIDE = 2, 64  # batch and pixels: the smallest at which a ResNet's last stage is more than a pixel
 
 
 class Difference(NamedTuple):
@@ -37,9 +37,9 @@ def difference(
     )
 
 
-def picture(channels: int = 3) -> Tensor:
-    """Return random images of shape [PICTURES, channels, SIDE, SIDE], always the same."""
-    return torch.randn(PICTURES, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+def random_images(channels: int = 3) -> Tensor:
+    """Return random images of shape [IMAGES, channels, SIDE, SIDE], always the same."""
+    return torch.randn(IMAGES, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
 def randomize_statistics(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:

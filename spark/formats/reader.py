@@ -291,7 +291,7 @@ def _size(value: Any, path: Path) -> tuple[int, int]:
     """Return height and width, of a side, of both, or of timm's (channels, height, width)."""
     sides = list(value)[-2:] if isinstance(value, list | tuple) else [value, value]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"'{path}' says input_size={value!r}, which is no size of pictures")
+        raise UserError(f"'{path}' says input_size={value!r}, which is no size of images")
     return sides[0], sides[1]
 
 

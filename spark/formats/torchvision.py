@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spark.errors import UserError, nearest
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Conversion, Rule, Table, per_stage, table_of
-from spark.formats.proofs import Difference, difference, picture
+from spark.formats.proofs import Difference, difference, random_images
 from spark.formats.writer import save_tensors
 from spark.utils.state_dict import load_strictly
 
@@ -106,4 +106,4 @@ def largest_output_difference(
         converted.classifier[2] = nn.Identity()
     load_strictly(reference, timm_state, "the state", f"timm's {info.model}")
     load_strictly(converted, their_state, "the state", f"torchvision's {name}")
-    return difference(converted.eval(), reference.eval(), picture(info.in_chans))
+    return difference(converted.eval(), reference.eval(), random_images(info.in_chans))

@@ -1,4 +1,4 @@
-"""What every pre-training method offers. Loop, pictures, probes, benchmark, export and studies know only this.
+"""What every pre-training method offers. Loop, images, probes, benchmark, export and studies know only this.
 
 A method is a folder of this package: `config.py` with the dataclass of its settings, `model.py` with a class derived
 from `Method`, and a line in `registry.py`.

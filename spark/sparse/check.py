@@ -1,7 +1,7 @@
 """Is a conversion right? Three properties that a correct sparse network must have, measured in float64.
 
 *all visible*: with every patch visible, the sparse features are the dense ones.
-*crop*: a picture surrounded by masked patches has the dense features of the picture alone, zero-padded.
+*crop*: a image surrounded by masked patches has the dense features of the image alone, zero-padded.
 *leakage*: what is in the masked patches changes nothing, and no layer puts anything into them.
 """
 
@@ -27,7 +27,7 @@ from spark.sparse.state import VisiblePatches
 
 TOLERANCE = 1e-9  # relative, in float64
 MASK_RATIO = 0.5  # of the leakage check
-PATCHES = (2, 4)  # side of the test picture. Where few positions make statistics, rounding grows: more are tried then
+PATCHES = (2, 4)  # side of the test image. Where few positions make statistics, rounding grows: more are tried then
 
 ExtraLayers = Mapping[type[nn.Module], LayerRule]
 Network = TypeVar("Network", bound=nn.Module)
@@ -83,7 +83,7 @@ def check_equivalence(
             function that makes a pyramid.
         engine: "compact", "masked" or "auto".
         extra_layers: the rules of a user's own layers, by exact type, beside those that the network itself names.
-        patches: side of the test picture in patches.
+        patches: side of the test image in patches.
 
     Raises:
         UserError: the network is no pyramid, or has layers without sparse form.
@@ -97,17 +97,17 @@ def check_equivalence(
     require_maps(dense, example)
     generator = torch.Generator().manual_seed(seed)
     side = patches * dense.strides[-1]
-    picture = torch.randn(2, dense.example().shape[1], side, side, dtype=torch.float64, generator=generator)
+    image = torch.randn(2, dense.example().shape[1], side, side, dtype=torch.float64, generator=generator)
     worst = Errors(0.0, 0.0, 0.0)
     for training in (False, True):
         dense.train(training)
         sparse.train(training)
         with _InDouble():
-            wanted = _features(dense, picture)
+            wanted = _features(dense, image)
             errors = (
-                _all_visible(wanted, sparse, visible, picture, patches),
-                _crop(wanted, sparse, visible, picture, patches),
-                _leakage(sparse, visible, picture, patches, channels_last, generator),
+                _all_visible(wanted, sparse, visible, image, patches),
+                _crop(wanted, sparse, visible, image, patches),
+                _leakage(sparse, visible, image, patches, channels_last, generator),
             )
         worst = Errors(*map(max, worst, errors))
     return Equivalence(visible.engine, visible.stood_back, worst)
@@ -141,23 +141,23 @@ def _channels_last(network: nn.Module, extra_layers: ExtraLayers | None) -> set[
 
 
 def _all_visible(
-    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int
+    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, image: Tensor, patches: int
 ) -> float:
-    mask = torch.ones(len(picture), 1, patches, patches, dtype=torch.bool)
-    return _error(_sparse_features(sparse, visible, picture, mask), wanted)
+    mask = torch.ones(len(image), 1, patches, patches, dtype=torch.bool)
+    return _error(_sparse_features(sparse, visible, image, mask), wanted)
 
 
 def _crop(
-    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, picture: Tensor, patches: int
+    wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, image: Tensor, patches: int
 ) -> float:
-    """Put the picture left of a masked half, and into the middle of a masked frame."""
-    stride = picture.shape[-1] // patches
+    """Put the image left of a masked half, and into the middle of a masked frame."""
+    stride = image.shape[-1] // patches
     worst = 0.0
     for top, left, rows, columns in ((0, 0, patches, 2 * patches), (1, 1, patches + 2, patches + 2)):
-        mask = torch.zeros(len(picture), 1, rows, columns, dtype=torch.bool)
+        mask = torch.zeros(len(image), 1, rows, columns, dtype=torch.bool)
         mask[..., top : top + patches, left : left + patches] = True
-        canvas = picture.new_zeros(*picture.shape[:2], rows * stride, columns * stride)
-        canvas[_window(picture, top * stride, left * stride)] = picture
+        canvas = image.new_zeros(*image.shape[:2], rows * stride, columns * stride)
+        canvas[_window(image, top * stride, left * stride)] = image
         found = _sparse_features(sparse, visible, canvas, mask)
         inside = []
         for map_, dense_map in zip(found, wanted, strict=True):
@@ -174,16 +174,16 @@ def _crop(
 def _leakage(
     sparse: nn.Module,
     visible: VisiblePatches,
-    picture: Tensor,
+    image: Tensor,
     patches: int,
     channels_last: set[str],
     generator: torch.Generator,
 ) -> float:
     """Change the masked pixels; and, where maps have holes, look for anything in those of any layer's output."""
-    mask = random_mask(len(picture), (patches, patches), MASK_RATIO, generator)
-    hidden = ~enlarge(mask, *picture.shape[-2:])
-    noise = torch.randn(picture.shape, dtype=picture.dtype, generator=generator)
-    changed = torch.where(hidden, noise, picture)
+    mask = random_mask(len(image), (patches, patches), MASK_RATIO, generator)
+    hidden = ~enlarge(mask, *image.shape[-2:])
+    noise = torch.randn(image.shape, dtype=image.dtype, generator=generator)
+    changed = torch.where(hidden, noise, image)
     in_holes = [0.0]
 
     def look(layer: nn.Module, _inputs: Any, output: Tensor, channels_last: bool) -> None:
@@ -196,7 +196,7 @@ def _leakage(
         for path, layer in layers.items()
         if visible.engine == "masked"  # a compact map has no holes
     ]
-    first = _sparse_features(sparse, visible, picture, mask)
+    first = _sparse_features(sparse, visible, image, mask)
     for hook in hooks:
         hook.remove()
     return max(_error(_sparse_features(sparse, visible, changed, mask), first), *in_holes)

@@ -33,7 +33,7 @@ LEAST_BATCH, LEAST_STEPS = 16, 16  # images of a batch, steps of an epoch
 FEW = 32  # images at a time: batch norms of fewer are noisy
 MOST_STEPS = {"gpu": 94_000, "cpu": 5_000}  # 300 epochs of ImageNet at PAPER_BATCH; some hours or a night of a CPU
 MEMORY = 0.8  # share of what is free: the rest is for fragments and for what a rehearsal does not meet
-PICTURES = 40  # of a run
+RECONSTRUCTIONS = 40  # of a run
 MOST_WORKERS = 16
 
 
@@ -82,10 +82,10 @@ def choose(
     steps = max(facts.images // batch, 1)
     epochs = draft.take("train.epochs", *_epochs(steps, facts))
     draft.take("train.warmup_epochs", *_warmup(steps, epochs, config.optimizer.betas[1]))
-    pictures = draft.take(
-        "train.picture_epochs", max(1, epochs // PICTURES), f"{min(PICTURES, epochs)} pictures or a few more"
+    every = draft.take(
+        "train.picture_epochs", max(1, epochs // RECONSTRUCTIONS), f"{min(RECONSTRUCTIONS, epochs)} or a few more"
     )
-    draft.take("train.checkpoint_epochs", pictures, "with the pictures; others are written by the clock")
+    draft.take("train.checkpoint_epochs", every, "with the reconstructions; others are written by the clock")
     draft.take("data.workers", *_workers(facts))
     return draft.choices
 

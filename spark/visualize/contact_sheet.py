@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures in captioned rows under named columns, pixel for pixel."""
+"""A contact sheet: small images in captioned rows under named columns, pixel for pixel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 128  # pixels: smaller pictures are enlarged by a whole number, so that their pixels stay square
+CELL = 128  # pixels: smaller images are enlarged by a whole number, so that their pixels stay square
 GAP, HEADER, GUTTER = 8, 34, 176
 TEXT, SOFT, PAGE = "#1d2329", "#5d6873", "#ffffff"
 LINE = 19  # pixels from a caption's line to the next
@@ -17,12 +17,12 @@ class Row(NamedTuple):
     """Pictures of one size, and the lines that stand left of them, the most important one first."""
 
     caption: Sequence[str]
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
 
 
 def contact_sheet(columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
-    """Draw the sheet; all pictures have the size of the first one."""
-    width, height = (side * enlargement(rows[0].pictures[0].size) for side in rows[0].pictures[0].size)
+    """Draw the sheet; all images have the size of the first one."""
+    width, height = (side * enlargement(rows[0].images[0].size) for side in rows[0].images[0].size)
     sheet = Image.new(
         "RGB", (GUTTER + len(columns) * (width + GAP) + GAP, HEADER + len(rows) * (height + GAP) + GAP), PAGE
     )
@@ -36,14 +36,14 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
         for line, text in enumerate(row.caption):
             font, color = (bold, TEXT) if line == 0 else (plain, SOFT)
             draw.text((2 * GAP, top + 4 + line * LINE), _fit(text, font, GUTTER - 3 * GAP), fill=color, font=font)
-        for column, picture in enumerate(row.pictures):
-            resized = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        for column, image in enumerate(row.images):
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(resized, (GUTTER + column * (width + GAP), top))
     return sheet
 
 
 def enlargement(size: tuple[int, int]) -> int:
-    """Return how many times a picture of this size is enlarged."""
+    """Return how many times a image of this size is enlarged."""
     return max(1, -(-CELL // min(size)))
 
 

@@ -1,4 +1,4 @@
-"""The course of a run in one picture, `curve.png`: loss beside what it should be, learning rate, probes, skipped steps.
+"""The course of a run in one image, `curve.png`: loss beside what it should be, learning rate, probes, skipped steps.
 
 What a loss should be is not typed anywhere: the level of a trivial prediction is the method's to compute.
 """
@@ -24,7 +24,7 @@ PROBES = {"knn": "k-NN", "linear": "linear probe"}
 
 
 class Curve:
-    """Redraws a run's picture now and then.
+    """Redraws a run's image now and then.
 
     Args:
         run: the run's folder; its metrics are read from there.
@@ -36,13 +36,13 @@ class Curve:
         self._drawn, self._seconds = time.monotonic(), 1.0
 
     def update(self, last: bool) -> None:
-        """Redraw the picture, if that is the `last` time or enough went by since it was drawn."""
+        """Redraw the image, if that is the `last` time or enough went by since it was drawn."""
         started = time.monotonic()
         if not last and started - self._drawn < self._seconds / DRAWING_COST:
             return
-        if picture := draw_curve(read_metrics(self._run), self._trivial_loss):
+        if image := draw_curve(read_metrics(self._run), self._trivial_loss):
             with atomic_path(self._run / FILE_NAME) as temporary:
-                temporary.write_bytes(picture)
+                temporary.write_bytes(image)
         self._drawn = time.monotonic()
         self._seconds = self._drawn - started
 

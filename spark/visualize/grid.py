@@ -15,7 +15,7 @@ from spark.masking import enlarge
 from spark.methods.base import Method
 from spark.utils.files import atomic_path
 
-GRAY = 0.5  # what a masked patch looks like in the picture
+GRAY = 0.5  # what a masked patch looks like in the image
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def reconstruction_grid(
         std: of the normalisation.
 
     Returns:
-        One picture [3, height, width] with values in 0..1.
+        One image [3, height, width] with values in 0..1.
     """
     was_training = model.training
     model.eval()
@@ -46,11 +46,11 @@ def reconstruction_grid(
 
 
 def displayable(images: Tensor) -> Tensor:
-    """Return the channels of images [B, C, H, W] that a picture can show: the first three, or the first one as gray."""
+    """Return the channels of images [B, C, H, W] that a image can show: the first three, or the first one as gray."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def save_image(picture: Tensor, destination: Path) -> None:
-    """Write a picture [3, height, width] with values in 0..1 as PNG."""
+def save_image(image: Tensor, destination: Path) -> None:
+    """Write a image [3, height, width] with values in 0..1 as PNG."""
     with atomic_path(destination) as temporary:
-        to_pil_image(picture).save(temporary)
+        to_pil_image(image).save(temporary)

@@ -1,4 +1,4 @@
-"""`spark visualize reconstruct`: what a pre-trained model makes of pictures that it sees a part of."""
+"""`spark visualize reconstruct`: what a pre-trained model makes of images that it sees a part of."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from spark.visualize.contact_sheet import Row, contact_sheet, enlargement
 from spark.visualize.grid import GRAY, displayable
 
 COLUMNS = ("original", "masked", "reconstruction", "visible pasted")
-PER_FOLDER = 8  # pictures that stand for a folder
+PER_FOLDER = 8  # images that stand for a folder
 
 
 class Attempt(NamedTuple):
-    """A picture under one mask: its loss, and what the last three of COLUMNS show."""
+    """A image under one mask: its loss, and what the last three of COLUMNS show."""
 
     ratio: float
     seed: int
     loss: float
-    pictures: tuple[Image.Image, Image.Image, Image.Image]
+    panels: tuple[Image.Image, Image.Image, Image.Image]
 
 
 class Subject(NamedTuple):
-    """A picture and what the model made of it under every mask."""
+    """A image and what the model made of it under every mask."""
 
     name: str
     original: Image.Image
@@ -77,7 +77,7 @@ def visualize_reconstructions(
     rows = [
         Row(
             (subject.name, f"{attempt.ratio:.0%} masked, seed {attempt.seed}", f"loss {attempt.loss:.3f}"),
-            (subject.original, *attempt.pictures),
+            (subject.original, *attempt.panels),
         )
         for subject in subjects
         for attempt in subject.attempts
@@ -99,8 +99,8 @@ def attempt(
     visible = enlarge(output.mask == 1, *images.shape[-2:])
     original, drawn, pasted = (denormalize(shown, mean, std) for shown in (images, drawn, pasted))
     masked = torch.where(visible, original, GRAY)
-    pictures = (_picture(masked), _picture(drawn), _picture(pasted))
-    return Attempt(ratio, seed, output.loss.item(), pictures)
+    panels = (_to_pil(masked), _to_pil(drawn), _to_pil(pasted))
+    return Attempt(ratio, seed, output.loss.item(), panels)
 
 
 def draw_mask(model: Method, size: Sequence[int], ratio: float, seed: int) -> Tensor:
@@ -112,7 +112,7 @@ def draw_mask(model: Method, size: Sequence[int], ratio: float, seed: int) -> Te
     return model.draw_mask(1, model.grid(size[0], size[1]), torch.Generator().manual_seed(seed), ratio)
 
 
-def _picture(pixels_1CHW: Tensor) -> Image.Image:
+def _to_pil(pixels_1CHW: Tensor) -> Image.Image:
     return to_pil_image(displayable(pixels_1CHW)[0].float().cpu())
 
 
@@ -123,7 +123,7 @@ def _subject(pretrained: Pretrained, file: Path, seeds: Sequence[int], ratios: S
     mean, std = config.data.mean, config.data.std
     images = normalize(pixels, mean, std, next(model.parameters()).device)
     attempts = [attempt(model, images, ratio, seed, mean, std) for ratio in ratios for seed in seeds]
-    return Subject(file.name, _picture(pixels / 255), attempts)
+    return Subject(file.name, _to_pil(pixels / 255), attempts)
 
 
 def _expand(paths: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
@@ -140,7 +140,7 @@ def _expand(paths: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _page(pretrained: Pretrained, checkpoint: Path, subjects: list[Subject]) -> str:
-    """Write one page that carries its pictures inside."""
+    """Write one page that carries its images inside."""
     environment = Environment(loader=PackageLoader("spark"), autoescape=True, undefined=StrictUndefined)
     environment.filters["uri"] = _data_uri
     attempts = subjects[0].attempts
@@ -156,9 +156,9 @@ def _unique(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _data_uri(picture: Image.Image) -> str:
-    """Small pictures are shown enlarged, where JPEG's blocks would be seen."""
-    kind = "PNG" if enlargement(picture.size) > 1 else "JPEG"
+def _data_uri(image: Image.Image) -> str:
+    """Small images are shown enlarged, where JPEG's blocks would be seen."""
+    kind = "PNG" if enlargement(image.size) > 1 else "JPEG"
     stream = io.BytesIO()
-    picture.save(stream, kind, quality=92)
+    image.save(stream, kind, quality=92)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

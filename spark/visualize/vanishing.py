@@ -1,6 +1,6 @@
 """`spark visualize vanishing`: dense convolution dissolves the mask pattern layer by layer, sparse keeps it.
 
-The picture of SparK's paper (section 3.1), for any network. Weights are random and biases zero, so that a position
+The image of SparK's paper (section 3.1), for any network. Weights are random and biases zero, so that a position
 is zero where nothing has reached it: a trained network's biases would hide the pattern in its first layer.
 """
 
@@ -42,7 +42,7 @@ class Trace(NamedTuple):
 
 
 def visualize_vanishing(model: str, image: Path, out: Path, size: int, ratio: float, seed: int, engine: str) -> Path:
-    """Draw the picture; return its path.
+    """Draw the image; return its path.
 
     Args:
         model: timm name.

@@ -1,4 +1,4 @@
-"""The light UNet decoder that draws the picture from densified feature maps (SparK, section 3.3)."""
+"""The light UNet decoder that draws the image from densified feature maps (SparK, section 3.3)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class UNetDecoder(nn.Module):
         """Decode one map (or None) per block, coarsest first, each added before its block.
 
         Returns:
-            The picture [B, out_chans, H, W].
+            The image [B, out_chans, H, W].
         """
         x: Tensor | None = None
         for block, skip in zip(self.blocks, maps, strict=True):

@@ -172,7 +172,7 @@ class SparK(Method):
             return self.encoder(self.visible.enter(images))
 
     def decode(self, features: list[Tensor], mask: Tensor, per_image: int) -> Tensor:
-        """Fill the holes of the encoder's maps and draw the picture [B, C, H, W]."""
+        """Fill the holes of the encoder's maps and draw the image [B, C, H, W]."""
         coarsest_first = features[::-1]
         with self.visible.use_mask(mask.bool(), per_image):
             maps = [
@@ -208,7 +208,7 @@ class SparK(Method):
             return [self.visible.leave(feature) for feature in output.features]
 
     def reconstruct(self, images: Tensor, output: Output) -> Tensor:
-        """Return the predicted picture in the images' units, with the visible patches pasted: [B, C, H, W]."""
+        """Return the predicted image in the images' units, with the visible patches pasted: [B, C, H, W]."""
         grid = output.mask.shape[-2:]
         every = torch.arange(len(images) * grid.numel(), device=images.device)
         _, mean, deviation = normalize_patches(take_patches(images, every, *grid))

@@ -17,7 +17,7 @@ from spark.formats import detectron2, mmpretrain, official_convnext, original_sp
 from spark.formats.convert import output_difference
 from spark.formats.encoder import EncoderInfo
 from spark.formats.naming import Rule, Table
-from spark.formats.proofs import difference, picture, randomize_statistics
+from spark.formats.proofs import difference, random_images, randomize_statistics
 from spark.formats.registry import FORMATS, Format
 
 TOLERANCE = 1e-5
@@ -61,7 +61,7 @@ def test_torchvisions_model_gives_timms_logits_and_the_other_way_round(model: st
     }
     there = torchvision.from_timm(network.state_dict())
     twin.load_state_dict(there.state)
-    assert difference(twin, network, picture()).relative < TOLERANCE
+    assert difference(twin, network, random_images()).relative < TOLERANCE
     assert equal(torchvision.to_timm(there.state).state, dict(network.state_dict()))
 
 
@@ -86,7 +86,7 @@ def test_a_convnext_with_the_other_names_gives_timms_features(model: str, format
     twin = ConvNeXt(depths, widths, names, version=2 if "v2" in model else 1).eval()
     there = format.from_timm(network.state_dict())
     (nn.ModuleDict({"backbone": twin}) if format is mmpretrain else twin).load_state_dict(there.state)
-    assert difference(twin, network, picture()).relative < TOLERANCE
+    assert difference(twin, network, random_images()).relative < TOLERANCE
     assert format.recognized(there.state)
     assert equal(format.to_timm(there.state).state, official_convnext.linear_layers(network.state_dict()))
 

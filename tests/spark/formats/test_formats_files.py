@@ -213,7 +213,7 @@ def test_the_backbone_is_taken_out_of_a_detectron2_checkpoint(case: str, tmp_pat
     found = read(tmp_path / "model_final.pth")
     assert equal(found.encoder.state, state)
     assert found.conversion.mapped.keys() | found.conversion.dropped.keys() == model.keys()
-    assert found.conversion.dropped["pixel_mean"] == "normalisation of the pictures"
+    assert found.conversion.dropped["pixel_mean"] == "normalisation of the images"
 
 
 def test_a_detectors_own_normalisation_is_taken_and_bgr_is_refused(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_detectors_own_normalisation_is_taken_and_bgr_is_refused(tmp_path: Pat
     assert info.mean == pytest.approx([value / 255 for value in rgb.tolist()])
     assert info.std == pytest.approx([value / 255 for value in std.tolist()])
     torch.save({"model": model | {"pixel_mean": rgb.flip(0), "pixel_std": torch.ones(3)}}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"pictures are BGR \(pixel_mean \[100\.0, 115\.0, 120\.0\]"):
+    with pytest.raises(UserError, match=r"images are BGR \(pixel_mean \[100\.0, 115\.0, 120\.0\]"):
         read(tmp_path / "x.pth")
 
 

@@ -96,7 +96,7 @@ def test_the_columns_show_what_they_say(run: Path) -> None:
     images = torch.rand(1, 3, 64, 96) * 4 - 2
     original = np.asarray(((images[0] * 0.25 + 0.5) * 255).byte().permute(1, 2, 0))
     first, again = (attempt(model, images, 0.5, 3, mean, std) for _ in range(2))
-    masked, drawn, pasted = map(np.asarray, first.pictures)
+    masked, drawn, pasted = map(np.asarray, first.panels)
     visible = draw_mask(model, (64, 96), 0.5, 3)[0, 0].repeat_interleave(32, 0).repeat_interleave(32, 1).bool().numpy()
     assert visible.mean() == 0.5
     assert np.abs(masked[visible].astype(int) - original[visible]).max() <= 1

@@ -15,7 +15,7 @@ QUALITY = 82  # of WebP
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """An image inside the page.
 
     Attributes:
@@ -29,13 +29,13 @@ class Picture:
     link: str = ""
 
 
-def from_svg(drawing: bytes, caption: str) -> Picture:
-    """Return a drawing as a picture."""
-    return Picture(caption, _data_uri(drawing, "image/svg+xml"))
+def from_svg(drawing: bytes, caption: str) -> EmbeddedImage:
+    """Return a drawing as a image."""
+    return EmbeddedImage(caption, _data_uri(drawing, "image/svg+xml"))
 
 
-def from_file(path: Path, caption: str, link: str) -> Picture | None:
-    """Return a picture of a file, which WebP makes small enough for a page of many; None if it is no whole image."""
+def from_file(path: Path, caption: str, link: str) -> EmbeddedImage | None:
+    """Return a image of a file, which WebP makes small enough for a page of many; None if it is no whole image."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -45,7 +45,7 @@ def from_file(path: Path, caption: str, link: str) -> Picture | None:
         image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "WEBP", quality=QUALITY)
-    return Picture(caption, _data_uri(stream.getvalue(), "image/webp"), link)
+    return EmbeddedImage(caption, _data_uri(stream.getvalue(), "image/webp"), link)
 
 
 def by_number(path: Path) -> tuple[list[int], str]:
