@@ -110,7 +110,6 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
 def _pretrain(options: argparse.Namespace) -> int:
     from spark.config.pretrain import PretrainConfig
     from spark.config.recipe import load_recipe, written_with
-    from spark.utils.signals import EXIT_CODE, PostponedError
 
     config = load_recipe(PretrainConfig, options.recipe, options.overrides)
     written = written_with("train.preset", PretrainConfig, options.recipe, options.overrides)
@@ -122,11 +121,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         return 0
     from spark.training.run import pretrain  # not sooner: a mistake in a recipe is told before torch is imported
 
-    try:
-        pretrain(config, written)
-    except PostponedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_CODE
+    pretrain(config, written)
     return 0
 
 

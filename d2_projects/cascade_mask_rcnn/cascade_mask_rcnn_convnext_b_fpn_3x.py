@@ -12,7 +12,7 @@ from detectron2 import model_zoo
 
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from ..mask_rcnn.mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, train
+from ..mask_rcnn.mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, project, train
 
 _heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
 for _head in _heads.box_heads:

@@ -16,7 +16,7 @@ from spark.errors import UserError
 BATCH = 3  # augmented pictures that are computed at a time
 
 
-def with_tta(model: nn.Module, cfg: DictConfig) -> nn.Module:
+def augmented_detector(model: nn.Module, cfg: DictConfig) -> nn.Module:
     """Return a detector that augments its input as the recipe's `test` says.
 
     Detectron2's own is written for its older configuration; the four values that it reads there are taken from the
@@ -41,7 +41,7 @@ def with_tta(model: nn.Module, cfg: DictConfig) -> nn.Module:
     return GeneralizedRCNNWithTTA(older, model, mapper, BATCH)
 
 
-def original_pictures(loader: DictConfig) -> DictConfig:
+def original_images(loader: DictConfig) -> DictConfig:
     """Return a test loader without its resizing: each scale is made from the original picture."""
     loader = loader.copy()
     loader.mapper.augmentations = []

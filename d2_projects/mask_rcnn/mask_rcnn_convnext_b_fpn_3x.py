@@ -17,7 +17,7 @@ from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
 from d2_projects.solver.layer_decay import timm_parameter_groups
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from .mask_rcnn_r50_fpn import data, dataloader, train
+from .mask_rcnn_r50_fpn import data, dataloader, project, train
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.pixel_mean = [123.675, 116.280, 103.530]

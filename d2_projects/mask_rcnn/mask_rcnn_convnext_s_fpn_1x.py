@@ -9,7 +9,7 @@ Cost:       87,960 iterations of 16 pictures; not measured.
 
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from .mask_rcnn_convnext_s_fpn_3x import data, dataloader, model, optimizer, train
+from .mask_rcnn_convnext_s_fpn_3x import data, dataloader, model, optimizer, project, train
 
 batch = dataloader.train.total_batch_size
 train.max_iter = iterations_of_epochs(12, batch)

@@ -7,6 +7,6 @@ Expected:   not known.
 Cost:       263,880 iterations of 16 pictures; not measured.
 """
 
-from .mask_rcnn_convnext_b_fpn_3x import data, dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_convnext_b_fpn_3x import data, dataloader, lr_multiplier, model, optimizer, project, train
 
 model.backbone.bottom_up.name = "convnext_small"

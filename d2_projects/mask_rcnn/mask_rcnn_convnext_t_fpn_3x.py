@@ -10,7 +10,7 @@ Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
 
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from .mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, train
+from .mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, project, train
 
 model.backbone.bottom_up.name = "convnext_tiny"
 model.backbone.bottom_up.drop_path_rate = 0.4

@@ -8,6 +8,6 @@ Expected:   not known.
 Cost:       90,000 iterations of 16 pictures; not measured.
 """
 
-from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, project, train
 
 model.backbone.bottom_up.stages.depth = 101

@@ -8,7 +8,7 @@ Expected:   see the report of the runs; these are smoke numbers (60 training and
 Cost:       150 iterations of 4 pictures, about 80 s of one CPU core.
 """
 
-from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, project, train
 
 data.root = "data/demo/detection"
 

@@ -15,7 +15,7 @@ from detectron2.config import LazyCall as L
 
 from d2_projects.modeling.res5 import with_norm
 
-from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, lr_multiplier, optimizer, train
+from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, lr_multiplier, optimizer, project, train
 
 model = model_zoo.get_config("common/models/mask_rcnn_c4.py").model
 model.pixel_mean = [123.675, 116.280, 103.530]

@@ -15,8 +15,11 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from d2_projects.evaluation.coco import CocoMetrics
+from d2_projects.instance_segmentation import InstanceSegmentation
 from d2_projects.solver.layer_decay import resnet_layer_decay
 from d2_projects.solver.schedule import iterations_of_times, steps
+
+project = L(InstanceSegmentation)()
 
 data = OmegaConf.create({"root": "datasets/coco"})  # train2017/ val2017/ annotations/instances_*.json
 

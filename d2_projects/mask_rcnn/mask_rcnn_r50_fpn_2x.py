@@ -10,7 +10,7 @@ Cost:       180,000 iterations of 16 pictures, about 25 COCO epochs; not measure
 
 from d2_projects.solver.schedule import iterations_of_times, steps
 
-from .mask_rcnn_r50_fpn import data, dataloader, model, optimizer, train
+from .mask_rcnn_r50_fpn import data, dataloader, model, optimizer, project, train
 
 train.max_iter = iterations_of_times(2, batch=16)
 lr_multiplier = steps(train.max_iter, milestones=[120_000, 160_000], gamma=0.25, warmup=1000, warmup_factor=0.01)

@@ -15,7 +15,7 @@ from detectron2 import model_zoo
 
 from d2_projects.solver.schedule import steps
 
-from .mask_rcnn_r50_fpn import data, dataloader, train
+from .mask_rcnn_r50_fpn import data, dataloader, project, train
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.pixel_mean = [123.675, 116.280, 103.530]

@@ -9,7 +9,7 @@ Cost:       270,000 iterations of 16 pictures; not measured with this code yet.
 
 from d2_projects.solver.schedule import iterations_of_times, steps
 
-from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, model, optimizer, train
+from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, model, optimizer, project, train
 
 train.max_iter = iterations_of_times(3, batch=16)
 lr_multiplier = steps(train.max_iter, milestones=[210_000, 250_000], gamma=0.1, warmup=1000, warmup_factor=0.001)

@@ -14,7 +14,7 @@ from detectron2.config import LazyCall as L
 from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
 from d2_projects.solver.layer_decay import timm_parameter_groups
 
-from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, train
+from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, project, train
 
 model.backbone.bottom_up = L(TimmBackbone)(
     name="resnet50d", out_features=list(RES2_TO_RES5), drop_path_rate=0.0, frozen_stages=0, norm="SyncBN",
