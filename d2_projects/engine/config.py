@@ -129,7 +129,7 @@ def _read(path: Path) -> DictConfig:
     missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
     if missing:
         raise UserError(f"recipe '{path}' does not define {', '.join(sorted(missing))}")
-    if "project" in cfg and called(cfg.project) is called(PROJECT):
+    if "_target_" in cfg.get("project", {}) and called(cfg.project) is called(PROJECT):
         del cfg["project"]  # unsaid, as in the protocols and run folders of when it could not be said
     return complete(cfg, project_of(cfg).data_options)
 

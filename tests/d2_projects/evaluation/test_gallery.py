@@ -16,11 +16,12 @@ from PIL import Image
 from random_coco import detection
 
 from d2_projects.data.annotations import Source
-from d2_projects.data.coco import coco_layout
+from d2_projects.data.coco import check, coco_layout
 from d2_projects.evaluation.gallery import Gallery, write_gallery
 from d2_projects.evaluation.matching import IGNORED, WRONG, Matches, best_score, match
-from d2_projects.evaluation.outputs import OUTPUTS, write_course, write_gallery_of
+from d2_projects.evaluation.outputs import write_course
 from d2_projects.evaluation.visualize import Shape, draw, sheet
+from d2_projects.instance_segmentation import InstanceSegmentation
 
 SIZE = (64, 64)
 
@@ -112,8 +113,9 @@ def test_the_best_and_the_worst_are_chosen(found: tuple[Source, list[dict[str, A
 
 def test_the_page_carries_its_pictures(found: tuple[Source, list[dict[str, Any]]], tmp_path: Path) -> None:
     source, detections = found
-    (tmp_path / "detections_segm.json").write_text(json.dumps(detections))
-    write_gallery_of(tmp_path, source, "a <small> detector", {"bbox/AP": 12.345})
+    file = tmp_path / "detections_segm.json"
+    file.write_text(json.dumps(detections))
+    write_gallery(tmp_path, source, file, "a <small> detector", {"bbox/AP": 12.345})
     page = (tmp_path / "detections.html").read_text()
     assert "a &lt;small&gt; detector" in page
     assert "<dt>bbox/AP</dt><dd>12.3</dd>" in page
@@ -127,7 +129,7 @@ def test_the_page_carries_its_pictures(found: tuple[Source, list[dict[str, Any]]
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "prefers-color-scheme: dark" in page
     assert Image.open(tmp_path / "detections.png").width > 4 * 256
-    assert {"detections.html", "detections.png", "detections_segm.json"} <= set(OUTPUTS)
+    assert {"detections.html", "detections.png", "detections_segm.json"} <= set(InstanceSegmentation.outputs)
 
 
 def test_boxes_alone_are_shown_too(found: tuple[Source, list[dict[str, Any]]], tmp_path: Path) -> None:
@@ -139,12 +141,12 @@ def test_boxes_alone_are_shown_too(found: tuple[Source, list[dict[str, Any]]], t
 
 
 def test_no_detections_no_gallery(coco: Path, tmp_path: Path) -> None:
-    write_gallery_of(tmp_path, coco_layout(coco).val, "", {})
-    write_course(tmp_path)
+    project, data = InstanceSegmentation(), check(coco)
+    project.draw(tmp_path, data, "", {})
     assert not (tmp_path / "detections.html").exists()
     assert not (tmp_path / "curves.png").exists()
     (tmp_path / "detections_bbox.json").write_text("[]")  # a detector that found nothing
-    write_gallery_of(tmp_path, coco_layout(coco).val, "", {})
+    project.draw(tmp_path, data, "", {})
     assert "0 found, 2 missed" in (tmp_path / "detections.html").read_text()
 
 
@@ -152,7 +154,7 @@ def test_the_course_of_a_run_is_drawn(tmp_path: Path) -> None:
     log = [{"step": step, "loss": 3 / step, "loss_cls": 1 / step, "lr": 1e-3} for step in range(1, 9)]
     log[-1]["bbox/AP"] = 1.0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
-    write_course(tmp_path)
+    write_course(tmp_path, {"AP": ("bbox/AP", "segm/AP")})
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

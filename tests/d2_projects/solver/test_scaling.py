@@ -9,6 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
+from d2_projects.data.coco import DataOptions
 from d2_projects.options import complete
 from d2_projects.solver.scaling import scaled, set_by_hand
 
@@ -16,7 +17,7 @@ RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 
 
 def recipe(name: str, **values: Any) -> DictConfig:
-    cfg = complete(LazyConfig.load(str(RECIPES / f"{name}.py")))
+    cfg = complete(LazyConfig.load(str(RECIPES / f"{name}.py")), DataOptions)
     for key, value in values.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
     return cfg
