@@ -77,7 +77,7 @@ def test_both_commands_leave_the_same_result(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [RECIPE, *TINY, "data.root=coco", "dataloader.evaluator.output_dir=null", "out=run"]
+    words = [RECIPE, *TINY, "data.root=coco", "out=run"]
     told = []
     for command in (train_net.main, lambda words: main(["detect", *words])):
         assert command(words) == 0
