@@ -183,3 +183,8 @@ def test_a_box_that_sticks_out_is_cut() -> None:
 def test_a_sheet_has_two_pairs_to_a_line() -> None:
     pair = (Image.new("RGB", (30, 20)),) * 2
     assert sheet([pair], 30).height < sheet([pair] * 3, 30).height == sheet([pair] * 4, 30).height
+
+
+def test_a_label_is_no_formula() -> None:
+    picture = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), None, r"$\undefined{ 5$", 0, False)], side=400)
+    assert (np.asarray(picture) == 255).all(-1).any()
