@@ -5,7 +5,7 @@ Reproduces: ConvNeXt (Liu et al., CVPR 2022, arXiv:2201.03545), ConvNeXt-B on CO
 Command:    spark-eval detect d2_projects/cascade_mask_rcnn/cascade_mask_rcnn_convnext_b_fpn_3x.py \
                 init=ENCODER out=runs/coco_cascade_convnext_b data.root=datasets/coco
 Expected:   box AP 52.7, mask AP 45.6 from supervised weights of ImageNet-1k (ConvNeXt's table); from SparK not known.
-Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
+Cost:       263,880 iterations of 16 images; not measured with this code yet.
 """
 
 from detectron2 import model_zoo

@@ -33,7 +33,7 @@ MOVED = {
     "d2_projects.modeling.timm_backbone.TimmBackbone": "d2_projects.timm_backbone.TimmBackbone",
     "d2_projects.modeling.res5.with_norm": "d2_projects.res5.with_norm",
 }
-# What does not decide whether two numbers may be compared. (The seed and the initialisation are recorded
+# What does not decide whether two numbers may be compared. (The seed and the initialization are recorded
 # beside the protocol; the data is identified by its content; of scaling, the results are in the protocol.)
 NOT_PROTOCOL = (
     "data", "train.output_dir", "train.seed", "train.device", "train.log_period", "train.checkpointer",

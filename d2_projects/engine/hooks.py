@@ -139,7 +139,7 @@ class ProgressHook(HookBase):
     """Show iteration, loss, rate and remaining time; comes first, so as to time training alone."""
 
     def __init__(self, title: str, batch: int) -> None:
-        self._title, self._batch = title, batch  # pictures in an iteration of all processes
+        self._title, self._batch = title, batch  # images in an iteration of all processes
         self._seconds, self._iterations = 0.0, 0
 
     @property

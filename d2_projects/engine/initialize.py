@@ -63,7 +63,7 @@ def start_of(config: DetectConfig) -> Start:
     """Return what `init` stands for.
 
     Raises:
-        UserError: it does not exist, is not of the recipe's network, or wants pictures normalised otherwise.
+        UserError: it does not exist, is not of the recipe's network, or wants images normalized otherwise.
     """
     backbone, init = backbone_of(config.cfg), config.init
     if init == SCRATCH:
@@ -143,7 +143,7 @@ def _require_same(config: DetectConfig, backbone: Backbone, model: str, options:
 
 
 def _require_normalized(config: DetectConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise UserError unless the recipe normalises pictures (0..255) as they were in training (0..1)."""
+    """Raise UserError unless the recipe normalizes images (0..255) as they were in training (0..1)."""
     model = config.cfg.model
     for key, given, expected in (("pixel_mean", model.pixel_mean, mean), ("pixel_std", model.pixel_std, std)):
         wanted = [round(255 * value, 3) for value in expected]

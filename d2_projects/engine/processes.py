@@ -84,7 +84,7 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def equal_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Give all processes the first one's buffers: without SyncBN, each has statistics of its own pictures.
+    """Give all processes the first one's buffers: without SyncBN, each has statistics of its own images.
 
     So all processes evaluate the model that the first one saves.
     """

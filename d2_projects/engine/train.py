@@ -78,7 +78,7 @@ def train(
 ) -> Outcome:
     """Train from where the run folder stands (an empty one: from the start), then evaluate.
 
-    A continued run goes on with the model, optimizer, schedule, pictures and random numbers that it would have had; on
+    A continued run goes on with the model, optimizer, schedule, images and random numbers that it would have had; on
     a CPU its losses are those of an uninterrupted run to the last digit. (GPUs add up in no fixed order.)
 
     Args:
@@ -91,7 +91,7 @@ def train(
 
     Raises:
         UserError: the batch cannot be shared, the backbone's weights do not fit, the device is not there, the
-            evaluation does not work, the checkpoint is damaged, a picture cannot be read, the loss became infinite.
+            evaluation does not work, the checkpoint is damaged, an image cannot be read, the loss became infinite.
         PostponedError: a signal asked the run to stop, and it was saved.
     """
     stopwatch = Stopwatch()
@@ -148,7 +148,7 @@ def train(
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
                             "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
-        except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
+        except (OSError, SizeMismatchError) as error:  # an unreadable image, a full disk
             # A loader's worker process puts its traceback before the message.
             raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
         metrics.update(evaluate_with_tta(cfg, project, model, ranks))
@@ -170,7 +170,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
         load_backbone(model, backbone)
     if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         part = cfg.dataloader.train.total_batch_size // cfg.train.accumulate
-        ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} pictures: batch norms see one at a time")
+        ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} images: batch norms see one at a time")
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
     optimizer = instantiate(optimizer_cfg)
@@ -179,7 +179,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
 
 
 def share_batch(cfg: DictConfig, size: int) -> None:
-    """Make sure that all processes get equally many pictures.
+    """Make sure that all processes get equally many images.
 
     Raises:
         UserError: they do not.
@@ -195,7 +195,7 @@ def share_batch(cfg: DictConfig, size: int) -> None:
 def evaluate(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, dict[str, float]]:
     """Return the evaluator's nested results on the recipe's test set in the first process; others get {}.
 
-    Each process evaluates its share of the pictures.
+    Each process evaluates its share of the images.
     """
     equal_buffers(model, ranks)
     with contextlib.redirect_stdout(io.StringIO()):  # evaluators print their tables

@@ -39,7 +39,7 @@ class Shape:
 def annotated(
     entries: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
 ) -> list[Shape]:
-    """Return the annotated objects of a picture of this size (width, height); those that were missed are dashed."""
+    """Return the annotated objects of an image of this size (width, height); those that were missed are dashed."""
     found = set(matches.found_D.tolist())
     return [
         _shape(entry, size, names, names[entry["category_id"]] + (" (crowd)" if entry.get("iscrowd") else ""),
@@ -51,7 +51,7 @@ def annotated(
 def detected(
     detections: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
 ) -> list[Shape]:
-    """Return the detected objects of a picture, the least sure first; those that are wrong are dashed."""
+    """Return the detected objects of an image, the least sure first; those that are wrong are dashed."""
     return [
         _shape(detections[index], size, names, f"{names[detections[index]['category_id']]} {100 * score:.0f}%",
                dashed=found == WRONG)
@@ -100,7 +100,8 @@ def _add(axes: Axes, shape: Shape, size: tuple[int, int], font: float) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2,
                                  linestyle=DASHED if shape.dashed else "solid", zorder=2))
         axes.annotate(shape.label, (left, top), (3, -1), textcoords="offset points", color="white", fontsize=font,
-                      va="top", path_effects=[withStroke(linewidth=2, foreground="black")], parse_math=False, annotation_clip=False)
+                      va="top", path_effects=[withStroke(linewidth=2, foreground="black")], parse_math=False,
+                      annotation_clip=False)
 
 
 def _paint(axes: Axes, mask: np.ndarray, color: str) -> None:

@@ -5,7 +5,7 @@ Reproduces: nothing published. It is for networks that Detectron2 does not have:
 Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_timm_fpn.py model.backbone.bottom_up.name=regnety_032 \
                 init=ENCODER out=runs/coco_timm data.root=datasets/coco
 Expected:   not known.
-Cost:       90,000 iterations of 16 pictures; not measured.
+Cost:       90,000 iterations of 16 images; not measured.
 """
 
 from detectron2 import model_zoo

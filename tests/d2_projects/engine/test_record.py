@@ -11,7 +11,7 @@ from d2_projects.engine.config import load
 from d2_projects.engine.record import protocol_of
 
 
-def test_initialisation_and_seed_do_not_change_the_protocol(coco: Path, tmp_path: Path) -> None:
+def test_initialization_and_seed_do_not_change_the_protocol(coco: Path, tmp_path: Path) -> None:
     def protocol(*overrides: str) -> dict[str, object]:
         return protocol_of(load(RECIPE, [*TINY, *overrides]), check(coco))
 

@@ -46,7 +46,7 @@ def test_a_run_from_scratch_writes_one_record(coco: Path, tmp_path: Path) -> Non
     sizes = ("AP", "AP50", "AP75", "APs", "AR1", "AR10", "AR100", "ARs")  # no object is larger than small
     assert set(record.metrics) == {f"{task}/{name}" for task in ("bbox", "segm") for name in sizes}
     assert all(0 <= metric.value <= 100 and metric.unit == "AP (0-100)" for metric in record.metrics.values())
-    assert record.epochs == 1  # two iterations of two of four pictures
+    assert record.epochs == 1  # two iterations of two of four images
     assert record.protocol["train_images"] == 4
     assert [entry["step"] for entry in read_metrics(out) if "loss" in entry] == [1, 2]
     assert (out / "detections.png").stat().st_size > 1000
@@ -174,7 +174,7 @@ def test_impossible_devices_leave_no_folder(coco: Path, tmp_path: Path, override
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_recipe_names_its_neighbours() -> None:
+def test_a_missing_recipe_names_its_neighbors() -> None:
     with pytest.raises(UserError, match=r"Did you mean .*mask_rcnn_r18_demo\.py"):
         run(RECIPE.replace("demo", "dmo"), [])
 

@@ -215,7 +215,7 @@ def test_a_finished_run_is_only_evaluated(whole: tuple[Path, Path, Outcome], tmp
     assert again.seconds > load_file(run / "checkpoints" / LAST)["clock"]["seconds"] > 0  # those of both
 
 
-def test_accumulation_sees_the_same_pictures_in_parts(coco: Path, tmp_path: Path) -> None:
+def test_accumulation_sees_the_same_images_in_parts(coco: Path, tmp_path: Path) -> None:
     cfg = tiny(train__max_iter=1, train__precise_bn_iter=1, train__accumulate=2, train__clip_grad_norm=1e-9,
                optimizer__weight_decay=0.0)
     outcome = trained(cfg, coco, tmp_path / "run")
@@ -232,11 +232,11 @@ def test_an_evaluation_that_cannot_work_fails_before_training(coco: Path, tmp_pa
         with pytest.raises(UserError, match=r"num_classes=5, but .* has 2 categories"):
             train(cfg, PROJECT, tmp_path / "run")
         cfg.model.roi_heads.num_classes = 2
-        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.train.dataset.names  # its pictures have the same ids
+        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.train.dataset.names  # its images have the same ids
         with pytest.raises(UserError, match=r"gives the annotations themselves a bbox AP of .* instead of 100"):
             train(cfg, PROJECT, tmp_path / "run")
         cfg.dataloader.test.mapper.image_format = "CMY"
-        with pytest.raises(UserError, match="evaluating two validation pictures fails with "):
+        with pytest.raises(UserError, match="evaluating two validation images fails with "):
             train(cfg, PROJECT, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -265,9 +265,9 @@ def test_a_backbone_of_another_network_is_refused(coco: Path, tmp_path: Path) ->
         trained(tiny(), coco, tmp_path, backbone={"stem.conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
-def test_an_unreadable_picture_is_one_line(coco: Path, tmp_path: Path) -> None:
-    for picture in (coco / "train2017").iterdir():
-        picture.write_bytes(picture.read_bytes()[:700])
+def test_an_unreadable_image_is_one_line(coco: Path, tmp_path: Path) -> None:
+    for file in (coco / "train2017").iterdir():
+        file.write_bytes(file.read_bytes()[:700])
     with pytest.raises(UserError, match="training stopped: ") as raised:
         trained(tiny(train__max_iter=2), coco, tmp_path / "run")
     assert "\n" not in str(raised.value)
