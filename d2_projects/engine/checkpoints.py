@@ -101,7 +101,7 @@ class BestHook(HookBase):
     def _look(self, done: int, recorded: int) -> None:
         """Look at the evaluation after `done` iterations, which Detectron2 has recorded under another number."""
         value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
-        if iteration != recorded or math.isnan(value):  # such as of a detector that finds nothing
+        if iteration != recorded or math.isnan(value):  # none was made, or it was undefined
             return
         if self._best is None or value > self._best:
             self._best = float(value)

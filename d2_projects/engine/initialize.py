@@ -1,4 +1,4 @@
-"""What a detector's backbone starts from.
+"""What a model's backbone starts from.
 
 `init=` is one of
 
@@ -53,7 +53,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Start:
-    """What a detector starts from."""
+    """What a model starts from."""
 
     weights: dict[str, Tensor] | None  # for `load_backbone`; None: as the recipe builds it
     record: Initialization

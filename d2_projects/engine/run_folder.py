@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from d2_projects.engine.config import DetectConfig, to_yaml
-from d2_projects.engine.train import LOG, TTA
+from d2_projects.engine.evaluate import TTA
+from d2_projects.engine.train import LOG
 from spark.errors import UserError
 from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS, CONFIG

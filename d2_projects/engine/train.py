@@ -1,10 +1,9 @@
-"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: the whole run in one place."""
+"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: all hooks in one place."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import logging
 import math
 import time
@@ -17,27 +16,27 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import hooks
-from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from d2_projects.data.loader import FollowingBatches, build_train_loader
-from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
+from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of
+from d2_projects.engine.evaluate import evaluate, evaluate_with_tta, flat
 from d2_projects.engine.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
-from d2_projects.engine.processes import equal_buffers, parallel, pick_device
+from d2_projects.engine.processes import parallel, pick_device
 from d2_projects.engine.trainer import Trainer, mixed_precision
 from d2_projects.modeling.load_backbone import load_backbone
 from d2_projects.options import complete
 from d2_projects.project import Project
-from spark.errors import UserError
+from spark.errors import PostponedError, UserError
 from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
-from spark.utils.signals import PostponedError, StopRequest
+from spark.utils.signals import StopRequest
 
-LOG, TTA = "log.txt", "tta"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -139,18 +138,8 @@ def train(
     if ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ranks.device)
     with logged_to(run / LOG if ranks.is_main else None):
-        try:
+        with explained(run):
             trainer.train(start, cfg.train.max_iter)
-        except Stopped:
-            raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
-        except FloatingPointError as error:
-            raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
-                            "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
-        except (OSError, SizeMismatchError) as error:  # an unreadable image, a full disk
-            # A loader's worker process puts its traceback before the message.
-            raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
         metrics.update(evaluate_with_tta(cfg, project, model, ranks))
     best = best_of(run / CHECKPOINTS, project.main_metric) if ranks.is_main and cfg.train.eval_period else None
     return Outcome(model, metrics, progress.images_per_second, stopwatch.seconds, peak_memory(ranks), best)
@@ -192,60 +181,33 @@ def share_batch(cfg: DictConfig, size: int) -> None:
                         f"use e.g. {math.ceil(batch / parts) * parts}")
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, dict[str, float]]:
-    """Return the evaluator's nested results on the recipe's test set in the first process; others get {}.
-
-    Each process evaluates its share of the images.
-    """
-    equal_buffers(model, ranks)
-    with contextlib.redirect_stdout(io.StringIO()):  # evaluators print their tables
-        return inference_on_dataset(
-            model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-        )
-
-
-def evaluate_with_tta(
-    cfg: DictConfig, project: Project[Any], model: nn.Module, ranks: Ranks
-) -> dict[str, float]:
-    """Return, if `test.tta` is set, the metrics with test-time augmentation, whose names then begin with "tta/"."""
-    if not cfg.test.tta:
-        return {}
-    augmented = cfg.copy()
-    augmented.dataloader.test, augmented_model = project.with_tta(cfg, model)
-    if folder := augmented.dataloader.evaluator.get("output_dir"):
-        augmented.dataloader.evaluator.output_dir = str(Path(folder) / TTA)  # beside that of the plain evaluation
-    return {f"{TTA}/{name}": value for name, value in flat(evaluate(augmented, augmented_model, ranks)).items()}
-
-
-def evaluate_only(
-    cfg: DictConfig, project: Project[Any], out: Path, weights: Path, ranks: Ranks
-) -> dict[str, float]:
-    """Return the metrics of a checkpoint: without, and if `test.tta` is set also with test-time augmentation.
-
-    The evaluator writes into the folder `out`.
-
-    Raises:
-        UserError: the checkpoint is missing, damaged or of another model; the evaluation does not work.
-    """
-    cfg = complete(cfg, project.data_options)
-    cfg.train.output_dir = str(out)
-    model = instantiate(cfg.model).to(ranks.device)
-    ranks.on_all(lambda: load_model(model, weights))
-    project.rehearse(cfg, model, ranks)
-    return flat(evaluate(cfg, model, ranks)) | evaluate_with_tta(cfg, project, model, ranks)
-
-
-def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return {"task": {"metric": 1.0}} as {"task/metric": 1.0}."""
-    return {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()}
-
-
 def peak_memory(ranks: Ranks) -> float | None:
     """Return the MiB of the GPU that needed most, or None on a CPU; all processes must ask."""
     if ranks.device.type != "cuda":
         return None
     comm.synchronize()  # the first process may compute for long; Detectron2's groups for objects wait half an hour
     return max(comm.all_gather(torch.cuda.max_memory_allocated(ranks.device))) / 2**20
+
+
+@contextlib.contextmanager
+def explained(run: Path) -> Iterator[None]:
+    """Turn what ends a training in the body into a line for people.
+
+    Raises:
+        UserError: the loss became infinite, memory ran out, an image cannot be read, the disk is full.
+        PostponedError: it was asked to stop, and was saved.
+    """
+    try:
+        yield
+    except Stopped:
+        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
+    except FloatingPointError as error:
+        raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
+                        "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
+    except (OSError, SizeMismatchError) as error:  # a loader's worker process puts its traceback before the message
+        raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
 
 
 @contextlib.contextmanager

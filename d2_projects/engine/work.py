@@ -6,10 +6,11 @@ from pathlib import Path
 
 from d2_projects.engine.checkpoints import BEST
 from d2_projects.engine.config import DetectConfig
+from d2_projects.engine.evaluate import evaluate_only
 from d2_projects.engine.initialize import Start, start_of
 from d2_projects.engine.record import protocol_of, record
 from d2_projects.engine.run_folder import CONFIG, EVALUATED, EVALUATION, finished
-from d2_projects.engine.train import evaluate_only, share_batch, train
+from d2_projects.engine.train import share_batch, train
 from d2_projects.engine.trainer import mixed_precision
 from d2_projects.project import Data
 from spark.errors import UserError

@@ -16,7 +16,7 @@ class CocoMaskRcnn(Task):
 
     name, version = "coco_mask_rcnn", 1  # those of the project, which needs Detectron2
     purpose = "Mask R-CNN by Detectron2 on data in COCO's layout; box and mask AP"
-    distributed = True
+    distributed = lazy_config = True
 
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol and the seed decide."""

@@ -22,8 +22,9 @@ from paths import ROOT
 
 from d2_projects.engine import train as training
 from d2_projects.engine.checkpoints import BEST
+from d2_projects.engine.evaluate import evaluate_only
 from d2_projects.engine.processes import pick_device
-from d2_projects.engine.train import Outcome, evaluate_only, train
+from d2_projects.engine.train import Outcome, train
 from d2_projects.instance_segmentation import InstanceSegmentation
 from spark.errors import UserError
 from spark.runs.checkpoint import LAST, PREVIOUS, load_file
