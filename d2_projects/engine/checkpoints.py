@@ -84,22 +84,22 @@ class BestHook(HookBase):
         self._file, self._model, self._metric = folder / BEST, model, metric
 
     def before_train(self) -> None:
-        """Know what there is already."""
+        """Read the best value so far."""
         self._best = best_of(self._file.parent, self._metric)
-        if self.trainer.start_iter < self.trainer.max_iter:  # made up for
-            self._look(self.trainer.start_iter, self.trainer.start_iter - 1)
+        if self.trainer.start_iter < self.trainer.max_iter:  # `EvaluationHook` may have caught up on an evaluation
+            self._compare(self.trainer.start_iter, self.trainer.start_iter - 1)
 
     def after_step(self) -> None:
-        """Look at an evaluation in mid-training."""
-        self._look(self.trainer.iter + 1, self.trainer.iter)
+        """Compare an evaluation in mid-training."""
+        self._compare(self.trainer.iter + 1, self.trainer.iter)
 
     def after_train(self) -> None:
-        """Look at the final evaluation, if training came that far."""
+        """Compare the final evaluation, if training came that far."""
         if self.trainer.iter >= self.trainer.max_iter:
-            self._look(self.trainer.max_iter, self.trainer.iter)
+            self._compare(self.trainer.max_iter, self.trainer.iter)
 
-    def _look(self, done: int, recorded: int) -> None:
-        """Look at the evaluation after `done` iterations, which Detectron2 has recorded under another number."""
+    def _compare(self, done: int, recorded: int) -> None:
+        """Compare the evaluation after `done` iterations, which Detectron2 has recorded as of iteration `recorded`."""
         value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
         if iteration != recorded or math.isnan(value):  # none was made, or it was undefined
             return

@@ -54,7 +54,7 @@ class StopHook(HookBase):
 
 
 class EvaluationHook(hooks.EvalHook):
-    """Evaluate every `period` iterations, and at the end; first of all the state at which a kill prevented that.
+    """Evaluate every `period` iterations and at the end; a resumed run first catches up on what a kill prevented.
 
     A checkpoint is saved before it is evaluated, so a run may go on from one whose evaluation is missing in the log.
 
@@ -73,7 +73,7 @@ class EvaluationHook(hooks.EvalHook):
         self._run, self._ranks, self._results = run, ranks, results
 
     def before_train(self) -> None:
-        """Make up for what was prevented."""
+        """Evaluate where the log lacks the evaluation of the checkpoint that the run goes on from."""
         start = self.trainer.start_iter
         if start and self._period and start % self._period == 0 and start < self.trainer.max_iter and (
             not self._ranks.on_main(lambda: evaluated(self._run, start, self._results))
@@ -136,7 +136,7 @@ class MetricsHook(HookBase):
 
 
 class ProgressHook(HookBase):
-    """Show iteration, loss, rate and remaining time; comes first, so as to time training alone."""
+    """Show iteration, loss, rate and remaining time; the first hook, so that it times training alone."""
 
     def __init__(self, title: str, batch: int) -> None:
         self._title, self._batch = title, batch  # images in an iteration of all processes
