@@ -1,4 +1,4 @@
-"""What a recipe may say in `data`, `train` and `test`, with defaults: it states only what differs."""
+"""What a recipe may say in `train` and `test`, with defaults: it states only what differs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ from pydoc import locate
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-
-@dataclass
-class Pair:
-    """Annotations and the folder of their pictures."""
-
-    images: str = ""
-    annotations: str = ""
-
-
-@dataclass
-class DataOptions(Pair):
-    """Where the data is; `d2_projects.data.coco.locate` says which of these counts."""
-
-    root: str = "datasets/coco"  # a folder in COCO's layout, or "demo"
-    val_share: float = 0.1  # of the pictures, when `images` and `annotations` are for both
-    train: Pair = field(default_factory=Pair)
-    val: Pair = field(default_factory=Pair)
 
 
 @dataclass
@@ -71,10 +53,15 @@ class TestOptions:
     tta_flip: bool = True
 
 
-def complete(cfg: DictConfig) -> DictConfig:
-    """Return a recipe with a value for every option; its own values stay, also those of other names."""
+def complete(cfg: DictConfig, data: type[Any]) -> DictConfig:
+    """Return a recipe with a value for every option; its own values stay, also those of other names.
+
+    Args:
+        cfg: the recipe.
+        data: the options of its project's `data`.
+    """
     cfg = cfg.copy()
-    for name, options in (("data", DataOptions()), ("train", TrainOptions()), ("test", TestOptions())):
+    for name, options in (("data", data()), ("train", TrainOptions()), ("test", TestOptions())):
         cfg[name] = OmegaConf.merge(dataclasses.asdict(options), cfg.get(name, {}))
     return cfg
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import eval_suite.tasks
+from d2_projects.engine.run import main as detect
+from d2_projects.train_net import add_arguments as add_detect_arguments
 from eval_suite.study.cli import add_verbs as add_study_verbs
 from spark.errors import exits_cleanly
 from spark.utils.version import __version__
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.verb in CLASSIFICATION:
         return _classify(options)
     if options.verb == "detect":
-        return _detect(options)
+        return detect([options.recipe, *options.overrides], options.num_gpus)
     elif options.verb == "study":
         from eval_suite.study.verbs import run as study
 
@@ -56,32 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from spark.utils.signals import EXIT_CODE, PostponedError
-
     task = importlib.import_module(f"{eval_suite.tasks.__name__}.{CLASSIFICATION[options.verb].task}")
-    try:
-        path = getattr(task, options.verb)(options.recipe, options.overrides)
-    except PostponedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_CODE
-    if path:  # the first of several processes speaks for all
-        print(path)
-    return 0
-
-
-def _detect(options: argparse.Namespace) -> int:
-    from d2_projects.data.demo import recipe_and_overrides
-    from eval_suite.tasks.coco_mask_rcnn import run, run_launched
-    from spark.utils.signals import EXIT_CODE, PostponedError
-
-    recipe, overrides = recipe_and_overrides([options.recipe, *options.overrides])
-    if options.num_gpus > 1:
-        return run_launched(recipe, overrides, options.num_gpus)
-    try:
-        path = run(recipe, overrides)
-    except PostponedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_CODE
+    path = getattr(task, options.verb)(options.recipe, options.overrides)
     if path:  # the first of several processes speaks for all
         print(path)
     return 0
@@ -91,19 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("spark-eval", description="Evaluate checkpoints and report the results.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, purpose in (
-        *((verb, about.purpose) for verb, about in CLASSIFICATION.items()),
-        ("detect", "train and evaluate Mask R-CNN on a COCO-format data set (needs Detectron2)"),
-    ):
-        verb = verbs.add_parser(name, help=purpose, description=purpose)
+    for name, (_, purpose) in CLASSIFICATION.items():
+        verb = verbs.add_parser(name, help=purpose, description=purpose, epilog=GOES_ON)
         verb.add_argument("recipe", metavar="RECIPE", help="a file under configs/, or your own")
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from it")
-        verb.epilog = GOES_ON
-        if name == "detect":
-            verb.add_argument("--num-gpus", type=int, default=1, metavar="N",
-                              help="processes, started by Detectron2's launch (torchrun works, too); on a machine "
-                                   "without GPUs they share its CPUs")
-            verb.epilog = f"With data=demo the recipe may be left out. {GOES_ON}"
+    purpose = "train and evaluate Mask R-CNN on a COCO-format data set (needs Detectron2)"
+    add_detect_arguments(verbs.add_parser("detect", help=purpose, description=purpose))
     add_study_verbs(verbs.add_parser("study", help="plan, run or submit a whole study, and follow it"))
     report = verbs.add_parser("report", help="collect results into tables and a page")
     report.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="folders that hold runs")

@@ -26,12 +26,12 @@ from spark.runs.folder import CONFIG
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import load_record
 
-DETECT, PRETRAIN = "coco_mask_rcnn", "pretrain"
+PRETRAIN = "pretrain"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.
 PLACEHOLDERS = {"data.root": "unset"}
 # What is a column of tables and no part of the protocol, though it decides about the numbers.
 COLUMNS = frozenset({"model.name", "source", "seed", "train.seed", "init"})
-# What a detector's record says of its recipe, in other words.
+# What the record of a Detectron2 project says of its recipe, in other words.
 SUMMED_UP = frozenset({"recipe", "recipe_hash", "iterations", "batch"})
 PLACES = frozenset({"out", "train.output_dir"})  # where runs lie, which tells them apart already
 PROTOCOL_MARK = "*"
@@ -133,9 +133,10 @@ def _of_run(name: str, task: str) -> Side:
     """What a run of an older version did not know, it did as the defaults say now."""
     folder = Path(name)
     written = leaves(_plain(folder / CONFIG))
-    defaults = {} if task == DETECT else _settings(str(folder / CONFIG), task)
+    lazy = find_task(task).lazy_config
+    defaults = {} if lazy else _settings(str(folder / CONFIG), task)
     values = {**defaults, **written}
-    deciding = _protocol_of_detector(values) if task == DETECT else defaults.keys()
+    deciding = _protocol_of_lazy(values) if lazy else defaults.keys()
     if not (folder / RESULT).is_file():
         return Side(name, task, values, frozenset(deciding), {})
     record = load_record(folder / RESULT)
@@ -149,7 +150,7 @@ def _of_recipe(name: str, task: str) -> Side:
     return Side(name, task, values, frozenset(values))
 
 
-def _protocol_of_detector(names: Collection[str]) -> set[str]:
+def _protocol_of_lazy(names: Collection[str]) -> set[str]:
     from d2_projects.engine.config import NOT_PROTOCOL  # needs Detectron2
 
     return {name for name in names if not any(f"{name}.".startswith(f"{other}.") for other in NOT_PROTOCOL)}
@@ -161,11 +162,12 @@ def _settings(recipe: str, task: str) -> dict[str, Any]:
     Raises:
         UserError: it is no recipe of this task.
     """
-    prepared = find_task(task).prepare(Work(recipe, Path("unset"), PLACEHOLDERS))
+    found = find_task(task)
+    prepared = found.prepare(Work(recipe, Path("unset"), PLACEHOLDERS))
     settings = dict(prepared.settings)
     protocol = settings.pop("protocol", {})
     nested = _plain(protocol) if isinstance(protocol, str) else protocol
-    names = {"model_name": "model.name", **({"seed": "train.seed"} if task == DETECT else {})}
+    names = {"model_name": "model.name", **({"seed": "train.seed"} if found.lazy_config else {})}
     return {names.get(name, name): value for name, value in leaves({**nested, **settings}).items()}
 
 
@@ -186,11 +188,12 @@ def _tasks_of_recipe(recipe: str) -> list[str]:
         UserError: there is none; with the complaint of the one that finds least fault.
     """
     tasks, faults = [], []
-    for task in task_names() if not recipe.endswith(".py") else [DETECT]:
+    for task in task_names():
+        if find_task(task).lazy_config != recipe.endswith(".py"):
+            continue
         try:
-            if task != DETECT or recipe.endswith(".py"):
-                _settings(recipe, task)
-                tasks.append(task)
+            _settings(recipe, task)
+            tasks.append(task)
         except UserError as error:
             faults.append(str(error))
     if not tasks:

@@ -90,6 +90,7 @@ class Task(ABC):
     version: ClassVar[int]
     purpose: ClassVar[str]  # a line for people
     distributed: ClassVar[bool] = False  # whether its command may be started once per GPU, as torchrun does
+    lazy_config: ClassVar[bool] = False  # whether its recipes are Detectron2's, in Python
 
     @abstractmethod
     def prepare(self, work: Work) -> Prepared:

@@ -19,6 +19,12 @@ class RefusedError(UserError):
     """A network has no sparse form, or none that is known to be right."""
 
 
+class PostponedError(Exception):
+    """The work was asked to stop, and is saved. The command line prints the message and exits with `exit_code`."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: not finished, start it again
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return ' Did you mean a, b?' for the known names closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
@@ -33,7 +39,7 @@ def _unread(stream: TextIO) -> bool:
 
 
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command line's entry point: UserError becomes one line on stderr and exit code 2."""
+    """Wrap a command line's entry point: UserError and PostponedError become a line on stderr and an exit code."""
 
     @wraps(main)
     def wrapper(*args: object, **kwargs: object) -> int:
@@ -42,6 +48,9 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         except UserError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except PostponedError as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.exit_code
         except BrokenPipeError:
             if not _unread(sys.stdout):  # it was another pipe, such as one to a loader's process
                 raise

@@ -12,7 +12,7 @@ CATEGORY_IDS = (7, 2, 90, 13)  # neither in order nor without gaps
 
 
 def jittered(truth: dict[str, Any], rng: np.random.Generator, extra: int = 2) -> list[dict[str, Any]]:
-    """Return detections near most objects, at times of another category, and `extra` elsewhere on each picture."""
+    """Return detections near most objects, at times of another category, and `extra` elsewhere on each image."""
     ids = [category["id"] for category in truth["categories"]]
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     found = []
@@ -29,10 +29,10 @@ def jittered(truth: dict[str, Any], rng: np.random.Generator, extra: int = 2) ->
 
 
 def random_truth(rng: np.random.Generator, images: int = 40) -> dict[str, Any]:
-    """Return annotations with polygons, crowds (compressed or not), ids from 0, and pictures without objects."""
+    """Return annotations with polygons, crowds (compressed or not), ids from 0, and images without objects."""
     annotations: list[dict[str, Any]] = []
-    for picture in range(1, images + 1):
-        for _ in range(0 if picture % 7 == 0 else int(rng.integers(1, 9))):
+    for image in range(1, images + 1):
+        for _ in range(0 if image % 7 == 0 else int(rng.integers(1, 9))):
             size = np.exp(rng.uniform(2.2, 5.2, 2)).clip(8, (WIDTH - 2, HEIGHT - 2))
             corner = rng.uniform(0, (WIDTH, HEIGHT) - size)
             (left, top), (right, bottom) = corner, corner + size
@@ -41,7 +41,7 @@ def random_truth(rng: np.random.Generator, images: int = 40) -> dict[str, Any]:
             if crowd:
                 shape = encode(shape, compressed=bool(rng.random() < 0.5))
             annotations.append({
-                "id": len(annotations), "image_id": picture, "category_id": int(rng.choice(CATEGORY_IDS[:3])),
+                "id": len(annotations), "image_id": image, "category_id": int(rng.choice(CATEGORY_IDS[:3])),
                 "bbox": [*corner.tolist(), *size.tolist()], "area": float(size.prod() * 5 / 6), "iscrowd": crowd,
                 "segmentation": shape,
             })
@@ -53,7 +53,7 @@ def random_truth(rng: np.random.Generator, images: int = 40) -> dict[str, Any]:
 
 
 def detection(
-    picture: int, category: int, box: Any, score: float, size: tuple[int, int] = (WIDTH, HEIGHT)
+    image: int, category: int, box: Any, score: float, size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> dict[str, Any]:
     """Return a detection [left, top, width, height] whose mask is its box; scores have ties."""
     left, top = (max(0.0, float(value)) for value in box[:2])
@@ -61,7 +61,7 @@ def detection(
     right, bottom = left + width, top + height
     mask = rle.merge(rle.frPyObjects([[left, top, right, top, right, bottom, left, bottom]], size[1], size[0]))
     mask["counts"] = mask["counts"].decode()
-    return {"image_id": int(picture), "category_id": int(category), "bbox": [left, top, width, height],
+    return {"image_id": int(image), "category_id": int(category), "bbox": [left, top, width, height],
             "score": round(float(score), 2), "segmentation": mask}
 
 

@@ -21,7 +21,7 @@ TINY = [
 
 
 def make(root: Path, train: int = 4, val: int = 2) -> Path:
-    """Write `train` and `val` pictures with two objects each, segmented by polygons; return `root`."""
+    """Write `train` and `val` images with two objects each, segmented by polygons; return `root`."""
     rng = np.random.default_rng(0)
     for split, count in (("train2017", train), ("val2017", val)):
         content: dict[str, Any] = {
@@ -30,11 +30,11 @@ def make(root: Path, train: int = 4, val: int = 2) -> Path:
             "categories": [{"id": 7, "name": "bar"}, {"id": 3, "name": "square"}],
         }
         for number in range(1, count + 1):
-            picture = rng.integers(90, 160, (SIDE, SIDE, 3)).astype(np.uint8)
+            image = rng.integers(90, 160, (SIDE, SIDE, 3)).astype(np.uint8)
             for category, (width, height), value in ((3, (20, 20), 250), (7, (40, 8), 10)):
                 left = int(rng.integers(SIDE - width))
                 top = int(rng.integers(24 - height // 2)) if category == 3 else int(rng.integers(44, 54))
-                picture[top:top + height, left:left + width] = value
+                image[top:top + height, left:left + width] = value
                 right, bottom = left + width, top + height
                 content["annotations"].append({
                     "id": len(content["annotations"]) + 1, "image_id": number, "category_id": category,
@@ -44,7 +44,7 @@ def make(root: Path, train: int = 4, val: int = 2) -> Path:
             name = f"{number:012d}.jpg"
             content["images"].append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
             (root / split).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / split / name)
+            Image.fromarray(image).save(root / split / name)
         write_annotations(root, split, content)
     return root
 

@@ -5,14 +5,14 @@ Reproduces: ConvNeXt (Liu et al., CVPR 2022, arXiv:2201.03545), ConvNeXt-B on CO
 Command:    spark-eval detect d2_projects/cascade_mask_rcnn/cascade_mask_rcnn_convnext_b_fpn_3x.py \
                 init=ENCODER out=runs/coco_cascade_convnext_b data.root=datasets/coco
 Expected:   box AP 52.7, mask AP 45.6 from supervised weights of ImageNet-1k (ConvNeXt's table); from SparK not known.
-Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
+Cost:       263,880 iterations of 16 images; not measured with this code yet.
 """
 
 from detectron2 import model_zoo
 
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from ..mask_rcnn.mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, train
+from ..mask_rcnn.mask_rcnn_convnext_b_fpn_3x import batch, data, dataloader, model, optimizer, project, train
 
 _heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
 for _head in _heads.box_heads:

@@ -21,7 +21,7 @@ import numpy as np
 from spark.errors import UserError
 
 Content = dict[str, Any]  # an annotation file
-VAL_SHARE = 0.1  # of one pair of annotations and pictures
+VAL_SHARE = 0.1  # of one pair of annotations and images
 
 
 @contextmanager
@@ -41,12 +41,12 @@ def garbage_uncollected() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Source:
-    """An annotation file, the folder of its pictures, and which of them are meant."""
+    """An annotation file, the folder of its images, and which of them are meant."""
 
     annotations: Path
     images: Path
     part: Literal["all", "train", "val"] = "all"
-    val_share: float = VAL_SHARE  # of the pictures, where `part` is not "all"
+    val_share: float = VAL_SHARE  # of the images, where `part` is not "all"
 
     def read(self) -> Content:
         """Return the annotations, with what LVIS leaves out filled in (`file_name` and `iscrowd`).
@@ -55,14 +55,14 @@ class Source:
             UserError: the file is missing, or has not COCO's three lists.
         """
         content = _read_json(self.annotations)
-        self._name_pictures(content["images"])
+        self._name_images(content["images"])
         for entry in content["annotations"]:
             if isinstance(entry, dict):
                 entry.setdefault("iscrowd", 0)
         return content if self.part == "all" else self._part_of(content)
 
-    def _name_pictures(self, images: list[Any]) -> None:
-        """Give LVIS's pictures, of which only the address is known, a name in the folder of COCO's or of one split."""
+    def _name_images(self, images: list[Any]) -> None:
+        """Give LVIS's images, of which only the address is known, a name in the folder of COCO's or of one split."""
         nested: dict[str, bool] = {}
         for image in images:
             if isinstance(image, dict) and "file_name" not in image and isinstance(image.get("coco_url"), str):
@@ -73,12 +73,12 @@ class Source:
                 image["file_name"] = f"{split}/{name}" if nested[split] else name
 
     def _part_of(self, content: Content) -> Content:
-        """Return the pictures of this part, drawn by their names: more pictures leave the others where they are."""
+        """Return the images of this part, drawn by their names: more images leave the others where they are."""
         images = [image for image in content["images"] if isinstance(image, dict)
                   and (_fraction(str(image.get("file_name"))) < self.val_share) == (self.part == "val")]
         kept = {image["id"] for image in images if isinstance(image.get("id"), int)}
         if not kept:
-            raise UserError(f"'{self.annotations}': data.val_share={self.val_share} leaves no picture for {self.part}")
+            raise UserError(f"'{self.annotations}': data.val_share={self.val_share} leaves no image for {self.part}")
         annotations = [entry for entry in content["annotations"]
                        if isinstance(entry, dict) and entry.get("image_id") in kept]
         return {**content, "images": images, "annotations": annotations}
@@ -137,7 +137,7 @@ RULES = {
 
 
 def check_keys(content: Content, file: Path) -> None:
-    """Every entry has sound RULES and an id of its own, and refers to a picture and a category that exist.
+    """Every entry has sound RULES and an id of its own, and refers to an image and a category that exist.
 
     Raises:
         UserError: naming the first entry that does not.

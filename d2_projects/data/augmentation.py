@@ -1,4 +1,4 @@
-"""Augmentation of pictures for detection."""
+"""Augmentation of images for detection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SIDES = tuple(range(480, 801, 32))
 
 
 def detr_augmentation() -> list[DictConfig]:
-    """Return DETR's augmentation: of every other picture a crop, then multi-scale resizing and flips.
+    """Return DETR's augmentation: of every other image a crop, then multi-scale resizing and flips.
 
-    A crop is 384 to 600 pixels high and wide, of the picture resized to a shorter side of 400, 500 or 600 pixels
+    A crop is 384 to 600 pixels high and wide, of the image resized to a shorter side of 400, 500 or 600 pixels
     (Carion et al., ECCV 2020, arXiv:2005.12872). The crop comes first in the list, then the resizing.
     """
     crop = L(T.AugmentationList)(augs=[

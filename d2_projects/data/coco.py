@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,25 @@ from spark.errors import UserError
 from spark.utils.files import sha256
 
 SPLITS = ("train2017", "val2017")
-ANNOTATED = "annotated"  # of a record: how many objects its picture has, those without a mask included
+ANNOTATED = "annotated"  # of a record: how many objects its image has, those without a mask included
+
+
+@dataclass
+class Pair:
+    """Annotations and the folder of their images."""
+
+    images: str = ""
+    annotations: str = ""
+
+
+@dataclass
+class DataOptions(Pair):
+    """A recipe's `data`: where it is; `locate` says which of these counts."""
+
+    root: str = "datasets/coco"  # a folder in COCO's layout, or "demo"
+    val_share: float = VAL_SHARE  # of the images, when `images` and `annotations` are for both
+    train: Pair = field(default_factory=Pair)
+    val: Pair = field(default_factory=Pair)
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """One checked annotation file and its folder of pictures."""
+    """One checked annotation file and its folder of images."""
 
     source: Source
     categories: tuple[str, ...]  # ordered by id
@@ -53,6 +71,30 @@ class CocoData:
     val: CocoSplit
     warnings: tuple[str, ...]  # what looks wrong, though training can do with it
     notes: tuple[str, ...]  # what is worth knowing
+
+    @property
+    def summary(self) -> str:
+        """Its size in a line."""
+        return (f"{self.train_images} training and {self.val.images} validation images, "
+                f"{len(self.train.categories)} categories")
+
+    @property
+    def train_images(self) -> int:
+        """The length of an epoch."""
+        return self.train.images
+
+    @property
+    def val_sha256(self) -> str:
+        """The content of what is evaluated on."""
+        return self.val.json_sha256
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What two data sets must share for numbers to be comparable."""
+        return {
+            "train_images": self.train.images, "val_images": self.val.images, "categories": len(self.val.categories),
+            "train_sha256": self.train.json_sha256, "val_sha256": self.val.json_sha256,
+        }
 
 
 def locate(data: Mapping[str, Any]) -> Sources:
@@ -146,7 +188,7 @@ def registered(data: CocoData) -> Iterator[tuple[str, str]]:
 
 @garbage_uncollected()
 def records(split: CocoSplit) -> list[dict[str, Any]]:
-    """Return the pictures and their objects as Detectron2 wants them; objects without a mask are left out."""
+    """Return the images and their objects as Detectron2 wants them; objects without a mask are left out."""
     content = split.source.read()
     classes = {id_: index for index, id_ in enumerate(split.category_ids)}
     images = {
@@ -190,7 +232,7 @@ def _pair(where: str, pair: Mapping[str, Any]) -> Source:
 
 def _read_sound(source: Source) -> Content:
     if not source.images.is_dir():
-        raise UserError(f"picture folder '{source.images}' does not exist")
+        raise UserError(f"image folder '{source.images}' does not exist")
     content = source.read()
     check_keys(content, source.annotations)
     return content

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from d2_projects.data.annotations import Content, Source, numbers, valid_mask
 from spark.utils.files import sha256
 
-SAMPLE = 32  # pictures of a split that are opened
+SAMPLE = 32  # images of a split that are opened
 MARGIN = 1.0  # pixels: exporters round, so a box may stick out that far
 TOO_MANY = 0.2  # more boxes than this share stick out: they are not [left, top, width, height]
 
@@ -48,7 +48,7 @@ def lint(source: Source, content: Content) -> Findings:
     part = "" if source.part == "all" else f" ({source.part})"
     findings = Findings(f"'{source.annotations}'{part}", [], [], [])
     _lint_categories(content, findings)
-    _lint_pictures(content, source.images, findings)
+    _lint_images(content, source.images, findings)
     objects = [entry for entry in content["annotations"] if not entry["iscrowd"]]
     if objects:
         _lint_boxes(content, objects, findings)
@@ -78,22 +78,22 @@ def _lint_categories(content: Content, findings: Findings) -> None:
                   [f"'{names[identifier]}'" for identifier in ids])
 
 
-def _lint_pictures(content: Content, folder: Path, findings: Findings) -> None:
+def _lint_images(content: Content, folder: Path, findings: Findings) -> None:
     images = content["images"]
     names = [image["file_name"] for image in images]
     missing = missing_files(folder, names)
     if missing.any():
-        findings.errors.append(f"{_of(missing)} pictures of {findings.where} are not in '{folder}', such as "
+        findings.errors.append(f"{_of(missing)} images of {findings.where} are not in '{folder}', such as "
                                f"{names[int(missing.argmax())]}")
-    findings.warn(pd.Series(names).duplicated().to_numpy(), "pictures are listed twice", names)
+    findings.warn(pd.Series(names).duplicated().to_numpy(), "images are listed twice", names)
     annotated = {entry["image_id"] for entry in content["annotations"]}
     bare = np.array([image["id"] not in annotated for image in images])
     if bare.any():
-        findings.notes.append(f"{findings.where}: {_of(bare)} pictures have no annotation: training leaves them out, "
+        findings.notes.append(f"{findings.where}: {_of(bare)} images have no annotation: training leaves them out, "
                               "evaluation counts what is found on them as wrong")
     present = [image for image, lost in zip(images, missing, strict=True) if not lost]
     for image in present[:: max(1, -(-len(present) // SAMPLE))]:
-        problem = _picture_problem(folder / image["file_name"], image["width"], image["height"])
+        problem = _image_problem(folder / image["file_name"], image["width"], image["height"])
         if problem:
             findings.errors.append(problem)
             break
@@ -112,16 +112,16 @@ def _listing(folder: Path) -> set[str]:
         return set()
 
 
-def _picture_problem(path: Path, width: int, height: int) -> str | None:
-    """Return why training would stop at this picture, as far as its header tells."""
+def _image_problem(path: Path, width: int, height: int) -> str | None:
+    """Return why training would stop at this image, as far as its header tells."""
     try:
         with Image.open(path) as image:
             size = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
     except (OSError, Image.DecompressionBombError) as error:
-        return f"picture '{path}' cannot be read: {error}"
+        return f"image '{path}' cannot be read: {error}"
     if (size[::-1] if turned else size) != (width, height):
-        return f"picture '{path}' has {size[0]}x{size[1]} pixels, its annotation says {width}x{height}"
+        return f"image '{path}' has {size[0]}x{size[1]} pixels, its annotation says {width}x{height}"
     return None
 
 
@@ -133,18 +133,18 @@ def _lint_boxes(content: Content, objects: list[Content], findings: Findings) ->
     corner_N2, side_N2 = boxes_N4[:, :2], boxes_N4[:, 2:]
     if boxes_N4.max() <= 1 and limits_N2.max() > 1:
         findings.errors.append(f"{findings.where}: no box is larger than a pixel; boxes must be in pixels, not in "
-                               "shares of the picture")
+                               "shares of the image")
         return
     flat = np.any(side_N2 <= 0, axis=1)
     findings.warn(flat, "boxes have no area, so nothing can match them", called)
     outside = np.any(corner_N2 + side_N2 <= 0, axis=1) | np.any(corner_N2 >= limits_N2, axis=1)
-    findings.warn(outside & ~flat, "boxes are wholly outside their picture", called)
+    findings.warn(outside & ~flat, "boxes are wholly outside their image", called)
     beyond = np.any((corner_N2 < -MARGIN) | (corner_N2 + side_N2 > limits_N2 + MARGIN), axis=1)
     if beyond.mean() > TOO_MANY:
-        findings.errors.append(f"{findings.where}: {_of(beyond)} boxes stick out of their picture, such as "
+        findings.errors.append(f"{findings.where}: {_of(beyond)} boxes stick out of their image, such as "
                                f"{called[int(beyond.argmax())]}; COCO's boxes are [left, top, width, height]")
     else:
-        findings.warn(beyond & ~outside, f"boxes stick out of their picture by more than {MARGIN:g} pixel; training "
+        findings.warn(beyond & ~outside, f"boxes stick out of their image by more than {MARGIN:g} pixel; training "
                       "cuts them", called)
     keys = pd.DataFrame(boxes_N4).assign(
         image=[entry["image_id"] for entry in objects], category=[entry["category_id"] for entry in objects]
@@ -189,10 +189,10 @@ def lint_pair(train: tuple[Source, Content], val: tuple[Source, Content]) -> Fin
     elif categories[0] != categories[1]:
         findings.warnings.append(f"the categories of {findings.where} have the same names under different ids; they "
                                  "are matched by their order")
-    pictures = [[source.images / image["file_name"] for image in content["images"]] for source, content in (train, val)]
-    shared = list(_shared_files(*pictures))
+    files = [[source.images / image["file_name"] for image in content["images"]] for source, content in (train, val)]
+    shared = list(_shared_files(*files))
     if shared:
-        findings.warnings.append(f"{len(shared):,} of {len(pictures[1]):,} validation pictures are training pictures "
+        findings.warnings.append(f"{len(shared):,} of {len(files[1]):,} validation images are training images "
                                  f"too, such as {shared[0]}")
     return findings
 
@@ -215,9 +215,9 @@ def _difference(ours: list[str], theirs: list[str]) -> str:
 
 
 def _shared_files(train: list[Path], val: list[Path]) -> Iterator[Path]:
-    """Yield the validation pictures that are the same files, or files of the same name and content, in training.
+    """Yield the validation images that are the same files, or files of the same name and content, in training.
 
-    Many data sets number the pictures of each split from 0, so a name alone tells nothing. Of equal names in different
+    Many data sets number the images of each split from 0, so a name alone tells nothing. Of equal names in different
     folders, at most SAMPLE are compared.
     """
     named = {path.name: path for path in train}

@@ -1,7 +1,7 @@
-"""Training pictures that depend on the seed and the iteration alone: a resumed run sees what it would have seen.
+"""Training images that depend on the seed and the iteration alone: a resumed run sees what it would have seen.
 
 Detectron2's loader is kept; its sampler, which always begins at the beginning, is replaced by one that can begin
-anywhere, and what the augmentations of a picture draw follows from the picture's place in the training.
+anywhere, and what the augmentations of an image draw follows from the image's place in the training.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from torch.utils.data import Dataset, Sampler
 from spark.data.samplers import mixed_seed
 from spark.utils.signals import leave_to_parent
 
-Record = dict[str, Any]  # a picture in Detectron2's dataset format
+Record = dict[str, Any]  # an image in Detectron2's dataset format
 
 
 class Draw(NamedTuple):
-    """One picture of the training."""
+    """One image of the training."""
 
-    picture: int  # index in the data set
-    position: int  # in the sequence of all pictures of all processes
+    image: int  # index in the data set
+    position: int  # in the sequence of all images of all processes
 
 
 class DrawSampler(Sampler[Draw]):
-    """The pictures of one process, from some batch on.
+    """The images of one process, from some batch on.
 
     Args:
         sampler: an endless one of Detectron2, whose order its seed decides, for this process.
-        batch: pictures in a batch of this process.
+        batch: images in a batch of this process.
         first_batch: how many batches to leave out.
-        wide: which pictures are wider than high, if batches may not mix the two kinds.
+        wide: which images are wider than high, if batches may not mix the two kinds.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class DrawSampler(Sampler[Draw]):
         return islice(self._grouped(draws), self._first, None)
 
     def _grouped(self, draws: Iterator[Draw]) -> Iterator[Draw]:
-        """Bring pictures of equal kind together, a batch at a time, as Detectron2's AspectRatioGroupedDataset does."""
+        """Bring images of equal kind together, a batch at a time, as Detectron2's AspectRatioGroupedDataset does."""
         if self._wide is None:
             yield from draws
             return
         waiting: tuple[list[Draw], list[Draw]] = ([], [])
         for draw in draws:
-            group = waiting[int(self._wide[draw.picture])]
+            group = waiting[int(self._wide[draw.image])]
             group.append(draw)
             if len(group) == self._batch:
                 yield from group
                 group.clear()
 
 
-class DrawnPictures(Dataset[Record]):
-    """Pictures, read and augmented by a Detectron2 mapper, whose randomness the seed and the draw decide."""
+class DrawnImages(Dataset[Record]):
+    """Images, read and augmented by a Detectron2 mapper, whose randomness the seed and the draw decide."""
 
     def __init__(self, records: list[Record], mapper: Callable[[Record], Record], seed: int) -> None:
         self._records = DatasetFromList(records, copy=False)  # the mapper copies
@@ -82,7 +82,7 @@ class DrawnPictures(Dataset[Record]):
 
     def __getitem__(self, draw: Draw) -> Record:
         with seeded(mixed_seed(self._seed, draw.position)):
-            return self._mapper(self._records[draw.picture])
+            return self._mapper(self._records[draw.image])
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def build_train_loader(
         records: its data set, instantiated; to read a large one takes long, and there may be several loaders.
         seed: of order and augmentation.
         first_iteration: counted from 0.
-        accumulate: batches in an iteration; together they have the recipe's `total_batch_size` pictures.
+        accumulate: batches in an iteration; together they have the recipe's `total_batch_size` images.
     """
     arguments = {name: value for name, value in cfg.items() if name not in ("dataset", "mapper")}
     mapper = instantiate(cfg.mapper)
@@ -125,12 +125,12 @@ def build_train_loader(
     if arguments.get("aspect_ratio_grouping", True):
         wide = np.fromiter((record["width"] > record["height"] for record in records), dtype=np.uint8)
     loader = instantiate(arguments | {
-        "dataset": DrawnPictures(records, mapper, seed),
+        "dataset": DrawnImages(records, mapper, seed),
         "sampler": DrawSampler(sampler, total // comm.get_world_size(), first_iteration * accumulate, wide),
         "mapper": None,
         "total_batch_size": total,
         "aspect_ratio_grouping": False,  # the sampler has done it
-        "seed": seed,  # not of pictures, but each start of workers would draw from the model's generator without it
+        "seed": seed,  # not of images, but each start of workers would draw from the model's generator without it
     })
     loader.worker_init_fn = leave_to_parent  # Detectron2's would draw a seed, which is not needed
     return loader

@@ -15,7 +15,7 @@ from spark.errors import UserError
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
 from spark.utils.files import atomic_path
 
-BEST, SELECTED_BY = "best.pt", "bbox/AP"
+BEST = "best.pt"
 
 
 class Checkpoints:
@@ -78,41 +78,41 @@ class CheckpointHook(HookBase):
 
 
 class BestHook(HookBase):
-    """After each evaluation, keep the model if none before had as high a bounding-box AP; comes after `EvalHook`."""
+    """After each evaluation, keep the model if this metric was never as high before; comes after `EvaluationHook`."""
 
-    def __init__(self, folder: Path, model: nn.Module) -> None:
-        self._file, self._model = folder / BEST, model
+    def __init__(self, folder: Path, model: nn.Module, metric: str) -> None:
+        self._file, self._model, self._metric = folder / BEST, model, metric
 
     def before_train(self) -> None:
-        """Know what there is already."""
-        self._best = best_of(self._file.parent)
-        if self.trainer.start_iter < self.trainer.max_iter:  # made up for
-            self._look(self.trainer.start_iter, self.trainer.start_iter - 1)
+        """Read the best value so far."""
+        self._best = best_of(self._file.parent, self._metric)
+        if self.trainer.start_iter < self.trainer.max_iter:  # `EvaluationHook` may have caught up on an evaluation
+            self._compare(self.trainer.start_iter, self.trainer.start_iter - 1)
 
     def after_step(self) -> None:
-        """Look at an evaluation in mid-training."""
-        self._look(self.trainer.iter + 1, self.trainer.iter)
+        """Compare an evaluation in mid-training."""
+        self._compare(self.trainer.iter + 1, self.trainer.iter)
 
     def after_train(self) -> None:
-        """Look at the final evaluation, if training came that far."""
+        """Compare the final evaluation, if training came that far."""
         if self.trainer.iter >= self.trainer.max_iter:
-            self._look(self.trainer.max_iter, self.trainer.iter)
+            self._compare(self.trainer.max_iter, self.trainer.iter)
 
-    def _look(self, done: int, recorded: int) -> None:
-        """Look at the evaluation after `done` iterations, which Detectron2 has recorded under another number."""
-        value, iteration = self.trainer.storage.latest().get(SELECTED_BY, (math.nan, -1))
-        if iteration != recorded or math.isnan(value):  # of a detector that finds nothing
+    def _compare(self, done: int, recorded: int) -> None:
+        """Compare the evaluation after `done` iterations, which Detectron2 has recorded as of iteration `recorded`."""
+        value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
+        if iteration != recorded or math.isnan(value):  # none was made, or it was undefined
             return
         if self._best is None or value > self._best:
             self._best = float(value)
-            content = {"model": self._model.state_dict(), "iterations": done, SELECTED_BY: self._best}
+            content = {"model": self._model.state_dict(), "iterations": done, self._metric: self._best}
             with atomic_path(self._file) as temporary:
                 torch.save(content, temporary)
 
 
-def best_of(folder: Path) -> float | None:
-    """Return the best evaluation's bounding-box AP of a run whose checkpoints are here; None if it has no such."""
-    return float(load_file(folder / BEST)[SELECTED_BY]) if (folder / BEST).is_file() else None
+def best_of(folder: Path, metric: str) -> float | None:
+    """Return the metric of the best checkpoint in a run's folder of checkpoints; None if there is no such."""
+    return float(load_file(folder / BEST)[metric]) if (folder / BEST).is_file() else None
 
 
 def load_model(model: nn.Module, file: Path) -> None:

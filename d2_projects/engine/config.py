@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf, SCMode
 
-from d2_projects.options import complete
+from d2_projects.options import called, complete
+from d2_projects.project import Project
 from d2_projects.solver.scaling import scaled, set_by_hand
 from spark.config.identity import deciding, first_names
 from spark.config.overrides import split_overrides
@@ -23,6 +24,8 @@ SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.roo
 SCRATCH = "scratch"
 # Beside the recipe's own keys: whose weights, go on or start again, only evaluate, and then which checkpoint.
 OPTIONS = {"init": SCRATCH, "resume": "auto", "eval_only": "false", "weights": "last"}
+# Of a recipe that names none: at first there was no other.
+PROJECT = OmegaConf.create({"_target_": "d2_projects.instance_segmentation.InstanceSegmentation"})
 # Where callables of our recipes are now, and the names under which protocols were first recorded with them.
 MOVED = {
     "d2_projects.solver.layer_decay.resnet_layer_decay": "d2_projects.optim.resnet_layer_decay",
@@ -30,7 +33,7 @@ MOVED = {
     "d2_projects.modeling.timm_backbone.TimmBackbone": "d2_projects.timm_backbone.TimmBackbone",
     "d2_projects.modeling.res5.with_norm": "d2_projects.res5.with_norm",
 }
-# What does not decide whether two numbers may be compared. (The seed and the initialisation are recorded
+# What does not decide whether two numbers may be compared. (The seed and the initialization are recorded
 # beside the protocol; the data is identified by its content; of scaling, the results are in the protocol.)
 NOT_PROTOCOL = (
     "data", "train.output_dir", "train.seed", "train.device", "train.log_period", "train.checkpointer",
@@ -45,6 +48,7 @@ class DetectConfig:
 
     recipe: Path
     cfg: DictConfig
+    project: Project[Any]
     init: str  # "scratch" or an exported encoder
     resume: str  # "auto": go on where the run folder stands; "never": start again
     eval_only: bool = False
@@ -107,8 +111,8 @@ def load(recipe: str, overrides: Sequence[str]) -> DetectConfig:
     if problems:
         raise UserError(f"{recipe}: " + "; ".join(problems))
     return DetectConfig(
-        Path(recipe), cfg, options["init"], options["resume"], options["eval_only"] == "true", options["weights"],
-        frozenset(by_hand),
+        Path(recipe), cfg, project_of(cfg), options["init"], options["resume"], options["eval_only"] == "true",
+        options["weights"], frozenset(by_hand),
     )
 
 
@@ -125,7 +129,21 @@ def _read(path: Path) -> DictConfig:
     missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
     if missing:
         raise UserError(f"recipe '{path}' does not define {', '.join(sorted(missing))}")
-    return complete(cfg)
+    if "_target_" in cfg.get("project", {}) and called(cfg.project) is called(PROJECT):
+        del cfg["project"]  # unsaid, as in the protocols and run folders of when it could not be said
+    return complete(cfg, project_of(cfg).data_options)
+
+
+def project_of(cfg: DictConfig) -> Project[Any]:
+    """Return the project that a recipe names, or the PROJECT of those that name none.
+
+    Raises:
+        UserError: what it names is no project.
+    """
+    project = instantiate(cfg.get("project", PROJECT))
+    if not isinstance(project, Project):
+        raise UserError(f"the recipe's project is a {type(project).__name__}, not a d2_projects.project.Project")
+    return project
 
 
 def _names(tree: Any, prefix: str = "") -> Iterator[str]:

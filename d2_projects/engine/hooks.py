@@ -17,8 +17,6 @@ from spark.utils.distributed import Ranks
 from spark.utils.progress import TrainingProgress
 from spark.utils.signals import StopRequest
 
-TASKS = ("bbox/", "segm/")  # how the names of evaluation results begin
-
 
 class Stopped(BaseException):
     """Training was asked to stop, and is saved. (An Exception would be logged by Detectron2 as a failure.)"""
@@ -56,37 +54,52 @@ class StopHook(HookBase):
 
 
 class EvaluationHook(hooks.EvalHook):
-    """Evaluate every `period` iterations, and at the end; first of all the state at which a kill prevented that.
+    """Evaluate every `period` iterations and at the end; a resumed run first catches up on what a kill prevented.
 
     A checkpoint is saved before it is evaluated, so a run may go on from one whose evaluation is missing in the log.
+
+    Args:
+        run: the run's folder.
+        period: in iterations; 0: only at the end.
+        evaluate: returns nested results, in the first process.
+        ranks: the processes.
+        results: how the names of evaluation results begin.
     """
 
-    def __init__(self, run: Path, period: int, evaluate: Callable[[], dict[str, Any]], ranks: Ranks) -> None:
+    def __init__(
+        self, run: Path, period: int, evaluate: Callable[[], dict[str, Any]], ranks: Ranks, results: tuple[str, ...]
+    ) -> None:
         super().__init__(period, evaluate)
-        self._run, self._ranks = run, ranks
+        self._run, self._ranks, self._results = run, ranks, results
 
     def before_train(self) -> None:
-        """Make up for what was prevented."""
+        """Evaluate where the log lacks the evaluation of the checkpoint that the run goes on from."""
         start = self.trainer.start_iter
         if start and self._period and start % self._period == 0 and start < self.trainer.max_iter and (
-            not self._ranks.on_main(lambda: evaluated(self._run, start))
+            not self._ranks.on_main(lambda: evaluated(self._run, start, self._results))
         ):
             self.trainer.storage.iter = start - 1  # when it was due
             self._do_eval()
             self.trainer.storage.iter = start
 
 
-def evaluated(run: Path, step: int) -> bool:
-    """Return whether a run's log has the evaluation after some iteration."""
-    return any(record["step"] == step and any(name.startswith(TASKS) for name in record)
+def evaluated(run: Path, step: int, results: tuple[str, ...]) -> bool:
+    """Return whether a run's log has the evaluation after some iteration; the names of its results begin with these."""
+    return any(record["step"] == step and any(name.startswith(results) for name in record)
                for record in read_metrics(run))
 
 
 class MetricsHook(HookBase):
-    """Every `period` iterations, and after an evaluation, append what is new to `<run>/metrics.jsonl`."""
+    """Every `period` iterations, and after an evaluation, append what is new to `<run>/metrics.jsonl`.
 
-    def __init__(self, run: Path, period: int) -> None:
-        self._run, self._period = run, period
+    Args:
+        run: the run's folder.
+        period: in iterations.
+        results: how the names of evaluation results begin.
+    """
+
+    def __init__(self, run: Path, period: int, results: tuple[str, ...]) -> None:
+        self._run, self._period, self._results = run, period, results
 
     def before_train(self) -> None:
         """Open the log; records of iterations that are about to be repeated are dropped."""
@@ -99,7 +112,7 @@ class MetricsHook(HookBase):
         """Write now and then; Detectron2 counts iterations from 0, the log counts steps from 1."""
         step = self.trainer.iter + 1
         values = self._latest(self.trainer.iter)
-        has_evaluation = any(name.startswith(TASKS) for name in values)
+        has_evaluation = any(name.startswith(self._results) for name in values)
         if step % self._period == 0 or step == self.trainer.max_iter or has_evaluation:
             self._log.write(step, **values)
 
@@ -110,7 +123,7 @@ class MetricsHook(HookBase):
         self._log.__exit__(None, None, None)
 
     def _evaluation(self, since: int) -> dict[str, Any]:
-        return {name: value for name, value in self._latest(since).items() if name.startswith(TASKS)}
+        return {name: value for name, value in self._latest(since).items() if name.startswith(self._results)}
 
     def _latest(self, since: int) -> dict[str, Any]:
         """Return the finite numbers that were recorded since an iteration."""
@@ -118,15 +131,15 @@ class MetricsHook(HookBase):
             "loss" if name == "total_loss" else name: float(value)
             for name, (value, iteration) in self.trainer.storage.latest().items()
             if iteration >= since and math.isfinite(value)
-            and name.startswith(("total_loss", "loss", "lr", *TASKS))
+            and name.startswith(("total_loss", "loss", "lr", *self._results))
         }
 
 
 class ProgressHook(HookBase):
-    """Show iteration, loss, rate and remaining time; comes first, so as to time training alone."""
+    """Show iteration, loss, rate and remaining time; the first hook, so that it times training alone."""
 
     def __init__(self, title: str, batch: int) -> None:
-        self._title, self._batch = title, batch  # pictures in an iteration of all processes
+        self._title, self._batch = title, batch  # images in an iteration of all processes
         self._seconds, self._iterations = 0.0, 0
 
     @property

@@ -1,4 +1,4 @@
-"""What a detector's backbone starts from.
+"""What a model's backbone starts from.
 
 `init=` is one of
 
@@ -50,7 +50,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Start:
-    """What a detector starts from."""
+    """What a model starts from."""
 
     weights: dict[str, Tensor] | None  # for `load_backbone`; None: as the recipe builds it
     record: Initialization
@@ -133,7 +133,7 @@ def _require_same(config: DetectConfig, backbone: Backbone, model: str, options:
 
 
 def _require_normalized(config: DetectConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise UserError unless the recipe normalises pictures (0..255) as they were in training (0..1)."""
+    """Raise UserError unless the recipe normalizes images (0..255) as they were in training (0..1)."""
     model = config.cfg.model
     for key, given, expected in (("pixel_mean", model.pixel_mean, mean), ("pixel_std", model.pixel_std, std)):
         wanted = [round(255 * value, 3) for value in expected]

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from spark.errors import UserError
 from spark.utils.distributed import Ranks, process_group
 
-# The first process computes COCO's metrics alone, which takes minutes, while the others wait for it at a barrier. That
+# The first process may compute the metrics alone, which takes minutes, while the others wait for it at a barrier. That
 # a process is gone is noticed by whoever started it, not by this.
 TIMEOUT = timedelta(hours=3)
 
@@ -84,7 +84,7 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def equal_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Give all processes the first one's buffers: without SyncBN, each has statistics of its own pictures.
+    """Give all processes the first one's buffers: without SyncBN, each has statistics of its own images.
 
     So all processes evaluate the model that the first one saves.
     """

@@ -1,10 +1,9 @@
-"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: the whole run in one place."""
+"""Train and evaluate a Detectron2 model that a LazyConfig recipe describes: all hooks in one place."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import logging
 import math
 import time
@@ -17,29 +16,27 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import hooks
-from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from d2_projects.data.coco import CocoData
 from d2_projects.data.loader import FollowingBatches, build_train_loader
-from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of, load_model
+from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of
+from d2_projects.engine.evaluate import evaluate, evaluate_with_tta, flat
 from d2_projects.engine.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
-from d2_projects.engine.processes import equal_buffers, parallel, pick_device
+from d2_projects.engine.processes import parallel, pick_device
 from d2_projects.engine.trainer import Trainer, mixed_precision
-from d2_projects.evaluation.rehearsal import rehearse_evaluation
-from d2_projects.evaluation.tta import original_pictures, with_tta
 from d2_projects.modeling.load_backbone import load_backbone
 from d2_projects.options import complete
-from spark.errors import UserError
+from d2_projects.project import Project
+from spark.errors import PostponedError, UserError
 from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
-from spark.utils.signals import PostponedError, StopRequest
+from spark.utils.signals import StopRequest
 
-LOG, TTA = "log.txt", "tta"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class Outcome:
     """What a finished run leaves behind."""
 
     model: nn.Module
-    metrics: dict[str, float]  # such as "bbox/AP", 0 to 100; nan where nothing could be computed
+    metrics: dict[str, float]  # by the names of the log; nan where nothing could be computed
     images_per_second: float | None  # of all processes; None when nothing was left to train
     seconds: float  # of training and evaluation, also before the run was interrupted
     peak_memory_mib: float | None  # of the GPU that needed most; None on a CPU
-    best: float | None  # bbox/AP of the best evaluation, that of checkpoints/best.pt; None if there was but one
+    best: float | None  # main metric of the best evaluation, that of checkpoints/best.pt; None if there was but one
 
 
 class Stopwatch:
@@ -74,25 +71,18 @@ class Stopwatch:
         self._before = state["seconds"]
 
 
-def point_at(cfg: DictConfig, data: CocoData, names: tuple[str, str]) -> None:
-    """Let a recipe's model and loaders use a registered data set; changes `cfg`."""
-    cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = names
-    cfg.model.roi_heads.num_classes = len(data.train.categories)
-    if data.train.run_length:
-        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
-
-
 def train(
-    cfg: DictConfig, run: Path, backbone: dict[str, Tensor] | None = None, ranks: Ranks | None = None,
-    request: StopRequest | None = None,
+    cfg: DictConfig, project: Project[Any], run: Path, backbone: dict[str, Tensor] | None = None,
+    ranks: Ranks | None = None, request: StopRequest | None = None,
 ) -> Outcome:
     """Train from where the run folder stands (an empty one: from the start), then evaluate.
 
-    A continued run goes on with the model, optimizer, schedule, pictures and random numbers that it would have had; on
+    A continued run goes on with the model, optimizer, schedule, images and random numbers that it would have had; on
     a CPU its losses are those of an uninterrupted run to the last digit. (GPUs add up in no fixed order.)
 
     Args:
-        cfg: a recipe with `model`, `dataloader`, `optimizer`, `lr_multiplier` and `train`.
+        cfg: a recipe with `model`, `dataloader`, `optimizer`, `lr_multiplier` and `train`, pointing at registered data.
+        project: the recipe's.
         run: where checkpoints and `metrics.jsonl` go.
         backbone: weights to start with, as for `load_backbone`.
         ranks: the processes; by default this one alone, on the recipe's device.
@@ -100,11 +90,11 @@ def train(
 
     Raises:
         UserError: the batch cannot be shared, the backbone's weights do not fit, the device is not there, the
-            evaluation does not work, the checkpoint is damaged, a picture cannot be read, the loss became infinite.
+            evaluation does not work, the checkpoint is damaged, an image cannot be read, the loss became infinite.
         PostponedError: a signal asked the run to stop, and it was saved.
     """
     stopwatch = Stopwatch()
-    cfg = complete(cfg)
+    cfg = complete(cfg, project.data_options)
     cfg.train.output_dir = str(run)  # where the evaluator writes
     ranks = ranks or Ranks(pick_device(cfg.train.device))
     model, trainer = ranks.on_all(lambda: build(cfg, ranks, backbone))
@@ -113,7 +103,7 @@ def train(
     start = ranks.on_all(checkpoints.resume)
     if start:
         ranks.log(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
-    rehearse_evaluation(cfg, model, ranks)
+    project.rehearse(cfg, model, ranks)
 
     records = instantiate(cfg.dataloader.train.dataset)
 
@@ -128,7 +118,7 @@ def train(
         return results
 
     trainer.reset_data_loader(lambda: loader(start))
-    progress = ProgressHook("detect", cfg.dataloader.train.total_batch_size)
+    progress = ProgressHook(project.title, cfg.dataloader.train.total_batch_size)
     batches = cfg.train.precise_bn_iter * cfg.train.accumulate  # as small as in training, or they might not fit
     precise_bn = hooks.PreciseBN(
         cfg.train.eval_period, model, FollowingBatches(loader, lambda: trainer.iter, batches), batches,
@@ -140,28 +130,18 @@ def train(
         # Precise statistics first, so that they are what is saved and evaluated.
         (precise_bn, cfg.train.precise_bn_iter > 0),
         (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
-        (EvaluationHook(run, cfg.train.eval_period, evaluate_now, ranks), True),
-        (BestHook(run / CHECKPOINTS, model), ranks.is_main and cfg.train.eval_period > 0),
-        (MetricsHook(run, cfg.train.log_period), ranks.is_main),
+        (EvaluationHook(run, cfg.train.eval_period, evaluate_now, ranks, project.results), True),
+        (BestHook(run / CHECKPOINTS, model, project.main_metric), ranks.is_main and cfg.train.eval_period > 0),
+        (MetricsHook(run, cfg.train.log_period, project.results), ranks.is_main),
         (StopHook(request, ranks, checkpoints) if request else None, request is not None),
     ) if wanted])
     if ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ranks.device)
     with logged_to(run / LOG if ranks.is_main else None):
-        try:
+        with explained(run):
             trainer.train(start, cfg.train.max_iter)
-        except Stopped:
-            raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
-        except FloatingPointError as error:
-            raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
-                            "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
-        except (OSError, SizeMismatchError) as error:  # an unreadable picture, a full disk
-            # A loader's worker process puts its traceback before the message.
-            raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
-        metrics.update(evaluate_with_tta(cfg, model, ranks))
-    best = best_of(run / CHECKPOINTS) if ranks.is_main and cfg.train.eval_period else None
+        metrics.update(evaluate_with_tta(cfg, project, model, ranks))
+    best = best_of(run / CHECKPOINTS, project.main_metric) if ranks.is_main and cfg.train.eval_period else None
     return Outcome(model, metrics, progress.images_per_second, stopwatch.seconds, peak_memory(ranks), best)
 
 
@@ -179,7 +159,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
         load_backbone(model, backbone)
     if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         part = cfg.dataloader.train.total_batch_size // cfg.train.accumulate
-        ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} pictures: batch norms see one at a time")
+        ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} images: batch norms see one at a time")
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
     optimizer = instantiate(optimizer_cfg)
@@ -188,7 +168,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
 
 
 def share_batch(cfg: DictConfig, size: int) -> None:
-    """Make sure that all processes get equally many pictures.
+    """Make sure that all processes get equally many images.
 
     Raises:
         UserError: they do not.
@@ -201,56 +181,33 @@ def share_batch(cfg: DictConfig, size: int) -> None:
                         f"use e.g. {math.ceil(batch / parts) * parts}")
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, dict[str, float]]:
-    """Return COCO's metrics of the recipe's test set, such as {"bbox": {"AP": …}, "segm": {…}}, in the first process.
-
-    Each process detects in its share of the pictures; others get {}.
-    """
-    equal_buffers(model, ranks)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
-        return inference_on_dataset(
-            model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-        )
-
-
-def evaluate_with_tta(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-    """Return, if `test.tta` is set, the metrics with test-time augmentation, such as "tta/bbox/AP"."""
-    if not cfg.test.tta:
-        return {}
-    augmented = cfg.copy()
-    augmented.dataloader.test = original_pictures(cfg.dataloader.test)
-    if folder := augmented.dataloader.evaluator.get("output_dir"):
-        augmented.dataloader.evaluator.output_dir = str(Path(folder) / TTA)  # beside that of the plain evaluation
-    return {f"{TTA}/{name}": value for name, value in flat(evaluate(augmented, with_tta(model, cfg), ranks)).items()}
-
-
-def evaluate_only(cfg: DictConfig, out: Path, weights: Path, ranks: Ranks) -> dict[str, float]:
-    """Return the metrics of a checkpoint: without, and if `test.tta` is set also with test-time augmentation.
-
-    The evaluator writes into the folder `out`.
-
-    Raises:
-        UserError: the checkpoint is missing, damaged or of another model; the evaluation does not work.
-    """
-    cfg = complete(cfg)
-    cfg.train.output_dir = str(out)
-    model = instantiate(cfg.model).to(ranks.device)
-    ranks.on_all(lambda: load_model(model, weights))
-    rehearse_evaluation(cfg, model, ranks)
-    return flat(evaluate(cfg, model, ranks)) | evaluate_with_tta(cfg, model, ranks)
-
-
-def flat(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return {"bbox": {"AP": 1.0}} as {"bbox/AP": 1.0}."""
-    return {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()}
-
-
 def peak_memory(ranks: Ranks) -> float | None:
     """Return the MiB of the GPU that needed most, or None on a CPU; all processes must ask."""
     if ranks.device.type != "cuda":
         return None
     comm.synchronize()  # the first process may compute for long; Detectron2's groups for objects wait half an hour
     return max(comm.all_gather(torch.cuda.max_memory_allocated(ranks.device))) / 2**20
+
+
+@contextlib.contextmanager
+def explained(run: Path) -> Iterator[None]:
+    """Turn what ends a training in the body into a line for people.
+
+    Raises:
+        UserError: the loss became infinite, memory ran out, an image cannot be read, the disk is full.
+        PostponedError: it was asked to stop, and was saved.
+    """
+    try:
+        yield
+    except Stopped:
+        raise PostponedError(f"{run} was asked to stop and is saved; the same command goes on with it") from None
+    except FloatingPointError as error:
+        raise UserError(f"{str(error).splitlines()[0]} Lower optimizer.lr.") from None
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
+                        "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
+    except (OSError, SizeMismatchError) as error:  # a loader's worker process puts its traceback before the message
+        raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from spark.utils.distributed import Ranks
 class Trainer(SimpleTrainer):
     """One iteration: the batches of `accumulate` forward and backward passes, then one step of the optimizer.
 
-    Detectron2's losses are means over the pictures, or over the proposals, of a batch, and what is accumulated is the
+    Detectron2's losses are means over the images, or over the proposals, of a batch, and what is accumulated is the
     mean of such means, just as it is over processes. Batch norms see one batch at a time.
 
     Args:

@@ -18,7 +18,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
-from d2_projects.data.annotations import Content
 from d2_projects.evaluation.average_precision import Backend, Detection, Evaluation, Task, backend_classes, evaluate
 from d2_projects.evaluation.figures import draw_precision_recall
 from spark.utils.files import atomic_path, write_text
@@ -43,11 +42,11 @@ class CocoMetrics(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all detections."""
-        self._found: dict[int, list[Detection]] = {}  # by picture
+        self._found: dict[int, list[Detection]] = {}  # by image
         self._masks = False
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep what the model found on some pictures, masks as run lengths."""
+        """Keep what the model found on some images, masks as run lengths."""
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             found = instances_to_coco_json(instances, record["image_id"])
@@ -60,15 +59,15 @@ class CocoMetrics(DatasetEvaluator):
         """Gather the detections of all processes in the first, and evaluate them there.
 
         Args:
-            img_ids: pictures to look at, as in Detectron2's COCOEvaluator; by default all.
+            img_ids: images to look at, as in Detectron2's COCOEvaluator; by default all.
         """
         comm.synchronize()  # some may have more to do; Detectron2's group for objects waits half an hour at most
         gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}
-        # Ordered by picture, so that equal scores fall the same way however the pictures were shared out.
-        by_picture = {picture: found for part, _ in gathered for picture, found in part.items()}
-        detections = [detection for picture in sorted(by_picture) for detection in by_picture[picture]]
+        # Ordered by image, so that equal scores fall the same way however the images were shared out.
+        by_image = {image: found for part, _ in gathered for image, found in part.items()}
+        detections = [detection for image in sorted(by_image) for detection in by_image[image]]
         tasks: tuple[Task, ...] = ("bbox", "segm") if any(masks for _, masks in gathered) else ("bbox",)
         truth = self._split.source.read()
         if img_ids is not None:
@@ -78,15 +77,6 @@ class CocoMetrics(DatasetEvaluator):
         if self._output is not None:
             write_evaluation(self._output, evaluations, detections)
         return {task: evaluation.numbers() for task, evaluation in evaluations.items()}
-
-
-def only(truth: Content, pictures: set[int]) -> Content:
-    """Return the annotations of some pictures."""
-    return {
-        **truth,
-        "images": [image for image in truth["images"] if image["id"] in pictures],
-        "annotations": [entry for entry in truth["annotations"] if entry["image_id"] in pictures],
-    }
 
 
 def detections_file(task: str) -> str:

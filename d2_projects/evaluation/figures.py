@@ -1,4 +1,4 @@
-"""Charts of a detector: precision over recall, and the course of its training."""
+"""Charts: a detector's precision over recall, and the course of a training."""
 
 from __future__ import annotations
 
@@ -44,10 +44,15 @@ def draw_precision_recall(evaluations: Mapping[Any, Evaluation]) -> bytes:
     return encode(figure, "png")
 
 
-def draw_course(log: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw loss, learning rate and AP over the iterations of a run's `metrics.jsonl` (PNG)."""
+def draw_course(log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Sequence[str]]) -> bytes:
+    """Draw loss, learning rate and metrics over the iterations of a run's `metrics.jsonl` (PNG).
+
+    Args:
+        log: its records.
+        metrics: title of a panel -> names of the evaluation results in it.
+    """
     losses = sorted({key for record in log for key in record if key.startswith("loss")})
-    panels = {"loss": losses, "learning rate": ["lr"], "AP": ["bbox/AP", "segm/AP"]}
+    panels = {"loss": losses, "learning rate": ["lr"], **metrics}
     figure = Figure(figsize=(12, 3.2), layout="constrained", dpi=150)
     for axes, (title, keys) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
         for number, key in enumerate(keys):

@@ -1,4 +1,4 @@
-"""A page of detections beside what was annotated: the best pictures, the worst, and some at random."""
+"""A page of detections beside what was annotated: the best images, the worst, and some at random."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from spark.utils.files import atomic_path, write_text
 from spark.utils.provenance import code_version
 
 PAGE, SHEET = "detections.html", "detections.png"
-SECTION = 6  # pictures
-SIDE, SHEET_SIDE = 480, 256  # pixels of a picture's longer edge
+SECTION = 6  # images
+SIDE, SHEET_SIDE = 480, 256  # pixels of an image's longer edge
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the page."""
+class Example:
+    """One image of the page, drawn twice."""
 
     name: str
     f1: float
@@ -40,7 +40,7 @@ class Picture:
 
 
 class Gallery:
-    """Annotations and detections of a data set, matched picture by picture."""
+    """Annotations and detections of a data set, matched image by image."""
 
     def __init__(self, source: Source, detections: Sequence[dict[str, Any]]) -> None:
         content: Content = source.read()
@@ -48,7 +48,7 @@ class Gallery:
         self.names = {category["id"]: category["name"]
                       for category in sorted(content["categories"], key=lambda category: category["id"])}
         self._images = {image["id"]: image for image in content["images"]}
-        self._annotations, self._detections = (_by_picture(content["annotations"]), _by_picture(detections))
+        self._annotations, self._detections = (_by_image(content["annotations"]), _by_image(detections))
         self._matches = {
             id_: match(self._annotations[id_], self._detections[id_], image["height"], image["width"])
             for id_, image in self._images.items()
@@ -56,9 +56,9 @@ class Gallery:
         self.least_score = best_score(self._matches.values())
 
     def sections(self, most: int = SECTION, seed: int = 0) -> dict[str, list[int]]:
-        """Return the ids of the pictures with the highest and the lowest F1, and of some at random, `most` each.
+        """Return the ids of the images with the highest and the lowest F1, and of some at random, `most` each.
 
-        Of pictures with the same F1, those with more objects come first: they say more.
+        Of images with the same F1, those with more objects come first: they say more.
         """
         f1 = {id_: each.f1(self.least_score) for id_, each in self._matches.items() if each.objects}
         objects = {id_: len(self._matches[id_].objects) for id_ in f1}
@@ -69,8 +69,8 @@ class Gallery:
             "Random": [int(id_) for id_ in chosen],
         }
 
-    def picture(self, id_: int, side: int) -> Picture:
-        """Draw a picture twice: with its annotations, and with the detections that are sure enough."""
+    def example(self, id_: int, side: int) -> Example:
+        """Draw an image twice: with its annotations, and with the detections that are sure enough."""
         image, matches = self._images[id_], self._matches[id_]
         kept = matches.scores_D >= self.least_score
         sure = Matches(matches.order_D[kept], matches.scores_D[kept], matches.found_D[kept], matches.objects)
@@ -78,7 +78,7 @@ class Gallery:
             photo = ImageOps.exif_transpose(file).convert("RGB")
         size = image["width"], image["height"]
         found, missed, wrong = matches.counts(self.least_score)
-        return Picture(
+        return Example(
             image["file_name"], matches.f1(self.least_score), found, missed, wrong,
             draw(photo, annotated(self._annotations[id_], sure, size, self.names), side),
             draw(photo, detected(self._detections[id_], sure, size, self.names), side),
@@ -99,26 +99,26 @@ def write_gallery(
     """
     gallery = Gallery(source, json.loads(detections.read_bytes()))
     chosen = gallery.sections()
-    drawn = {id_: gallery.picture(id_, SIDE) for ids in chosen.values() for id_ in ids}
+    drawn = {id_: gallery.example(id_, SIDE) for ids in chosen.values() for id_ in ids}
     environment = Environment(loader=PackageLoader("d2_projects"), autoescape=True, undefined=StrictUndefined)
     environment.filters["uri"] = _data_uri
     write_text(out / PAGE, environment.get_template("detections.html").render(
         title=title, numbers=numbers, least_score=gallery.least_score, code_version=code_version(),
         sections={name: [drawn[id_] for id_ in ids] for name, ids in chosen.items()},
     ))
-    small = [gallery.picture(id_, SHEET_SIDE) for id_ in chosen["Random"]]
+    small = [gallery.example(id_, SHEET_SIDE) for id_ in chosen["Random"]]
     with atomic_path(out / SHEET) as temporary:
-        sheet([(picture.truth, picture.output) for picture in small], SHEET_SIDE).save(temporary)
+        sheet([(example.truth, example.output) for example in small], SHEET_SIDE).save(temporary)
 
 
-def _by_picture(entries: Sequence[dict[str, Any]]) -> defaultdict[int, list[dict[str, Any]]]:
+def _by_image(entries: Sequence[dict[str, Any]]) -> defaultdict[int, list[dict[str, Any]]]:
     grouped = defaultdict(list)
     for entry in entries:
         grouped[entry["image_id"]].append(entry)
     return grouped
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _data_uri(drawing: Image.Image) -> str:
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=82)
+    drawing.save(stream, "WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

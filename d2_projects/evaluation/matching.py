@@ -1,4 +1,4 @@
-"""Which detections of a picture are right: COCO's greedy matching at one IoU, and the F1 score that follows."""
+"""Which detections of an image are right: COCO's greedy matching at one IoU, and the F1 score that follows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRONG, IGNORED = -1, -2
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of the detections and objects of one picture. D detections, in order of falling score."""
+    """What became of the detections and objects of one image. D detections, in order of falling score."""
 
     order_D: np.ndarray  # of the detections as they were given
     scores_D: np.ndarray
@@ -37,7 +37,7 @@ class Matches:
 def match(
     annotations: Sequence[dict[str, Any]], detections: Sequence[dict[str, Any]], height: int, width: int
 ) -> Matches:
-    """Match the detections of a picture with its annotations, the surest first, each with the best that is left.
+    """Match the detections of an image with its annotations, the surest first, each with the best that is left.
 
     Masks are compared where both have them, else boxes. A greedy match does not depend on later detections, so one
     matching serves every least score.
@@ -45,8 +45,8 @@ def match(
     Args:
         annotations: in COCO's format.
         detections: in COCO's results format.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
     """
     scores = np.array([detection["score"] for detection in detections], float)
     order = np.argsort(-scores, kind="stable")
@@ -68,7 +68,7 @@ def match(
 
 
 def best_score(matches: Iterable[Matches]) -> float:
-    """Return the least score with the highest F1 over all pictures together; 0.5 if no detection is right."""
+    """Return the least score with the highest F1 over all images together; 0.5 if no detection is right."""
     everything = list(matches)
     scores = np.concatenate([each.scores_D for each in everything] or [np.empty(0)])
     found = np.concatenate([each.found_D for each in everything] or [np.empty(0, int)])

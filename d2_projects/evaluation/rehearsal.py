@@ -19,13 +19,13 @@ from d2_projects.data.coco import ANNOTATED
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
 
-PICTURES = 2  # of each process
-MOST_OBJECTS = 100  # of a picture, that COCO's metrics look at
+IMAGES = 2  # of each process
+MOST_OBJECTS = 100  # of an image, that COCO's metrics look at
 LEAST_AP = 50  # of annotations taken for detections, if all are: it should be 100
 
 
 def rehearse_evaluation(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> None:
-    """Evaluate two validation pictures: the model on them, then their annotations as if they had been detected.
+    """Evaluate two validation images: the model on them, then their annotations as if they had been detected.
 
     Args:
         cfg: the recipe, pointing at a registered data set.
@@ -33,7 +33,7 @@ def rehearse_evaluation(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> None
         ranks: the processes; all of them must call this.
 
     Raises:
-        UserError: something fails, or the evaluator does not recognise the annotations.
+        UserError: something fails, or the evaluator does not recognize the annotations.
     """
     check_classes(cfg)
     try:
@@ -41,7 +41,7 @@ def rehearse_evaluation(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> None
     except UserError:
         raise
     except Exception as error:  # whatever it is, it would happen after hours, too
-        raise UserError(f"evaluating two validation pictures fails with {type(error).__name__}: {error}") from error
+        raise UserError(f"evaluating two validation images fails with {type(error).__name__}: {error}") from error
     if ranks.is_main and not found >= LEAST_AP * best:
         raise UserError(f"the evaluator gives the annotations themselves a bbox AP of {found:.1f} instead of 100: "
                         "its data set is not that of dataloader.test, or its category ids are others")
@@ -71,7 +71,7 @@ def _rehearse(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> tuple[float, f
         mapper = instantiate(cfg.dataloader.test.mapper)
         evaluator = instantiate({**cfg.dataloader.evaluator, "output_dir": None})
         records = [record for record in instantiate(cfg.dataloader.test.dataset) if objects(record)]
-        records = records[: PICTURES * ranks.size]
+        records = records[: IMAGES * ranks.size]
         mine, images = records[ranks.rank :: ranks.size], [record["image_id"] for record in records]
         evaluator.reset()
         with inference_context(model), torch.no_grad():
@@ -89,12 +89,12 @@ def _rehearse(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> tuple[float, f
 
 
 def objects(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the annotations of a picture that are to be detected."""
+    """Return the annotations of an image that are to be detected."""
     return [annotation for annotation in record["annotations"] if not annotation.get("iscrowd")]
 
 
 def as_detected(record: dict[str, Any]) -> Instances:
-    """Return a picture's annotations as a detector's output that could not be better."""
+    """Return an image's annotations as a detector's output that could not be better."""
     size = record["height"], record["width"]
     annotated = annotations_to_instances(objects(record), size, mask_format="bitmask")
     return Instances(

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is detected in at several scales and mirrored, and what is found is merged."""
+"""Test-time augmentation: an image is detected in at several scales and mirrored, and what is found is merged."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import nn
 
 from spark.errors import UserError
 
-BATCH = 3  # augmented pictures that are computed at a time
+BATCH = 3  # augmented images that are computed at a time
 
 
-def with_tta(model: nn.Module, cfg: DictConfig) -> nn.Module:
+def augmented_detector(model: nn.Module, cfg: DictConfig) -> nn.Module:
     """Return a detector that augments its input as the recipe's `test` says.
 
     Detectron2's own is written for its older configuration; the four values that it reads there are taken from the
     model.
 
     Raises:
-        UserError: the model is no R-CNN, or the recipe's test pictures are not resized by their shortest edge.
+        UserError: the model is no R-CNN, or the recipe's test images are not resized by their shortest edge.
     """
     if not isinstance(model, GeneralizedRCNN):
         raise UserError(f"test.tta=true works for R-CNNs; this recipe's model is a {type(model).__name__}")
@@ -41,15 +41,15 @@ def with_tta(model: nn.Module, cfg: DictConfig) -> nn.Module:
     return GeneralizedRCNNWithTTA(older, model, mapper, BATCH)
 
 
-def original_pictures(loader: DictConfig) -> DictConfig:
-    """Return a test loader without its resizing: each scale is made from the original picture."""
+def original_images(loader: DictConfig) -> DictConfig:
+    """Return a test loader without its resizing: each scale is made from the original image."""
     loader = loader.copy()
     loader.mapper.augmentations = []
     return loader
 
 
 def _test_size(cfg: DictConfig) -> tuple[int, int]:
-    """Return shortest edge and largest longest edge of the recipe's test pictures."""
+    """Return shortest edge and largest longest edge of the recipe's test images."""
     augmentations: Sequence[Any] = [instantiate(each) for each in cfg.dataloader.test.mapper.augmentations]
     for augmentation in augmentations:
         if isinstance(augmentation, ResizeShortestEdge):

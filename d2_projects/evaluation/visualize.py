@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
 from pycocotools import mask as rle
 
 from d2_projects.evaluation.matching import WRONG, Matches, encoded
 
 GAP = 6  # pixels of white between the pictures of a sheet
-TINT = 90  # of 255: how much of a mask's color covers the photo
-DASH = 5  # pixels
-COLORS = ((255, 196, 0), (0, 200, 255), (255, 80, 160), (120, 230, 80), (180, 120, 255), (255, 120, 40))
+TINT = 0.35  # how much of a mask's color covers the photo
+COLORS = ("#ffc400", "#00c8ff", "#ff50a0", "#78e650", "#b478ff", "#ff7828")
+DASHED = (0, (2.5, 2.5))  # as matplotlib wants it, in widths of the line
+DPI = 72  # matplotlib's points are pixels then
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -33,7 +39,7 @@ class Shape:
 def annotated(
     entries: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
 ) -> list[Shape]:
-    """Return the annotated objects of a picture of this size (width, height); those that were missed are dashed."""
+    """Return the annotated objects of an image of this size (width, height); those that were missed are dashed."""
     found = set(matches.found_D.tolist())
     return [
         _shape(entry, size, names, names[entry["category_id"]] + (" (crowd)" if entry.get("iscrowd") else ""),
@@ -45,7 +51,7 @@ def annotated(
 def detected(
     detections: Sequence[dict[str, Any]], matches: Matches, size: tuple[int, int], names: dict[int, str]
 ) -> list[Shape]:
-    """Return the detected objects of a picture, the least sure first; those that are wrong are dashed."""
+    """Return the detected objects of an image, the least sure first; those that are wrong are dashed."""
     return [
         _shape(detections[index], size, names, f"{names[detections[index]['category_id']]} {100 * score:.0f}%",
                dashed=found == WRONG)
@@ -65,52 +71,46 @@ def _shape(entry: dict[str, Any], size: tuple[int, int], names: dict[int, str], 
 
 
 def draw(image: Image.Image, shapes: Iterable[Shape], side: int) -> Image.Image:
-    """Return the picture with `side` pixels on its longer edge, tinted masks, and a labeled box around each."""
+    """Return the image with `side` pixels on its longer edge, tinted masks, and a labeled box around each.
+
+    Matplotlib draws; torchvision's helpers know neither dashed boxes nor outlines of masks and text.
+    """
     scale = side / max(image.size)
-    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
-    shapes = list(shapes)
+    width, height = round(image.width * scale), round(image.height * scale)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    photo = image.convert("RGB").resize((width, height))
+    axes.imshow(photo, extent=(0, image.width, image.height, 0), aspect="auto")
     for shape in shapes:
-        if shape.mask is not None:
-            _paint(canvas, shape.mask, COLORS[shape.category % len(COLORS)])
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(11, side / 26))
-    for shape in shapes:
-        left, top, right, bottom = (value * scale for value in shape.box)
-        box = (max(left, 0), max(top, 0), min(right, canvas.width - 1), min(bottom, canvas.height - 1))
-        if box[0] < box[2] and box[1] < box[3]:
-            _outline(pen, box, COLORS[shape.category % len(COLORS)], shape.dashed)
-            pen.text((box[0] + 3, box[1] + 1), shape.label, "white", font, stroke_width=1, stroke_fill="black")
-    return canvas
+        _add(axes, shape, image.size, max(11, side / 26))
+    axes.set(xlim=(0, image.width), ylim=(image.height, 0))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _paint(canvas: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Tint a mask, and draw its edge."""
-    whole = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize(canvas.size, Image.Resampling.NEAREST)
-    edge = ImageChops.subtract(whole, whole.filter(ImageFilter.MinFilter(3)))
-    paint = Image.new("RGB", canvas.size, color)
-    canvas.paste(paint, mask=whole.point(lambda value: TINT if value else 0))
-    canvas.paste(paint, mask=edge)
+def _add(axes: Axes, shape: Shape, size: tuple[int, int], font: float) -> None:
+    """Draw one object: its mask below the boxes of all, its label above them."""
+    color = COLORS[shape.category % len(COLORS)]
+    if shape.mask is not None and shape.mask.any():
+        _paint(axes, shape.mask, color)
+    left, top, right, bottom = np.clip(shape.box, 0, (*size, *size))
+    if left < right and top < bottom:
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=2,
+                                 linestyle=DASHED if shape.dashed else "solid", zorder=2))
+        axes.annotate(shape.label, (left, top), (3, -1), textcoords="offset points", color="white", fontsize=font,
+                      va="top", path_effects=[withStroke(linewidth=2, foreground="black")], parse_math=False,
+                      annotation_clip=False)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Box, color: tuple[int, int, int], dashed: bool) -> None:
-    if not dashed:
-        pen.rectangle(box, outline=color, width=2)
-        return
-    left, top, right, bottom = box
-    for start, stop, line in (
-        (left, right, lambda a, b: [(a, top, b, top), (a, bottom, b, bottom)]),
-        (top, bottom, lambda a, b: [(left, a, left, b), (right, a, right, b)]),
-    ):
-        _dashes(pen, start, stop, line, color)
-
-
-def _dashes(
-    pen: ImageDraw.ImageDraw, start: float, stop: float, line: Callable[[float, float], list[Box]],
-    color: tuple[int, int, int],
-) -> None:
-    """Draw every other piece of the two lines that `line` gives for a piece."""
-    for begin in np.arange(start, stop, 2 * DASH):
-        for segment in line(float(begin), min(float(begin) + DASH, stop)):
-            pen.line(segment, fill=color, width=2)
+def _paint(axes: Axes, mask: np.ndarray, color: str) -> None:
+    """Tint a mask and draw its outline; looking at its bounding box alone takes a fraction of the time."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = (np.arange(each[0] - 0.5, each[-1] + 2) for each in (columns, rows))  # middles of pixels, and one around
+    closed = np.pad(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 1)
+    axes.contourf(x, y, closed, [0.5, 1.5], colors=[color], alpha=TINT)
+    axes.contour(x, y, closed, [0.5], colors=[color], linewidths=1)
 
 
 def sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], side: int) -> Image.Image:

@@ -4,12 +4,12 @@ Reproduces: nothing published.
 Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_convnext_b_fpn_1x.py \
                 init=ENCODER out=runs/coco_convnext_b_1x data.root=datasets/coco
 Expected:   not known.
-Cost:       87,960 iterations of 16 pictures; not measured.
+Cost:       87,960 iterations of 16 images; not measured.
 """
 
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from .mask_rcnn_convnext_b_fpn_3x import data, dataloader, model, optimizer, train
+from .mask_rcnn_convnext_b_fpn_3x import data, dataloader, model, optimizer, project, train
 
 batch = dataloader.train.total_batch_size
 train.max_iter = iterations_of_epochs(12, batch)

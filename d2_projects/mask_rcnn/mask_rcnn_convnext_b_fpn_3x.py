@@ -6,7 +6,7 @@ Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_convnext_b_fpn_3x.
                 init=ENCODER out=runs/coco_convnext_b data.root=datasets/coco
 Expected:   box AP 51.2, mask AP 45.1 after 1600 epochs of SparK on ImageNet-1k, 47.7 and 43.2 from supervised
             weights (the paper's COCO table, from memory, not verified).
-Cost:       263,880 iterations of 16 pictures; not measured with this code yet.
+Cost:       263,880 iterations of 16 images; not measured with this code yet.
 """
 
 from detectron2 import model_zoo
@@ -17,7 +17,7 @@ from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
 from d2_projects.solver.layer_decay import timm_parameter_groups
 from d2_projects.solver.schedule import iterations_of_epochs, steps
 
-from .mask_rcnn_r50_fpn import data, dataloader, train
+from .mask_rcnn_r50_fpn import data, dataloader, project, train
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model.pixel_mean = [123.675, 116.280, 103.530]

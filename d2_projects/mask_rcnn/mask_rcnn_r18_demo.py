@@ -3,12 +3,12 @@
 Reproduces: nothing published; it shows that transfer to detection runs, and what its results look like.
 Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_r18_demo.py \
                 init=scratch out=runs/detect_scratch data.root=data/demo/detection
-Expected:   see the report of the runs; these are smoke numbers (60 training and 20 validation pictures), and
+Expected:   see the report of the runs; these are smoke numbers (60 training and 20 validation images), and
             other seeds differ by points.
-Cost:       150 iterations of 4 pictures, about 80 s of one CPU core.
+Cost:       150 iterations of 4 images, about 80 s of one CPU core.
 """
 
-from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, optimizer, project, train
 
 data.root = "data/demo/detection"
 
@@ -26,7 +26,7 @@ del model.backbone.bottom_up.stages.stride_in_1x1
 
 width = 64
 model.backbone.out_channels = width
-model.backbone.top_block = None  # pictures are 6x6 at p5 already
+model.backbone.top_block = None  # images are 6x6 at p5 already
 model.proposal_generator.in_features = ["p2", "p3", "p4", "p5"]
 model.proposal_generator.head.in_channels = width
 model.proposal_generator.anchor_generator.sizes = [[16], [32], [64], [128]]

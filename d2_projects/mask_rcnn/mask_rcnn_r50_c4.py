@@ -1,13 +1,13 @@
 """Mask R-CNN, ResNet-50-C4, 1x: heads on the fourth stage, the fifth works on each region.
 
 Reproduces: the protocol of contrastive methods since MoCo (He et al., CVPR 2020, arXiv:1911.05722): batch norms are
-            trained and synchronised, and a fresh one follows the fifth stage, whose activations have another scale
+            trained and synchronized, and a fresh one follows the fifth stage, whose activations have another scale
             with every way of pre-training.
 Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_r50_c4.py \
                 init=ENCODER out=runs/coco_r50_c4 data.root=datasets/coco
 Expected:   box AP 38.2, mask AP 33.3 from supervised weights (MoCo's table, from memory, not verified); of SparK not
             known.
-Cost:       90,000 iterations of 16 pictures; not measured with this code yet.
+Cost:       90,000 iterations of 16 images; not measured with this code yet.
 """
 
 from detectron2 import model_zoo
@@ -15,7 +15,7 @@ from detectron2.config import LazyCall as L
 
 from d2_projects.modeling.res5 import with_norm
 
-from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, lr_multiplier, optimizer, train
+from .mask_rcnn_r50_fpn_sgd_1x import data, dataloader, lr_multiplier, optimizer, project, train
 
 model = model_zoo.get_config("common/models/mask_rcnn_c4.py").model
 model.pixel_mean = [123.675, 116.280, 103.530]

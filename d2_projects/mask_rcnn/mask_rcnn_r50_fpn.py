@@ -5,7 +5,7 @@ Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_r50_fpn.py \
                 init=ENCODER out=runs/coco_r50 data.root=datasets/coco
 Expected:   box AP 41.6, mask AP 37.7 after 1600 epochs of SparK on ImageNet-1k, 38.9 and 35.4 from supervised
             weights (the paper's COCO table, from memory, not verified).
-Cost:       90,000 iterations of 16 pictures, about 12 COCO epochs; not measured with this code yet.
+Cost:       90,000 iterations of 16 images, about 12 COCO epochs; not measured with this code yet.
 
 Warm-up and steps are shares of `train.max_iter`: overriding it stretches the whole schedule.
 """
@@ -15,8 +15,11 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from d2_projects.evaluation.coco import CocoMetrics
+from d2_projects.instance_segmentation import InstanceSegmentation
 from d2_projects.solver.layer_decay import resnet_layer_decay
 from d2_projects.solver.schedule import iterations_of_times, steps
+
+project = L(InstanceSegmentation)()
 
 data = OmegaConf.create({"root": "datasets/coco"})  # train2017/ val2017/ annotations/instances_*.json
 

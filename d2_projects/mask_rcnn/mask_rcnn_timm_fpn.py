@@ -5,7 +5,7 @@ Reproduces: nothing published. It is for networks that Detectron2 does not have:
 Command:    spark-eval detect d2_projects/mask_rcnn/mask_rcnn_timm_fpn.py model.backbone.bottom_up.name=regnety_032 \
                 init=ENCODER out=runs/coco_timm data.root=datasets/coco
 Expected:   not known.
-Cost:       90,000 iterations of 16 pictures; not measured.
+Cost:       90,000 iterations of 16 images; not measured.
 """
 
 from detectron2 import model_zoo
@@ -14,7 +14,7 @@ from detectron2.config import LazyCall as L
 from d2_projects.modeling.timm_backbone import RES2_TO_RES5, TimmBackbone
 from d2_projects.solver.layer_decay import timm_parameter_groups
 
-from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, train
+from .mask_rcnn_r50_fpn import data, dataloader, lr_multiplier, model, project, train
 
 model.backbone.bottom_up = L(TimmBackbone)(
     name="resnet50d", out_features=list(RES2_TO_RES5), drop_path_rate=0.0, frozen_stages=0, norm="SyncBN",

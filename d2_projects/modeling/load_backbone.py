@@ -41,7 +41,8 @@ def pretrained_part(model: Any) -> tuple[nn.Module, frozenset[str]]:
     if isinstance(backbone, TimmBackbone):
         return backbone.net, backbone.pruned
     stages = dict(backbone.named_children())
-    if hasattr(model.roi_heads, "res5"):
-        blocks = (block for name, block in model.roi_heads.res5.named_children() if name != "norm")
+    res5 = getattr(getattr(model, "roi_heads", None), "res5", None)
+    if res5 is not None:
+        blocks = (block for name, block in res5.named_children() if name != "norm")
         stages["res5"] = nn.Sequential(*blocks)
     return nn.ModuleDict(stages), frozenset()

@@ -95,7 +95,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride: pictures are padded to a multiple of it, so that each map is half the one before."""
+        """The coarsest stride: images are padded to a multiple of it, so that each map is half the one before."""
         return max(self._out_feature_strides.values())
 
     @property
@@ -112,7 +112,7 @@ def _levels(name: str, options: Mapping[str, Any]) -> dict[str, int]:
     """Return the index of each map by its name, of the undilated network.
 
     Raises:
-        UserError: it is no pyramid, or takes pictures of one size only.
+        UserError: it is no pyramid, or takes images of one size only.
     """
     with torch.device("meta"):
         network = build_timm(name, 3, 0.0, options)
@@ -121,7 +121,7 @@ def _levels(name: str, options: Mapping[str, Any]) -> dict[str, int]:
     if len(levels) < 2:
         raise UserError(f"timm's {name} has no feature pyramid: all its maps have one stride")
     if network.pretrained_cfg.get("fixed_input_size"):
-        raise UserError(f"timm's {name} takes pictures of one size only, which a detector's are not")
+        raise UserError(f"timm's {name} takes images of one size only, which a detector's are not")
     return levels
 
 

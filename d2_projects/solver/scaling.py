@@ -1,4 +1,4 @@
-"""A recipe for eight GPUs on fewer: each keeps its pictures per step, and all that hangs on the batch is scaled.
+"""A recipe for eight GPUs on fewer: each keeps its images per step, and all that hangs on the batch is scaled.
 
 This is the idea of Detectron2's `DefaultTrainer.auto_scale_workers`, for LazyConfigs and extended: the rule for the
 learning rate follows the optimizer, and whoever accumulates gradients over enough batches needs no scaling.
@@ -46,7 +46,7 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
 
     The learning rate goes with the batch for SGD (Goyal et al. 2017, arXiv:1706.02677), and with its square root for
     Adam and its kin, whose steps do not grow with the gradient (Malladi et al. 2022, arXiv:2205.10287). Iterations are
-    scaled so that as many pictures are seen; warm-up is a share of the training, so it grows along.
+    scaled so that as many images are seen; warm-up is a share of the training, so it grows along.
     """
     parts = gpus * cfg.train.accumulate
     if not _too_few(cfg, gpus) or set_by_hand(cfg, gpus, fixed):
@@ -63,13 +63,13 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     batch = cfg.dataloader.train.total_batch_size
     per_gpu = max(1, round(batch / cfg.train.reference_world_size))
     share = per_gpu * parts / batch
-    change(BATCH, per_gpu * parts, f"{per_gpu} pictures for each GPU at a time, with {gpus} GPUs instead of "
+    change(BATCH, per_gpu * parts, f"{per_gpu} images for each GPU at a time, with {gpus} GPUs instead of "
            f"{cfg.train.reference_world_size}")
     root = "Adam" in called(cfg.optimizer).__name__
     change(LR, float(f"{cfg.optimizer.lr * (math.sqrt(share) if root else share):.6g}"),
            "with the square root of the batch, as for Adam" if root else "with the batch, as for SGD")
-    longer = [(ITERATIONS, "as many pictures in all"), *((key, "after as many pictures") for key in _marks(cfg)),
-              *((key, "after as many pictures") for key in PERIODS if key not in fixed)]
+    longer = [(ITERATIONS, "as many images in all"), *((key, "after as many images") for key in _marks(cfg)),
+              *((key, "after as many images") for key in PERIODS if key not in fixed)]
     for key, reason in longer:
         change(key, round(OmegaConf.select(cfg, key) / share), reason)
     if warmup:

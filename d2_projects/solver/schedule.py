@@ -11,7 +11,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig
 
 COCO_TRAIN_IMAGES = 117_266  # of train2017's 118,287: those with an annotated object, the others are left out
-IMAGES_OF_1X = 1_440_000  # Detectron2 counts pictures, not epochs: 90,000 iterations of 16
+IMAGES_OF_1X = 1_440_000  # Detectron2 counts images, not epochs: 90,000 iterations of 16
 
 
 def iterations_of_epochs(epochs: float, batch: int, images: int = COCO_TRAIN_IMAGES) -> int:

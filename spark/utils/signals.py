@@ -7,12 +7,10 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from spark.errors import PostponedError
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not finished, start it again
-
-
-class PostponedError(Exception):
-    """The work was saved and stopped as asked; the command line exits with EXIT_CODE."""
+EXIT_CODE = PostponedError.exit_code  # of all processes of what was stopped
 
 
 class StopRequest:

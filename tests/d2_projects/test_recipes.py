@@ -44,7 +44,7 @@ SCHEDULES = {
     "mask_rcnn_r50_fpn_sgd_1x": (90_000, [60_000, 80_000], TENTHS, 1000, 0.001),
     "mask_rcnn_r50_fpn_sgd_3x": (270_000, [210_000, 250_000], TENTHS, 1000, 0.001),
     "mask_rcnn_r50_c4": (90_000, [60_000, 80_000], TENTHS, 1000, 0.001),
-    # 36 and 12 epochs of 117,266 pictures, in 7330 batches of 16
+    # 36 and 12 epochs of 117,266 images, in 7330 batches of 16
     **{f"mask_rcnn_convnext_{size}_fpn_3x": (263_880, [197_910, 241_890], gammas, 500, 0.001)
        for size, gammas in (("t", TENTHS), ("s", SPARK_CONVNEXT), ("b", SPARK_CONVNEXT))},
     **{f"mask_rcnn_convnext_{size}_fpn_1x": (87_960, [65_970, 80_630], gammas, 500, 0.001)
@@ -78,7 +78,7 @@ def test_epochs_become_whole_batches(epochs: float, batch: int, images: int, ite
     assert iterations_of_epochs(epochs, batch, images) == iterations
 
 
-def test_detectrons_1x_counts_pictures() -> None:
+def test_detectrons_1x_counts_images() -> None:
     assert [iterations_of_times(times, batch) for times, batch in ((1, 16), (3, 16), (1, 64))] == [
         90_000, 270_000, 22_500]
 
@@ -144,13 +144,13 @@ def test_norms_are_the_published_ones() -> None:
     assert [norms(head) for head in cascade.roi_heads.box_head] == [{"SyncBatchNorm"}] * 3
 
 
-def test_the_crop_of_detr_is_taken_of_every_other_picture() -> None:
+def test_the_crop_of_detr_is_taken_of_every_other_image() -> None:
     augmentations = instantiate(recipe("mask_rcnn_convnext_b_fpn_3x").dataloader.train.mapper.augmentations)
     np.random.seed(0)  # which Detectron2 draws from
-    picture = np.zeros((480, 640, 3), np.uint8)
+    image = np.zeros((480, 640, 3), np.uint8)
     kinds, sizes = [], set()
     for _ in range(60):
-        sample = AugInput(picture)
+        sample = AugInput(image)
         transforms = [augmentation(sample) for augmentation in augmentations]
         kinds.append(type(transforms[0]).__name__)
         sizes.add(min(sample.image.shape[:2]))
@@ -171,7 +171,7 @@ def test_a_recipe_says_what_it_reproduces_and_how(name: str) -> None:
 
 
 def tiny(cfg: DictConfig) -> DictConfig:
-    """Give the model little to do for each picture."""
+    """Give the model little to do for each image."""
     cfg.model.proposal_generator.batch_size_per_image = 16
     cfg.model.proposal_generator.post_nms_topk = (20, 20)
     cfg.model.roi_heads.batch_size_per_image = 8

@@ -11,7 +11,7 @@ from synthetic import SCRATCH, SPARK, record
 
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.cli import main
-from eval_suite.diff import DETECT, DIFFERENT, SAME, Difference, differences, read_sides
+from eval_suite.diff import DIFFERENT, SAME, Difference, differences, read_sides
 from spark.config.recipe import load_recipe, save_resolved, with_values
 from spark.runs.record import Initialization
 
@@ -90,7 +90,7 @@ def test_detectors_are_compared_down_to_the_entries_of_lists(tmp_path: Path) -> 
     pytest.importorskip("detectron2")
     for name, size in (("a", 600), ("b", 800)):
         (tmp_path / name).mkdir()
-        dataclasses.replace(record(50), task=DETECT, protocol={"recipe_hash": name}).save(tmp_path / name)
+        dataclasses.replace(record(50), task="coco_mask_rcnn", protocol={"recipe_hash": name}).save(tmp_path / name)
         (tmp_path / name / "config.yaml").write_text(
             f"train: {{output_dir: {name}, seed: {size}}}\n"
             f"dataloader: {{train: {{mapper: {{augmentations: [{{max_size: {size}}}]}}}}}}\n"

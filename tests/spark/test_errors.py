@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from spark.errors import exits_cleanly
+from spark.errors import PostponedError, exits_cleanly
 
 
 def test_who_has_seen_enough_causes_no_traceback() -> None:
@@ -30,3 +30,12 @@ def test_another_broken_pipe_is_not_hushed_up() -> None:
 
     with pytest.raises(BrokenPipeError, match="has died"):
         main()
+
+
+def test_what_was_asked_to_stop_tells_the_scheduler(capsys: pytest.CaptureFixture[str]) -> None:
+    @exits_cleanly
+    def main() -> None:
+        raise PostponedError("run was asked to stop and is saved")
+
+    assert main() == 75
+    assert capsys.readouterr().err == "run was asked to stop and is saved\n"

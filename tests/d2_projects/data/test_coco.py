@@ -65,7 +65,7 @@ def write_after(damage: Callable[[Path], None], old: str, new: str) -> Callable[
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "data folder .* does not exist: pass data.root="),
-    "no pictures": (lambda root: shutil.rmtree(root / "val2017"), "picture folder .*val2017' does not exist"),
+    "no images": (lambda root: shutil.rmtree(root / "val2017"), "image folder .*val2017' does not exist"),
     "no json": (lambda root: shutil.rmtree(root / "annotations"), "annotation file .* does not exist"),
     "not json": (write("{"), "is not valid JSON"),
     "a list": (write("[]"), "is not a COCO annotation file: it has no list 'images'"),
@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "corners for sizes": (edited(lambda c: [a.update(bbox=[30, 30, 60, 60]) for a in c["annotations"]]),
                           r"8 of 8 boxes stick out .*; COCO's boxes are \[left, top, width, height\]"),
     "another size": (edited(lambda c: c["images"][0].update(width=65)), "has 64x64 pixels, its annotation says 65x64"),
-    "no picture": (lambda root: (root / "train2017" / "000000000001.jpg").write_bytes(b"no"),
+    "no image": (lambda root: (root / "train2017" / "000000000001.jpg").write_bytes(b"no"),
                    "000000000001.jpg' cannot be read"),
     "half a run-length mask": (edited(lambda c: c["annotations"][0].update(segmentation={"size": [64, 64]})),
                                "is not polygons or a run-length"),
@@ -105,7 +105,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "crowds only": (edited(lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
                     "no annotated objects besides crowds"),
     "lost file": (lambda root: (root / "train2017" / "000000000002.jpg").unlink(),
-                  "1 of 4 pictures .* such as 000000000002.jpg"),
+                  "1 of 4 images .* such as 000000000002.jpg"),
     "renamed": (edited(lambda c: c["categories"][0].update(name="rod")),
                 "categories of .* differ: only training has 'rod'; only validation has 'bar'"),
     "renumbered": (edited(lambda c: [c["categories"][i].update(name=name) for i, name in enumerate(("square", "bar"))]),
@@ -130,7 +130,7 @@ def test_run_length_masks_are_noticed(coco: Path) -> None:
 def test_several_faults_are_told_at_once(coco: Path) -> None:
     for harm in ("lost file", "renamed"):
         DAMAGES[harm][0](coco)
-    with pytest.raises(UserError, match=r"1 of 4 pictures .*; the categories of"):
+    with pytest.raises(UserError, match=r"1 of 4 images .*; the categories of"):
         check(coco)
 
 
@@ -183,7 +183,7 @@ def test_data_is_located(coco: Path, data: dict[str, Any], images: tuple[int, in
     assert (found.train.images, found.val.images) == images
 
 
-def test_one_pair_is_divided_by_the_pictures_names(tmp_path: Path) -> None:
+def test_one_pair_is_divided_by_the_images_names(tmp_path: Path) -> None:
     root = tiny_coco.make(tmp_path, train=40)
     found = check(locate({**filled(PAIR, root), "val_share": 0.3}))
     names = [{record["file_name"] for record in records(split)} for split in (found.train, found.val)]
@@ -201,7 +201,7 @@ def test_one_pair_is_divided_by_the_pictures_names(tmp_path: Path) -> None:
     ({"train": PAIR}, r"data\.val\.images is not set: data\.val\.images=FOLDER and data\.val\.annotations=FILE"),
     ({"images": "photos"}, r"data\.annotations is not set"),
     ({**PAIR, "val_share": 1.5}, r"data\.val_share=1\.5 must be above 0"),
-    ({**PAIR, "val_share": 1e-9}, r"val_share=1e-09 leaves no picture for val"),
+    ({**PAIR, "val_share": 1e-9}, r"val_share=1e-09 leaves no image for val"),
 ])
 def test_incomplete_sources_are_refused(coco: Path, data: dict[str, Any], message: str) -> None:
     numbers = {key: value for key, value in data.items() if isinstance(value, float)}

@@ -39,16 +39,16 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "flat box": (lambda c: c["annotations"][2]["bbox"].__setitem__(2, 0), "1 of 8 boxes have no area"),
     "turned box": (lambda c: c["annotations"][2]["bbox"].__setitem__(3, -4), "1 of 8 boxes have no area"),
     "box outside": (lambda c: c["annotations"][3]["bbox"].__setitem__(0, 64),
-                    "1 of 8 boxes are wholly outside their picture, such as annotation 4 with the box [64"),
+                    "1 of 8 boxes are wholly outside their image, such as annotation 4 with the box [64"),
     "box sticks out": (lambda c: c["annotations"][3].update(bbox=[50, 50, 20, 10]),
-                       "1 of 8 boxes stick out of their picture by more than 1 pixel"),
+                       "1 of 8 boxes stick out of their image by more than 1 pixel"),
     "repeated": (lambda c: c["annotations"].append({**c["annotations"][0], "id": 99}),
                  "1 of 9 objects repeat the box and category of another, such as annotation 99"),
     "id 0": (lambda c: c["annotations"][5].update(id=0), "1 of 8 objects have the id 0"),
     "unused category": (lambda c: [a.update(category_id=3) for a in c["annotations"]],
                         "1 of 2 categories have no object, such as 'bar'"),
-    "picture twice": (lambda c: c["images"][3].update(file_name=c["images"][0]["file_name"]),
-                      "1 of 4 pictures are listed twice, such as 000000000001.jpg"),
+    "image twice": (lambda c: c["images"][3].update(file_name=c["images"][0]["file_name"]),
+                      "1 of 4 images are listed twice, such as 000000000001.jpg"),
 }
 
 
@@ -122,22 +122,22 @@ def test_background_and_repeated_names_are_warned_of(coco: Path) -> None:
     assert "1 names belong to several categories, such as '__background__'" in told
 
 
-def test_pictures_without_objects_are_noted(coco: Path) -> None:
+def test_images_without_objects_are_noted(coco: Path) -> None:
     edit(coco, lambda c: c["annotations"].__delitem__(slice(0, 2)))
-    assert any("1 of 4 pictures have no annotation" in note for note in check(coco).notes)
+    assert any("1 of 4 images have no annotation" in note for note in check(coco).notes)
 
 
-def test_training_pictures_in_validation_are_warned_of(coco: Path) -> None:
+def test_training_images_in_validation_are_warned_of(coco: Path) -> None:
     shutil.copy(coco / "train2017" / "000000000002.jpg", coco / "val2017" / "000000000002.jpg")
     (warning,) = check(coco).warnings
-    assert "1 of 2 validation pictures are training pictures too, such as " in warning
+    assert "1 of 2 validation images are training images too, such as " in warning
     shutil.copytree(coco / "train2017", coco / "val2017", dirs_exist_ok=True)
     annotations = coco / "annotations"
     shutil.copy(annotations / "instances_train2017.json", annotations / "instances_val2017.json")
-    assert "4 of 4 validation pictures" in check(coco).warnings[0]
+    assert "4 of 4 validation images" in check(coco).warnings[0]
 
 
-def test_a_picture_turned_by_its_camera_has_the_turned_size(coco: Path) -> None:
+def test_an_image_turned_by_its_camera_has_the_turned_size(coco: Path) -> None:
     file = coco / "train2017" / "000000000001.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6

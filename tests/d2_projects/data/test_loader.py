@@ -1,4 +1,4 @@
-"""The pictures of a training follow from seed and iteration: resumed, in workers, in several processes."""
+"""The images of a training follow from seed and iteration: resumed, in workers, in several processes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def train_loader(names: tuple[str, str]) -> DictConfig:
 
 
 def summary(batches: object, count: int) -> list[tuple[str, tuple[int, ...], float]]:
-    """What is in some batches: which pictures, how large and whether flipped."""
-    return [(picture["file_name"][-6:], tuple(picture["image"].shape), float(picture["image"].double().mean()),
-             float(picture["instances"].gt_boxes.tensor.sum()))
-            for batch in islice(iter(batches), count) for picture in batch]
+    """What is in some batches: which images, how large and whether flipped."""
+    return [(record["file_name"][-6:], tuple(record["image"].shape), float(record["image"].double().mean()),
+             float(record["instances"].gt_boxes.tensor.sum()))
+            for batch in islice(iter(batches), count) for record in batch]
 
 
 @pytest.mark.parametrize(("first", "workers", "accumulate"), [(3, 0, 1), (0, 2, 1), (3, 2, 1), (2, 0, 2)])
@@ -76,8 +76,8 @@ def test_batches_do_not_mix_wide_and_high() -> None:
     sampler = DrawSampler(TrainingSampler(7, seed=1), batch=3, first_batch=0, wide=wide)
     draws = list(islice(sampler, 30))
     batches = [draws[start:start + 3] for start in range(0, 30, 3)]
-    assert all(len({wide[draw.picture] for draw in batch}) == 1 for batch in batches)
-    assert len({wide[batch[0].picture] for batch in batches}) == 2
+    assert all(len({wide[draw.image] for draw in batch}) == 1 for batch in batches)
+    assert len({wide[batch[0].image] for batch in batches}) == 2
     assert len({draw.position for draw in draws}) == 30
     resumed = DrawSampler(TrainingSampler(7, seed=1), batch=3, first_batch=4, wide=wide)
     assert list(islice(resumed, 6)) == draws[12:18]

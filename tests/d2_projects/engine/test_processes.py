@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 from tiny_coco import RECIPE, TINY
 
-from eval_suite.tasks import coco_mask_rcnn
+from d2_projects.engine.run import run
 from spark.runs.metrics import read_metrics
 from spark.runs.record import load_record
 
@@ -35,7 +35,7 @@ def test_two_processes_train_and_evaluate_as_one(coco: Path, tmp_path: Path) -> 
     assert [entry["step"] for entry in read_metrics(tmp_path / "two") if "loss" in entry] == [1, 2]
 
     # The checkpoint of two processes, evaluated by one.
-    evaluated = coco_mask_rcnn.run(RECIPE, [*overrides, f"out={tmp_path / 'two'}", "eval_only=true"])
+    evaluated = run(RECIPE, [*overrides, f"out={tmp_path / 'two'}", "eval_only=true"])
     assert evaluated is not None
     alone = json.loads(evaluated.read_text())["metrics"]
     assert alone == {name: metric.value for name, metric in record.metrics.items()}

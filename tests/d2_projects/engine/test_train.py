@@ -20,17 +20,19 @@ from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
-from d2_projects.data.coco import check, registered
 from d2_projects.engine import train as training
 from d2_projects.engine.checkpoints import BEST
+from d2_projects.engine.evaluate import evaluate_only
 from d2_projects.engine.processes import pick_device
-from d2_projects.engine.train import Outcome, evaluate_only, point_at, train
+from d2_projects.engine.train import Outcome, train
+from d2_projects.instance_segmentation import InstanceSegmentation
 from spark.errors import UserError
 from spark.runs.checkpoint import LAST, PREVIOUS, load_file
 from spark.runs.metrics import read_metrics
 from spark.utils.distributed import Ranks
 from spark.utils.signals import PostponedError, StopRequest
 
+PROJECT = InstanceSegmentation()
 RECIPE = ROOT / "d2_projects" / "mask_rcnn" / "mask_rcnn_r18_demo.py"
 OVERRIDES = {  # of the demo's recipe, so that an iteration takes a tenth of a second
     "train.device": "cpu", "train.precise_bn_iter": 1, "train.log_period": 1, "train.checkpointer.period": 2,
@@ -51,15 +53,15 @@ def tiny(**values: Any) -> DictConfig:
 
 @contextmanager
 def pointed(cfg: DictConfig, coco: Path) -> Iterator[DictConfig]:
-    data = check(coco)
-    with registered(data) as names:
-        point_at(cfg, data, names)
+    data = PROJECT.check({"root": str(coco)})
+    with PROJECT.registered(data) as names:
+        PROJECT.point_at(cfg, data, names)
         yield cfg
 
 
 def trained(cfg: DictConfig, coco: Path, run: Path, **options: Any) -> Outcome:
     with pointed(cfg, coco):
-        return train(cfg, run, **options)
+        return train(cfg, PROJECT, run, **options)
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -190,7 +192,7 @@ def test_a_checkpoint_has_the_metrics_that_were_measured(
 ) -> None:
     coco, run, outcome = whole
     with pointed(tiny(), coco) as cfg:
-        metrics = evaluate_only(cfg, tmp_path / "out", run / "checkpoints" / name, Ranks(torch.device("cpu")))
+        metrics = evaluate_only(cfg, PROJECT, tmp_path / "out", run / "checkpoints" / name, Ranks(torch.device("cpu")))
     assert metrics["bbox/AP"] == (outcome.metrics["bbox/AP"] if name == LAST else outcome.best)
 
 
@@ -198,7 +200,7 @@ def test_test_time_augmentation_has_names_of_its_own(whole: tuple[Path, Path, Ou
     coco, run, outcome = whole
     cfg = tiny(test__tta=True, test__tta_scales=[1.0, 1.5], dataloader__evaluator__output_dir="${train.output_dir}")
     with pointed(cfg, coco) as cfg:
-        metrics = evaluate_only(cfg, tmp_path / "out", run / "checkpoints" / LAST, Ranks(torch.device("cpu")))
+        metrics = evaluate_only(cfg, PROJECT, tmp_path / "out", run / "checkpoints" / LAST, Ranks(torch.device("cpu")))
     assert metrics["segm/AP"] == outcome.metrics["segm/AP"]
     assert {"tta/bbox/AP", "tta/segm/AP50"} <= metrics.keys()
     assert metrics["tta/bbox/AP"] >= 0
@@ -214,7 +216,7 @@ def test_a_finished_run_is_only_evaluated(whole: tuple[Path, Path, Outcome], tmp
     assert again.seconds > load_file(run / "checkpoints" / LAST)["clock"]["seconds"] > 0  # those of both
 
 
-def test_accumulation_sees_the_same_pictures_in_parts(coco: Path, tmp_path: Path) -> None:
+def test_accumulation_sees_the_same_images_in_parts(coco: Path, tmp_path: Path) -> None:
     cfg = tiny(train__max_iter=1, train__precise_bn_iter=1, train__accumulate=2, train__clip_grad_norm=1e-9,
                optimizer__weight_decay=0.0)
     outcome = trained(cfg, coco, tmp_path / "run")
@@ -229,14 +231,14 @@ def test_an_evaluation_that_cannot_work_fails_before_training(coco: Path, tmp_pa
     with pointed(tiny(train__max_iter=2), coco) as cfg:
         cfg.model.roi_heads.num_classes = 5
         with pytest.raises(UserError, match=r"num_classes=5, but .* has 2 categories"):
-            train(cfg, tmp_path / "run")
+            train(cfg, PROJECT, tmp_path / "run")
         cfg.model.roi_heads.num_classes = 2
-        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.train.dataset.names  # its pictures have the same ids
+        cfg.dataloader.evaluator.dataset_name = cfg.dataloader.train.dataset.names  # its images have the same ids
         with pytest.raises(UserError, match=r"gives the annotations themselves a bbox AP of .* instead of 100"):
-            train(cfg, tmp_path / "run")
+            train(cfg, PROJECT, tmp_path / "run")
         cfg.dataloader.test.mapper.image_format = "CMY"
-        with pytest.raises(UserError, match="evaluating two validation pictures fails with "):
-            train(cfg, tmp_path / "run")
+        with pytest.raises(UserError, match="evaluating two validation images fails with "):
+            train(cfg, PROJECT, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -249,7 +251,7 @@ def test_objects_without_masks_are_no_wrong_data_set(coco: Path, tmp_path: Path)
         del entry["segmentation"]
     file.write_text(json.dumps({**content, "annotations": [*content["annotations"], *boxes]}))
     with pointed(tiny(train__max_iter=1), coco) as cfg:
-        assert train(cfg, tmp_path / "run").images_per_second is not None
+        assert train(cfg, PROJECT, tmp_path / "run").images_per_second is not None
 
 
 def test_an_infinite_loss_is_one_line_and_logged(coco: Path, tmp_path: Path) -> None:
@@ -264,9 +266,9 @@ def test_a_backbone_of_another_network_is_refused(coco: Path, tmp_path: Path) ->
         trained(tiny(), coco, tmp_path, backbone={"stem.conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
-def test_an_unreadable_picture_is_one_line(coco: Path, tmp_path: Path) -> None:
-    for picture in (coco / "train2017").iterdir():
-        picture.write_bytes(picture.read_bytes()[:700])
+def test_an_unreadable_image_is_one_line(coco: Path, tmp_path: Path) -> None:
+    for file in (coco / "train2017").iterdir():
+        file.write_bytes(file.read_bytes()[:700])
     with pytest.raises(UserError, match="training stopped: ") as raised:
         trained(tiny(train__max_iter=2), coco, tmp_path / "run")
     assert "\n" not in str(raised.value)

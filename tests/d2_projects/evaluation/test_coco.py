@@ -108,7 +108,7 @@ def compared(truth: dict[str, Any], detections: list[dict[str, Any]], task: Task
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("task", TASKS)
-def test_backends_agree_with_crowds_and_empty_pictures(task: Task, seed: int) -> None:
+def test_backends_agree_with_crowds_and_empty_images(task: Task, seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = synthetic.random_truth(rng)
     detections = [entry for entry in synthetic.jittered(truth, rng) if entry["image_id"] % 5]  # none on every fifth
@@ -126,7 +126,7 @@ def test_backends_agree_on_the_demo(demo: Path) -> None:
         assert 5 < compared(truth, detections, task).numbers()["AP"] < 95
 
 
-def test_more_than_100_detections_of_a_picture_are_cut() -> None:
+def test_more_than_100_detections_of_an_image_are_cut() -> None:
     far = [(0.9, (200 + number % 10, 200, 20, 20)) for number in range(100)]
     assert compared(objects(LEFT), found(*far, (0.1, LEFT)), "bbox").numbers()["AR100"] == 0
     assert compared(objects(LEFT), found(*far[:99], (0.1, LEFT)), "bbox").numbers()["AR100"] == 100
@@ -172,12 +172,12 @@ def test_the_evaluator_writes_what_anybody_can_evaluate_again(coco: Path, tmp_pa
     with registered(data) as (_, name):
         evaluator = CocoMetrics(name, str(out))
         evaluator.reset()
-        for picture in (2, 1):  # in any order
-            entries = [entry for entry in truth["annotations"] if entry["image_id"] == picture]
-            if picture == 2:
+        for image in (2, 1):  # in any order
+            entries = [entry for entry in truth["annotations"] if entry["image_id"] == image]
+            if image == 2:
                 entries = entries[:1]  # the bar is missed
             output = {"instances": as_instances(entries, {3: 0, 7: 1})}
-            evaluator.process([{"image_id": picture}], [output])
+            evaluator.process([{"image_id": image}], [output])
         results = evaluator.evaluate()
         assert evaluator.evaluate(img_ids=[1])["bbox"]["AP"] == pytest.approx(100)
         evaluator.reset()

@@ -1,4 +1,4 @@
-"""The gallery: which detections are right, which pictures are shown, and what the page says of them."""
+"""The gallery: which detections are right, which images are shown, and what the page says of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from PIL import Image
 from random_coco import detection
 
 from d2_projects.data.annotations import Source
-from d2_projects.data.coco import coco_layout
+from d2_projects.data.coco import check, coco_layout
 from d2_projects.evaluation.gallery import Gallery, write_gallery
 from d2_projects.evaluation.matching import IGNORED, WRONG, Matches, best_score, match
-from d2_projects.evaluation.outputs import OUTPUTS, write_course, write_gallery_of
+from d2_projects.evaluation.outputs import write_course
 from d2_projects.evaluation.visualize import Shape, draw, sheet
+from d2_projects.instance_segmentation import InstanceSegmentation
 
 SIZE = (64, 64)
 
@@ -69,7 +70,7 @@ def test_f1_by_hand() -> None:
     assert matches([0.9], [WRONG], objects=0).f1(0.5) == 0
 
 
-@pytest.mark.parametrize(("pictures", "score"), [
+@pytest.mark.parametrize(("images", "score"), [
     ([matches([0.9, 0.8, 0.3], [0, WRONG, 1], 2)], 0.3),  # F1 2/3, 1/2, 4/5
     ([matches([0.9, 0.8, 0.3], [0, WRONG, WRONG], 1)], 0.9),
     ([matches([0.9], [0], 1), matches([0.5, 0.4], [0, WRONG], 1)], 0.5),
@@ -78,13 +79,13 @@ def test_f1_by_hand() -> None:
     ([matches([], [], 1)], 0.5),
     ([], 0.5),
 ])
-def test_the_least_score_has_the_best_f1(pictures: list[Matches], score: float) -> None:
-    assert best_score(pictures) == score
+def test_the_least_score_has_the_best_f1(images: list[Matches], score: float) -> None:
+    assert best_score(images) == score
 
 
 @pytest.fixture
 def found(tmp_path: Path) -> tuple[Source, list[dict[str, Any]]]:
-    """Nine pictures: the first is found whole, the second not at all, of the others the square alone."""
+    """Nine images: the first is found whole, the second not at all, of the others the square alone."""
     source = coco_layout(tiny_coco.make(tmp_path / "coco", val=9)).val
     detections = [
         detection(entry["image_id"], entry["category_id"], entry["bbox"], 0.9, SIZE)
@@ -103,17 +104,18 @@ def test_the_best_and_the_worst_are_chosen(found: tuple[Source, list[dict[str, A
     assert len(set(chosen["Random"])) == 3
     assert chosen == gallery.sections(most=3)
     assert chosen["Random"] != gallery.sections(most=3, seed=1)["Random"]
-    picture = gallery.picture(2, side=100)
-    assert (picture.found, picture.missed, picture.wrong, picture.f1) == (0, 2, 1, 0)
-    assert picture.truth.size == picture.output.size == (100, 100)
-    assert gallery.picture(3, 100).wrong == 0  # that one is not sure enough
-    assert gallery.picture(3, 100).f1 == pytest.approx(2 / 3)
+    example = gallery.example(2, side=100)
+    assert (example.found, example.missed, example.wrong, example.f1) == (0, 2, 1, 0)
+    assert example.truth.size == example.output.size == (100, 100)
+    assert gallery.example(3, 100).wrong == 0  # that one is not sure enough
+    assert gallery.example(3, 100).f1 == pytest.approx(2 / 3)
 
 
 def test_the_page_carries_its_pictures(found: tuple[Source, list[dict[str, Any]]], tmp_path: Path) -> None:
     source, detections = found
-    (tmp_path / "detections_segm.json").write_text(json.dumps(detections))
-    write_gallery_of(tmp_path, source, "a <small> detector", {"bbox/AP": 12.345})
+    file = tmp_path / "detections_segm.json"
+    file.write_text(json.dumps(detections))
+    write_gallery(tmp_path, source, file, "a <small> detector", {"bbox/AP": 12.345})
     page = (tmp_path / "detections.html").read_text()
     assert "a &lt;small&gt; detector" in page
     assert "<dt>bbox/AP</dt><dd>12.3</dd>" in page
@@ -127,7 +129,7 @@ def test_the_page_carries_its_pictures(found: tuple[Source, list[dict[str, Any]]
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "prefers-color-scheme: dark" in page
     assert Image.open(tmp_path / "detections.png").width > 4 * 256
-    assert {"detections.html", "detections.png", "detections_segm.json"} <= set(OUTPUTS)
+    assert {"detections.html", "detections.png", "detections_segm.json"} <= set(InstanceSegmentation.outputs)
 
 
 def test_boxes_alone_are_shown_too(found: tuple[Source, list[dict[str, Any]]], tmp_path: Path) -> None:
@@ -139,12 +141,12 @@ def test_boxes_alone_are_shown_too(found: tuple[Source, list[dict[str, Any]]], t
 
 
 def test_no_detections_no_gallery(coco: Path, tmp_path: Path) -> None:
-    write_gallery_of(tmp_path, coco_layout(coco).val, "", {})
-    write_course(tmp_path)
+    project, data = InstanceSegmentation(), check(coco)
+    project.draw(tmp_path, data, "", {})
     assert not (tmp_path / "detections.html").exists()
     assert not (tmp_path / "curves.png").exists()
     (tmp_path / "detections_bbox.json").write_text("[]")  # a detector that found nothing
-    write_gallery_of(tmp_path, coco_layout(coco).val, "", {})
+    project.draw(tmp_path, data, "", {})
     assert "0 found, 2 missed" in (tmp_path / "detections.html").read_text()
 
 
@@ -152,24 +154,24 @@ def test_the_course_of_a_run_is_drawn(tmp_path: Path) -> None:
     log = [{"step": step, "loss": 3 / step, "loss_cls": 1 / step, "lr": 1e-3} for step in range(1, 9)]
     log[-1]["bbox/AP"] = 1.0
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
-    write_course(tmp_path)
+    write_course(tmp_path, {"AP": ("bbox/AP", "segm/AP")})
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_mask_is_tinted_where_it_is() -> None:
     mask = np.zeros((20, 40), np.uint8)
     mask[5:15, 10:30] = 1
-    picture = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), mask, "", 0, False)], side=400)
-    pixels = np.asarray(picture).astype(int)
-    assert picture.size == (400, 200)
+    drawn = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), mask, "", 0, False)], side=400)
+    pixels = np.asarray(drawn).astype(int)
+    assert drawn.size == (400, 200)
     assert (pixels[100, 200] > (60, 40, -1)).all()
     assert not pixels[20, 200].any()
 
 
 @pytest.mark.parametrize(("dashed", "share"), [(False, 1), (True, 0.5)])
 def test_what_is_not_matched_is_dashed(dashed: bool, share: float) -> None:
-    picture = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), None, "", 0, dashed)], side=400)
-    for lines in (np.asarray(picture)[145:155, 100:300], np.asarray(picture)[50:150, 295:305].swapaxes(0, 1)):
+    drawn = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), None, "", 0, dashed)], side=400)
+    for lines in (np.asarray(drawn)[145:155, 100:300], np.asarray(drawn)[50:150, 295:305].swapaxes(0, 1)):
         assert (lines == (255, 196, 0)).all(-1).any(0).mean() == pytest.approx(share, abs=0.12)
 
 
@@ -181,3 +183,8 @@ def test_a_box_that_sticks_out_is_cut() -> None:
 def test_a_sheet_has_two_pairs_to_a_line() -> None:
     pair = (Image.new("RGB", (30, 20)),) * 2
     assert sheet([pair], 30).height < sheet([pair] * 3, 30).height == sheet([pair] * 4, 30).height
+
+
+def test_a_label_is_no_formula() -> None:
+    drawn = draw(Image.new("RGB", (40, 20)), [Shape((10, 5, 30, 15), None, r"$\undefined{ 5$", 0, False)], side=400)
+    assert (np.asarray(drawn) == 255).all(-1).any()

@@ -9,6 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
+from d2_projects.data.coco import DataOptions
 from d2_projects.options import complete
 from d2_projects.solver.scaling import scaled, set_by_hand
 
@@ -16,7 +17,7 @@ RECIPES = ROOT / "d2_projects" / "mask_rcnn"
 
 
 def recipe(name: str, **values: Any) -> DictConfig:
-    cfg = complete(LazyConfig.load(str(RECIPES / f"{name}.py")))
+    cfg = complete(LazyConfig.load(str(RECIPES / f"{name}.py")), DataOptions)
     for key, value in values.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
     return cfg
@@ -27,7 +28,7 @@ def recipe(name: str, **values: Any) -> DictConfig:
     ("mask_rcnn_r50_fpn_sgd_1x", 1, 2, 0.02 / 8),  # SGD: linear
     ("mask_rcnn_r50_fpn_sgd_1x", 3, 6, 0.02 * 3 / 8),
 ])
-def test_fewer_gpus_see_as_many_pictures(name: str, gpus: int, batch: int, rate: float) -> None:
+def test_fewer_gpus_see_as_many_images(name: str, gpus: int, batch: int, rate: float) -> None:
     before = recipe(name)
     after, changes = scaled(before, gpus)
     longer = 16 / batch
@@ -49,10 +50,10 @@ def test_fewer_gpus_see_as_many_pictures(name: str, gpus: int, batch: int, rate:
 
 def test_changes_are_told_with_reason() -> None:
     told = [str(change) for change in scaled(recipe("mask_rcnn_r50_fpn"), 1)[1]]
-    assert told[0] == "dataloader.train.total_batch_size: 16 -> 2 (2 pictures for each GPU at a time, with 1 GPUs " \
+    assert told[0] == "dataloader.train.total_batch_size: 16 -> 2 (2 images for each GPU at a time, with 1 GPUs " \
                       "instead of 8)"
     assert told[1] == "optimizer.lr: 0.00025 -> 8.83883e-05 (with the square root of the batch, as for Adam)"
-    assert told[2] == "train.max_iter: 90000 -> 720000 (as many pictures in all)"
+    assert told[2] == "train.max_iter: 90000 -> 720000 (as many images in all)"
 
 
 @pytest.mark.parametrize(("gpus", "values", "by_hand"), [
