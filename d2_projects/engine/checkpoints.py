@@ -14,6 +14,7 @@ from d2_projects.engine.trainer import Trainer
 from spark.errors import UserError
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
 from spark.utils.files import atomic_path
+from spark.utils.state_dict import load_strictly
 
 BEST = "best.pt"
 
@@ -122,8 +123,4 @@ def load_model(model: nn.Module, file: Path) -> None:
         UserError: it is missing or damaged, or of another model.
     """
     content = load_file(file)
-    try:
-        model.load_state_dict(content.get("model", content))
-    except (RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"weights '{file}' do not fit the recipe's model: {reason}") from None
+    load_strictly(model, content.get("model", content), f"the checkpoint '{file}'", "the recipe's model")

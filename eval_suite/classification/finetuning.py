@@ -28,6 +28,7 @@ from spark.training.loop import LOSS, Schedule
 from spark.training.parallel import data_parallel
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
+from spark.utils.state_dict import load_strictly
 
 WEIGHTS = ("last", "ema")
 
@@ -98,8 +99,9 @@ class Finetuning(SupervisedLearner):
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go back to a state that `own_state` returned."""
-        self._model.load_state_dict(state["model"])
-        self._ema.module.load_state_dict(state["ema"])
+        source = f"the checkpoint in '{self._config.out}'"
+        load_strictly(self._model, state["model"], source, "the run's model")
+        load_strictly(self._ema.module, state["ema"], source, "the run's model")
         self._optimizer.load_state_dict(state["optimizer"])
 
     @property

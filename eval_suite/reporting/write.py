@@ -19,7 +19,7 @@ from spark.utils.files import write_text
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path:
     """Write the report on everything under some folders; return the page's path.
 
     Args:
@@ -31,12 +31,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """
     if out is None and len(folders) != 1:
         raise UserError("a report on several folders needs a place: pass --out FOLDER")
-    collected = collect(folders)
+    places = [Path(folder) for folder in folders]
+    collected = collect(places)
     table = summarize(flatten(collected.records))
-    out = out or folders[0] / "report"
+    out = out or places[0] / "report"
     texts = {
         "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table),
-        PAGE: render_page(collected, table, folders, out),
+        PAGE: render_page(collected, table, places, out),
     }
     for name, text in texts.items():
         write_text(out / name, text)

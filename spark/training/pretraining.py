@@ -32,6 +32,7 @@ from spark.utils.device import autocast, choose_device
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version
 from spark.utils.signals import leave_to_parent
+from spark.utils.state_dict import load_strictly
 from spark.visualize.curve import Curve
 from spark.visualize.grid import reconstruction_grid, save_image
 
@@ -204,7 +205,7 @@ class Pretraining(Learner):
                 f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
                 "names); restore them, or pass resume=never to start again"
             )
-        self._model.load_state_dict(state["model"])
+        load_strictly(self._model, state["model"], f"the checkpoint in '{self._config.out}'", "the run's model")
         self._optimizer.load_state_dict(state["optimizer"])
 
     def encoder(self, steps: int) -> Encoder:

@@ -262,7 +262,7 @@ def test_an_infinite_loss_is_one_line_and_logged(coco: Path, tmp_path: Path) -> 
 
 
 def test_a_backbone_of_another_network_is_refused(coco: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="do not fit the recipe's backbone"):
+    with pytest.raises(UserError, match="does not fit the recipe's backbone"):
         trained(tiny(), coco, tmp_path, backbone={"stem.conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
