@@ -28,6 +28,7 @@ from torch import nn
 from spark.backbones.pyramid import require_pyramid
 from spark.backbones.timm_pyramid import TimmPyramid
 from spark.checks.convolutional import mixes_positions
+from spark.config.choices import DEFAULT_METHOD
 from spark.errors import UserError, nearest
 from spark.sparse import ENGINES
 from spark.sparse.check import verify
@@ -213,7 +214,8 @@ def listing(names: Iterable[str], rows: Mapping[str, Row]) -> str:
     counts = Counter(row.verdict for row in convolutional)
     total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]) or "none"
     others = len(found) - len(convolutional)
-    return "\n".join([*lines, f"{len(convolutional)} purely convolutional: {total}; {others} other names match"])
+    counted = f"{len(convolutional)} purely convolutional: {total}; {others} other names match"
+    return "\n".join([*lines, f"method {DEFAULT_METHOD}: {counted}"])
 
 
 def _worst_error(row: Row) -> str:

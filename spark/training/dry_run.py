@@ -40,6 +40,7 @@ def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, seconds
     used = peak_memory(ranks.device)
     device = torch.cuda.get_device_name(ranks.device) if gpu else "CPU"
     return "\n".join([
+        f"method   {config.method}, {config.model.name}",
         f"steps    {training.total_steps} ({training.total_steps // config.train.epochs} in each of "
         f"{config.train.epochs} epochs, {config.train.batch} images in a step)",
         f"step     {seconds:.3f} s, {config.train.batch / seconds:.0f} images/s (median of {TIMED} steps with images "

@@ -131,7 +131,7 @@ def test_models_lists_the_recorded_verdicts(table: Path, capsys: pytest.CaptureF
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
         "resnet18 verified 2.0e-15",
         "resnet34 refused for a reason",
-        "2 purely convolutional: 1 verified, 1 refused; 0 other names match",
+        "method spark: 2 purely convolutional: 1 verified, 1 refused; 0 other names match",
     ]
     assert main(["models", "vit_tiny_patch16_224", "--table", str(table)]) == 0
     assert capsys.readouterr().out == "0 purely convolutional: none; 1 other names match\n"
