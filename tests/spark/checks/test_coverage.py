@@ -134,7 +134,7 @@ def test_models_lists_the_recorded_verdicts(table: Path, capsys: pytest.CaptureF
         "method spark: 2 purely convolutional: 1 verified, 1 refused; 0 other names match",
     ]
     assert main(["models", "vit_tiny_patch16_224", "--table", str(table)]) == 0
-    assert capsys.readouterr().out == "0 purely convolutional: none; 1 other names match\n"
+    assert capsys.readouterr().out == "method spark: 0 purely convolutional: none; 1 other names match\n"
 
 
 def test_models_verifies_and_records(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

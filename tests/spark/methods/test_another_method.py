@@ -91,7 +91,7 @@ def test_a_recipe_has_the_keys_of_its_method(photos: Path) -> None:
     recipe = photos.parent / "toy.yaml"
     places = ["out=x", "data.root=y"]
     assert read_recipe(recipe, [*places, "hidden=3"]).method == "toy"
-    with pytest.raises(UserError, match="unknown key 'decoder.width'"):
+    with pytest.raises(UserError, match=r"unknown key 'decoder\.width'"):
         read_recipe(recipe, [*places, "decoder.width=8"])
     with pytest.raises(UserError, match="hidden=4 must be 1, 2 or 3"):
         read_recipe(recipe, [*places, "hidden=4"])
