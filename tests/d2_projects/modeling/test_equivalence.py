@@ -57,7 +57,7 @@ def test_a_forgotten_tensor_is_named() -> None:
     state = randomized_state("resnet18")
     converted = by_hand(state)
     del converted["res3.0.shortcut.norm.running_var"]
-    with pytest.raises(UserError, match=r"res3\.0\.shortcut\.norm\.running_var missing"):
+    with pytest.raises(UserError, match=r"'res3\.0\.shortcut\.norm\.running_var' is missing"):
         largest_feature_difference(state, converted, info("resnet18"))
 
 
