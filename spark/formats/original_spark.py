@@ -21,6 +21,7 @@ USAGE = "the original's --init_weight and --resume_from take a whole model, its 
 CAUTION = ""
 
 ENCODER = "sparse_encoder.sp_cnn."
+METHOD = "spark"  # whose checkpoints these are
 OURS = "encoder.network."
 
 # What is around the encoder. Sparse layers were submodules of the dense ones' classes there, so names inside the

@@ -18,6 +18,7 @@ from torch import Tensor
 from spark.backbones.names import is_reference, unknown_model
 from spark.backbones.timm_model import REFUSALS, cannot_build
 from spark.backbones.timm_pyramid import deepest_per_stride
+from spark.config.choices import DEFAULT_METHOD
 from spark.errors import UserError
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
@@ -88,7 +89,7 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
         input_size=_size(data.get("input_size") or details.get("input_size") or 224, path),
         mean=told[0] if told else tuple(data.get("mean") or IMAGENET_MEAN),
         std=told[1] if told else tuple(data.get("std") or IMAGENET_STD),
-        method=method or ("spark" if kind in (ORIGINAL, OURS) else "imported"),
+        method=method or _method(kind, config),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
     )
     return Source(Encoder(conversion.state, info), kind, conversion, pretraining)
@@ -293,6 +294,13 @@ def _size(value: Any, path: Path) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise UserError(f"'{path}' says input_size={value!r}, which is no size of images")
     return sides[0], sides[1]
+
+
+def _method(kind: str, config: Mapping[str, Any]) -> str:
+    """Return how weights were trained, where the kind of checkpoint or its configuration tells."""
+    if kind == OURS:
+        return str(config.get("method", DEFAULT_METHOD))
+    return original_spark.METHOD if kind == ORIGINAL else "imported"
 
 
 def _epochs(details: Mapping[str, Any]) -> int | None:

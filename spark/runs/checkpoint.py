@@ -73,14 +73,16 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
 def peek(folder: Path, key: str) -> Any:
     """Return what the newest checkpoint of a folder holds under a key, without reading its tensors; None if nothing.
 
-    A damaged one is nothing to it: whoever goes on with the run will say so.
+    A damaged one is passed over: whoever goes on with the run will say so.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)[key]
-    except Exception:  # missing or damaged, in any way
-        return None
+    for name in (LAST, PREVIOUS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True).get(key)
+        except Exception:  # missing or damaged, in any way
+            continue
+    return None
 
 
 def _keep_as_previous(folder: Path) -> None:
