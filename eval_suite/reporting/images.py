@@ -30,12 +30,12 @@ class EmbeddedImage:
 
 
 def from_svg(drawing: bytes, caption: str) -> EmbeddedImage:
-    """Return a drawing as a image."""
+    """Return a drawing as an image for the page."""
     return EmbeddedImage(caption, _data_uri(drawing, "image/svg+xml"))
 
 
 def from_file(path: Path, caption: str, link: str) -> EmbeddedImage | None:
-    """Return a image of a file, which WebP makes small enough for a page of many; None if it is no whole image."""
+    """Return an image file, which WebP makes small enough for a page of many; None if it is no whole image."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")

@@ -34,7 +34,7 @@ def max_over_visible(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_
 
 
 def mean_over_window(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_BCHW: Tensor) -> Tensor:
-    """For average pooling: a hole counts like the zeros around a image, if the layer counts those."""
+    """For average pooling: a hole counts like the zeros around an image, if the layer counts those."""
     y_BCHW = dense(x_BCHW)
     shown_BCHW = visible.at(*y_BCHW.shape[-2:])
     if not counts_padding(layer) and not all(window.stays_inside for window in windows_of(layer)):

@@ -43,7 +43,7 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
 
 
 def enlargement(size: tuple[int, int]) -> int:
-    """Return how many times a image of this size is enlarged."""
+    """Return how many times an image of this size is enlarged."""
     return max(1, -(-CELL // min(size)))
 
 

@@ -46,11 +46,11 @@ def reconstruction_grid(
 
 
 def displayable(images: Tensor) -> Tensor:
-    """Return the channels of images [B, C, H, W] that a image can show: the first three, or the first one as gray."""
+    """Return the channels of images [B, C, H, W] that an image can show: the first three, or the first one as gray."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def save_image(image: Tensor, destination: Path) -> None:
-    """Write a image [3, height, width] with values in 0..1 as PNG."""
+    """Write an image [3, height, width] with values in 0..1 as PNG."""
     with atomic_path(destination) as temporary:
         to_pil_image(image).save(temporary)
