@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 JOBS ?= 2
 # A file's tests share what its fixtures made, so they stay together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # OpenMP threads that spin while they wait slow each other down as soon as two programs share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
