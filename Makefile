@@ -18,7 +18,7 @@ help:
 	@echo "make demo      pre-train, transfer and report on small real images (minutes on two CPU cores)"
 	@echo "make test      all quick tests;  make test-all adds the slow ones"
 	@echo "make test-slurm  studies through a real Slurm, started on this machine (root, Debian's slurm-wlm)"
-	@echo "make check     ruff, mypy, codespell"
+	@echo "make check     ruff, import-linter, mypy, codespell"
 	@echo "make setup     only the installation into $(VENV)"
 
 setup: $(READY)
@@ -52,4 +52,4 @@ check: $(READY)
 	$(BIN)/codespell
 
 clean:
-	rm -rf $(VENV) runs data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

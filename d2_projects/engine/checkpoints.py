@@ -54,7 +54,8 @@ class Checkpoints:
         if state is None:
             return 0
         try:
-            self._model.load_state_dict(state["model"])
+            load_strictly(self._model, state["model"], f"the checkpoint in '{self.folder}' (resume=never starts again)",
+                          "the recipe's model")
             self._trainer.optimizer.load_state_dict(state["optimizer"])
             if state["grad_scaler"]:  # empty, if it was off: precision may change when a run goes on
                 self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
 from spark.utils.signals import StopRequest
+from spark.utils.stopwatch import Stopwatch
 
 LOG = "log.txt"
 
@@ -49,26 +49,6 @@ class Outcome:
     seconds: float  # of training and evaluation, also before the run was interrupted
     peak_memory_mib: float | None  # of the GPU that needed most; None on a CPU
     best: float | None  # main metric of the best evaluation, that of checkpoints/best.pt; None if there was but one
-
-
-class Stopwatch:
-    """Counts the seconds of a run, however often it is interrupted; a checkpoint keeps what was counted until then."""
-
-    def __init__(self) -> None:
-        self._before, self._started = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds so far."""
-        return self._before + time.monotonic() - self._started
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the seconds so far, for a checkpoint."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Add to this process's seconds those of the processes before."""
-        self._before = state["seconds"]
 
 
 def train(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from eval_suite.classification.probe_config import KnnConfig
 from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import Cost, Prepared, Task, Work
 from spark.config.choices import SCRATCH
-from spark.config.identity import without
+from spark.config.identity import PRECISION, without
 from spark.config.recipe import load_recipe, save_resolved, to_yaml
 from spark.data.unreadable import UnreadableFiles
 from spark.errors import UserError
@@ -151,9 +151,9 @@ def _unchanged(out: Path, config: KnnConfig, protocol: dict[str, object], weight
     return record
 
 
-def _identity(model: str, seed: int, protocol: dict[str, object], weights: str | None) -> str:
-    """Return a hash of what decides a result."""
-    return content_hash([model, seed, protocol, weights])
+def _identity(model: str, seed: int, protocol: Mapping[str, object], weights: str | None) -> str:
+    """Return a hash of what decides a result, whatever precision it was computed in: a finished one is left alone."""
+    return content_hash([model, seed, without(protocol, (PRECISION,)), weights])
 
 
 def _read(work: Work) -> KnnConfig:

@@ -51,7 +51,7 @@ class Pretrain(Task):
         return {"epochs": str(info["epochs"])}
 
     def cost(self, work: Work, images: int | None) -> Cost | None:
-        """Count the forward pass on the compact engine; the backward pass is taken for two of them."""
+        """Count the forward pass as the method computes it; the backward pass is taken for two of them."""
         config = _read(work)
         if images is None or is_reference(config.model.name) or config.model.in_chans != 3:
             return None
@@ -60,7 +60,7 @@ class Pretrain(Task):
         flops = FORWARD_AND_BACKWARD * (summary.encoder_flops + summary.decoder_flops) * steps * config.train.batch
         parameters = summary.encoder_parameters + summary.decoder_parameters
         storage = KEPT_CHECKPOINTS * BYTES_PER_PARAMETER * parameters + 4 * summary.encoder_parameters
-        return Cost(flops, storage, "a pre-training's forward pass is counted on the compact engine, the "
+        return Cost(flops, storage, "a pre-training's forward pass is counted as its method computes it, the "
                     "backward pass taken for two of them")
 
 

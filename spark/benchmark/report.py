@@ -58,7 +58,7 @@ def markdown(result: Result, chart: str) -> str:
         f"![Seconds per part]({chart})",
         "",
         "Parts in seconds; in brackets, the share of the measured matrix-product rate that convolutions and matrix "
-        "products reach. The decoder is counted with densify and loss.",
+        "products reach. The decoder is counted with what lies before it, and with the loss.",
         "",
         part_table(result).to_markdown(index=False),
         "",
@@ -150,7 +150,7 @@ def _draw_parts(axes: Any, variants: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_ratios(axes: Any, ratios: Sequence[Mapping[str, Any]]) -> None:
     masked_out = [entry["mask_ratio"] for entry in ratios]
-    for name, color in (("masked", COLORS[2]), ("compact", COLORS[0])):
+    for name, color in zip(ratios[0]["encoder"], COLORS[2::-2], strict=False):
         axes.plot(masked_out, [entry["encoder"][name] for entry in ratios], marker="o", label=name, color=color)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mask ratio")

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
+from spark.config.recipe import value_at, with_values
 from spark.methods.registry import default_config, variants
 from spark.methods.variant import Variant
 from spark.sparse.patches import patches_per_image
@@ -48,15 +49,14 @@ class Workload:
     method: str = DEFAULT_METHOD
 
     def config(self) -> PretrainConfig:
-        """Return the configuration of such a pre-training.
+        """Return the configuration of such a pre-training; what the method has no setting for is left out.
 
         Raises:
-            UserError: the method has not these settings.
+            UserError: there is no such method.
         """
-        return default_config(self.method, self.model, {
-            "data.input_size": list(self.input_size), "mask.ratio": self.mask_ratio,
-            "decoder.width": self.decoder_width,
-        })  # fmt: skip
+        config = default_config(self.method, self.model, {"data.input_size": list(self.input_size)})
+        wanted = {"mask.ratio": self.mask_ratio, "decoder.width": self.decoder_width}
+        return with_values(config, {key: value for key, value in wanted.items() if value_at(config, key) is not None})
 
     def variants(self, precision: str, compile: bool = False) -> list[Variant]:
         """Return the ways to compute it, the baseline first."""
@@ -130,8 +130,8 @@ class TrainingStep:
         cut = [feature.detach().requires_grad_() for feature in features]
         loss = around("decoder forward", forward_decoder)
         around("decoder backward", loss.backward)
-        gradients = [feature.grad for feature in cut]
-        around("encoder backward", lambda: torch.autograd.backward(features, gradients))
+        used = [(feature, part.grad) for feature, part in zip(features, cut, strict=True) if part.grad is not None]
+        around("encoder backward", lambda: torch.autograd.backward(*zip(*used, strict=True)))
         around("optimizer", update)
         return loss.detach()
 

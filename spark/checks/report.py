@@ -44,17 +44,20 @@ def check(model: str, engine: str | None, input_size: tuple[int, int], method: s
     console.print(f"{model}: verified", markup=False)
 
 
-def check_model(model: Pyramid | nn.Module | str, engine: str | None = None) -> list[Equivalence]:
+def check_model(
+    model: Pyramid | nn.Module | str, engine: str | None = None, method: str = DEFAULT_METHOD
+) -> list[Equivalence]:
     """Prove that the sparse form of a network is the dense network on what is visible; return the errors found.
 
     Args:
         model: a network's name, a model of timm's, or a pyramid; it stays as it is.
         engine: "compact", "masked" or "auto"; None: every engine that takes the model.
+        method: that the network is to be pre-trained by.
 
     Raises:
         UserError: the model is refused.
     """
-    return method_class(DEFAULT_METHOD).verify(model, engine)
+    return method_class(method).verify(model, engine)
 
 
 def print_summary(summary: ModelSummary, console: Console) -> None:

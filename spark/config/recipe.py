@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,11 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     for key, value in values.items():
         OmegaConf.update(changed, key, value, merge=False)
     return typing.cast(Config, OmegaConf.to_object(changed))
+
+
+def value_at(config: Any, key: str) -> Any:
+    """Return the value of a dataclass at a dotted key; None if there is no such setting."""
+    return reduce(lambda node, name: getattr(node, name, None), key.split("."), config)
 
 
 def to_yaml(config: Any) -> str:

@@ -6,7 +6,6 @@ brightness is part of it. What uses only a small part of that range is better st
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -50,17 +49,6 @@ def decode(file: BinaryIO, channels: int = 3) -> np.ndarray:
         raise UnreadableImageError("not an image in a known format") from None
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from None
-
-
-def load_image(path: Path) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        OSError: it cannot be opened.
-        UnreadableImageError: it cannot be decoded.
-    """
-    with path.open("rb") as file:
-        return Image.fromarray(decode(file))
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:

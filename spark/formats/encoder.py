@@ -34,6 +34,7 @@ class EncoderInfo:
     code_version: str
     options: dict[str, Any] = field(default_factory=dict)  # more that timm.create_model, or the own class, was given
     recipe_hash: str | None = None  # of settings and images of the training but for its seed, which repetitions share
+    resolved: dict[str, str] = field(default_factory=dict)  # what settings that say `auto` came to, by dotted key
     source: str | None = None  # of an own network: the file that its class came from, and the hash of its content
 
 
@@ -98,6 +99,7 @@ def _check_types(info: EncoderInfo) -> None:
         "in_chans": isinstance(info.in_chans, int),
         "input_size": len(info.input_size) == 2 and all(isinstance(side, int) for side in info.input_size),
         "options": isinstance(info.options, dict),
+        "resolved": isinstance(info.resolved, dict),
         "mean": numbers(info.mean),
         "std": numbers(info.std),
     }

@@ -114,15 +114,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
     """Read a checkpoint's tensors, of whatever model, as they are named here.
 
     Returns:
-        The tensors; whether they are named as in `spark.SparK`, decoder and all, or are a dense encoder's in
-        timm's naming; the format.
+        The tensors; whether they are those of a method's whole model, decoder and all, or a dense encoder's in timm's
+        naming; the format.
 
     Raises:
         UserError: as for `read`.
     """
     if is_export(path):
         return load_encoder(path).state, False, EXPORT
-    content = _load(path)
+    return tensors_of(_load(path), path)
+
+
+def tensors_of(content: Any, path: Path) -> tuple[dict[str, Tensor], bool, str]:
+    """Return what `read_tensors` does, of a checkpoint that has been read; `path` is for messages."""
     state, details = _state_dict(content, path)
     if {"step", "config", "optimizer"} <= details.keys():
         return state, True, OURS

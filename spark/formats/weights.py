@@ -20,8 +20,8 @@ from spark.backbones.names import is_reference
 from spark.config.choices import SCRATCH, TIMM
 from spark.errors import UserError, nearest
 from spark.formats.encoder import WEIGHTS, EncoderInfo, is_export, load_encoder
-from spark.formats.reader import read, read_tensors
-from spark.runs.checkpoint import LAST
+from spark.formats.reader import read, read_tensors, tensors_of
+from spark.runs.checkpoint import read_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.runs.record import Initialization
 from spark.utils.files import sha256
@@ -92,8 +92,8 @@ def read_whole_weights(init: str, in_chans: int = 3) -> Weights:
     if init.startswith(TIMM):
         return _supervised(init, in_chans)
     path = _existing(init)
-    last = path / CHECKPOINTS / LAST
-    state, whole, form = read_tensors(last if last.is_file() else path)
+    content, _ = read_latest(path / CHECKPOINTS) if path.is_dir() else (None, [])
+    state, whole, form = read_tensors(path) if content is None else tensors_of(content, path)
     return Weights(state, Initialization("imported", str(path)), None, form, whole)
 
 

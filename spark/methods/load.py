@@ -31,7 +31,7 @@ class Pretrained(NamedTuple):
 def load_pretrained(path: Path | str, changes: Mapping[str, Any] | None = None) -> Pretrained:
     """Load a run's folder, or one of the files in its `checkpoints/`; a torn last one of a folder is passed over.
 
-    Nothing is dropped at random in the model, however it was trained.
+    Nothing is dropped at random in the model, however it was trained; it computes with the training's engine.
 
     Args:
         path: of either.

@@ -80,8 +80,9 @@ def peek(folder: Path, key: str) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True).get(key)
-        except Exception:  # missing or damaged, in any way
-            continue
+        except Exception as error:  # missing or damaged, in any way
+            if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+                raise UserError(f"checkpoint '{folder / name}' cannot be read: {error.strerror}") from None
     return None
 
 

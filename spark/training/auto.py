@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from spark.config.pretrain import AUTO
-from spark.config.recipe import with_values
+from spark.config.recipe import value_at, with_values
 from spark.runs.checkpoint import peek
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.device import choose_precision
@@ -34,7 +33,7 @@ def resolved_before(config: Any, ranks: Ranks) -> dict[str, str]:
 
 def kept(config: Config, before: Mapping[str, str]) -> Config:
     """Return a configuration with what its `auto`s came to before, by dotted key."""
-    return with_values(config, {key: value for key, value in before.items() if _value(config, key) == AUTO})
+    return with_values(config, {key: value for key, value in before.items() if value_at(config, key) == AUTO})
 
 
 def resolved_precision(config: Any, key: str, device: torch.device, before: Mapping[str, str]) -> str:
@@ -46,9 +45,4 @@ def resolved_precision(config: Any, key: str, device: torch.device, before: Mapp
         device: that is computed on.
         before: see `resolved_before`.
     """
-    return choose_precision(_value(kept(config, before), key), device)
-
-
-def _value(config: Any, key: str) -> Any:
-    """Return the value at a dotted key; None if there is no such setting."""
-    return reduce(lambda node, name: getattr(node, name, None), key.split("."), config)
+    return choose_precision(value_at(kept(config, before), key), device)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spark.config.identity import acting
 from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import NamedImages, UnreadableFiles
+from spark.errors import UserError
 from spark.runs.checkpoint import load_latest, save_checkpoint
 from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder
 from spark.runs.metrics import MetricsLog
@@ -147,6 +149,7 @@ class Training:
         self.total_steps = schedule.epochs * learner.steps_per_epoch
         self.step = 0  # steps done
         self.steps_done_here = 0  # and of these, by this process
+        self.saved_step = 0  # steps done at the last checkpoint: a bad step's state is not saved
         self._losses: list[Tensor] = []  # since the last record, still on the device
         self._rollbacks = 0
 
@@ -165,15 +168,16 @@ class Training:
         run, ranks = self._run, self._ranks
         there = ranks.on_main(self._prepare)  # a damaged checkpoint is set aside before others look
         if there and (checkpoint := load_latest(run / CHECKPOINTS)):
+            self._check_precision(checkpoint)
             self.load_state_dict(checkpoint)
             if not self.finished:
                 self._say_resumed(checkpoint.get("processes", ranks.size))
         else:
             self._learner.begin()
-        if ranks.is_main:
-            save_resolved(self._config, run / CONFIG)
         if self.finished:
             return True
+        if ranks.is_main:
+            save_resolved(self._config, run / CONFIG)
         ranks.log(to_yaml(self._config))
         self._learner.describe()
         if self._schedule.may_roll_back and self.step == 0 and ranks.is_main:
@@ -208,7 +212,7 @@ class Training:
             self._learner.guard.reset(state.get("skipped", 0))  # older runs did not count
         self._losses = list(state["losses"].to(self._ranks.device))
         self._rollbacks = state.get("rollbacks", 0)
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
 
     def _prepare(self) -> bool:
         """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
@@ -217,6 +221,14 @@ class Training:
         if not there:
             self._learner.check_fresh(self._run)
         return there
+
+    def _check_precision(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to go on in another precision than the run began in; older checkpoints do not tell theirs."""
+        before = checkpoint.get("resolved")
+        if before is not None and acting(before) != acting(self._learner.resolved):
+            key = self._schedule.precision_key
+            raise UserError(f"'{self._run}' was begun in {before[key]}; pass {key}={before[key]}, another out=…, or "
+                            "resume=never to replace it")
 
     def _say_resumed(self, processes: int) -> None:
         self._ranks.log(f"resuming {self._run} after step {self.step} of {self.total_steps}")
@@ -265,6 +277,7 @@ class Training:
                 if due or stop or time.monotonic() - saved > 60 * schedule.checkpoint_minutes:
                     if ranks.is_main and not self._counts().row:  # else the last good checkpoint stays
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
+                        self.saved_step = self.step
                     saved = time.monotonic()
                 if stop:
                     break

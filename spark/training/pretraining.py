@@ -22,7 +22,7 @@ from spark.errors import UserError
 from spark.formats.encoder import Encoder, EncoderInfo
 from spark.methods.registry import build_method
 from spark.probes.monitor import LearningMonitor
-from spark.training.auto import kept, resolved_precision
+from spark.training.auto import RESOLVED, kept, resolved_precision
 from spark.training.guard import NonFiniteGuard
 from spark.training.initialize import initialize
 from spark.training.loop import LOSS, Learner, Schedule
@@ -66,6 +66,7 @@ class Pretraining(Learner):
         torch.manual_seed(config.seed)
         self._model = build_method(kept(config, before or {}))
         self._precision = resolved_precision(config, "train.precision", self._device, before or {})
+        self._counts_precision = True
         engine = {"engine": self._model.engine} if self._model.engine else {}
         self.resolved = {"train.precision": self._precision, **engine}
         self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # as it is now
@@ -200,6 +201,7 @@ class Pretraining(Learner):
         Raises:
             UserError: the folder of images has changed since.
         """
+        self._counts_precision = RESOLVED in state
         if state["images"] != self._pool.identity:
             raise UserError(
                 f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
@@ -212,15 +214,16 @@ class Pretraining(Learner):
         """Return the dense encoder after so many steps, in timm's naming, with its provenance."""
         config = self._config
         height, width = config.data.input_size
-        # A precision that is written in the recipe is among the settings already.
-        beside = acting(self.resolved) if config.train.precision == AUTO else {}
+        # A precision that is written in the recipe is among the settings already; runs that an older version began have
+        # the ids that it would have given them.
+        beside = acting(self.resolved) if config.train.precision == AUTO and self._counts_precision else {}
         info = EncoderInfo(
             model=config.model.name, in_chans=config.model.in_chans, input_size=(height, width),
             mean=tuple(config.data.mean), std=tuple(config.data.std), method=config.method,
             epochs=steps // self.steps_per_epoch, config_hash=deciding_hash(config, config.FREE, **beside),
             code_version=code_version(), options=dict(config.model.options),
             recipe_hash=deciding_hash(config, config.FREE | {"seed"}, images=self._pool.identity, **beside),
-            source=self._source,
+            source=self._source, resolved=dict(self.resolved),
         )
         return Encoder(self._model.encoder_state(), info)
 

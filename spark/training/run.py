@@ -48,7 +48,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
     yields = (WEIGHTS, INFO, CURVE, RECONSTRUCTIONS, STOPPED)
     training = Training("pretrain", config, learner.schedule, learner, ranks, yields)
     if not training.complete(request):
-        told = f"saved after step {training.step} of {training.total_steps}\n"
+        told = f"saved after step {training.saved_step} of {training.total_steps}\n"
         ranks.on_main(lambda: write_text(run / STOPPED, told))  # all wait: torchrun ends the rest when one has ended
         return False
     if not training.steps_done_here and (run / WEIGHTS).is_file() and (run / INFO).is_file():

@@ -34,4 +34,4 @@ class Stopwatch:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Add what was counted before to what this process counts from now on."""
         self._before, self._started = state["seconds"], time.monotonic()
-        self._trained, self._since = state["training_seconds"], None
+        self._trained, self._since = state.get("training_seconds", 0.0), None

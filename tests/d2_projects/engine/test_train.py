@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_model_is_refused(whole: tuple[Path, Path, Outco
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     torch.save({"model": {}, "optimizer": {}}, run / "checkpoints" / LAST)
-    with pytest.raises(UserError, match="are of another model; pass resume=never"):
+    with pytest.raises(UserError, match=r"\(resume=never starts again\) does not fit the recipe's model"):
         trained(tiny(), whole[0], run)
 
 

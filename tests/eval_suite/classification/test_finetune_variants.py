@@ -213,3 +213,20 @@ def test_a_gpu_has_the_losses_of_the_cpu(recipe: str, tmp_path: Path) -> None:
     assert record.peak_memory_mib
     assert record.hardware.startswith("1x ")
     imagenet_finetune.finetune(recipe, [f"out={tmp_path}/mixed", "device=cuda", "precision=auto"])
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(recipe: str, tmp_path: Path) -> None:
+    result = imagenet_finetune.finetune(recipe, ["precision=bfloat16"])
+    assert result is not None
+    record = load_record(result)
+    assert record.resolved == {"precision": "bfloat16"}
+    assert record.protocol["precision"] == "bfloat16"  # it rounds more, so numbers are not comparable
+    with pytest.raises(UserError, match=r"was begun in bfloat16; pass precision=bfloat16, another out="):
+        imagenet_finetune.finetune(recipe, ["precision=float32"])
+    result.unlink()  # as if it had been killed just before
+    again = imagenet_finetune.finetune(recipe, [])  # auto holds
+    assert again is not None
+    assert load_record(again).protocol_id == record.protocol_id
+    plain = imagenet_finetune.finetune(recipe, [f"out={tmp_path / 'plain'}"])
+    assert plain is not None
+    assert "precision" not in load_record(plain).protocol  # as in all records so far

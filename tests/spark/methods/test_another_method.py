@@ -111,6 +111,9 @@ def test_it_is_sized_summarized_benchmarked_and_studied(
     assert (summary.method, summary.engine, summary.mask_ratio) == ("toy", "", 0.5)
     assert summary.encoder_flops == summary.dense_flops
     assert method_class("toy").verify("test_resnet", None) == []
+    bench = ["--batch", "2", "--input-size", "64", "--rounds", "1", "--device", "cpu", "--ratios", "0.5"]
+    assert main(["bench", "test_resnet", "--method", "toy", *bench, "--out", str(tmp_path / "bench")]) == 0
+    assert "| step " in next((tmp_path / "bench").glob("*.md")).read_text()
     work = Work(str(photos.parent / "toy.yaml"), tmp_path / "node", {"data.root": str(photos), "model.name": "x"})
     task = find_task("pretrain")
     ids = [task.prepare(Work(work.recipe, work.out, {**work.settings, **more})).settings
