@@ -1,4 +1,4 @@
-"""A run in the processes that torchrun started, if it did: they join, heed signals, and end as one."""
+"""Run work in the processes started by torchrun, if any: join the process group, handle signals, exit together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def in_processes(
     run: Path, device: str, work: Callable[[Ranks, StopRequest], Result | None]
 ) -> tuple[Result, Ranks]:
-    """Do the work in all processes.
+    """Run the work on all ranks.
 
     Args:
         run: the run's folder, for the message.
@@ -23,7 +23,7 @@ def in_processes(
         work: returns None if it was asked to stop, and is saved.
 
     Returns:
-        What it returned in this process, and the processes.
+        What the work returned in this process, and the processes.
 
     Raises:
         UserError: whatever the work finds.

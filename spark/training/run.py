@@ -1,4 +1,4 @@
-"""A pre-training run as a whole: its folder, where it goes on, what it leaves behind."""
+"""A complete pre-training run: its folder, resuming, and the exported encoder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from spark.utils.files import write_text
 from spark.utils.signals import StopRequest
 from spark.visualize.curve import FILE_NAME as CURVE
 
-STOPPED = "stopped"  # a file in the run's folder that is there while the run waits to go on; torchrun hides exit codes
+STOPPED = "stopped"  # marker file in the folder of a stopped, resumable run; torchrun hides exit codes
 
 
 def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
-    """Run, or go on with, a pre-training and return the run's folder.
+    """Run or resume a pre-training and return the run's folder.
 
     Args:
         config: of the run.
@@ -42,14 +42,14 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
 
 
 def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequest) -> bool:
-    """Return whether the run is finished, and not only stopped."""
+    """Return whether the run finished (False: it was stopped)."""
     before = resolved_before(config, ranks)
     learner = ranks.on_all(lambda: Pretraining(config, ranks, before=before))
     yields = (WEIGHTS, INFO, CURVE, RECONSTRUCTIONS, STOPPED)
     training = Training("pretrain", config, learner.schedule, learner, ranks, yields)
     if not training.complete(request):
         told = f"saved after step {training.step} of {training.total_steps}\n"
-        ranks.on_main(lambda: write_text(run / STOPPED, told))  # all wait: torchrun ends the rest when one has ended
+        ranks.on_main(lambda: write_text(run / STOPPED, told))  # all ranks wait: torchrun kills the others once one exits
         return False
     if not training.steps_done_here and (run / WEIGHTS).is_file() and (run / INFO).is_file():
         ranks.log(f"{run} is finished already; resume=never starts it again")
