@@ -39,8 +39,8 @@ class Learner(ABC):
         images: the training images, to name those that cannot be read.
         steps_per_epoch: full batches per epoch.
         guard: non-finite guard, or None.
-        resolved: what settings that say `auto` came to, such as {"precision": "float32"}; a resumed run keeps it.
-        status: what a person wants to see beside the loss.
+        resolved: resolved values of `auto` settings, such as {"precision": "float32"}; a resumed run keeps them.
+        status: text shown beside the loss.
     """
 
     images: NamedImages
@@ -59,12 +59,12 @@ class Learner(ABC):
 
         Args:
             batch: of `batches`.
-            number: of the step, from 0.
-            lr: learning rate of the step, by the schedule.
+            number: step number, from 0.
+            lr: scheduled learning rate of the step.
 
         Returns:
-            What is to be logged, in the log's order: numbers, or scalars on the device. LOSS is the one over all
-            processes, NaN if the update was left out; the log has its mean since the last record.
+            The values to log, in order: numbers, or scalars on the device. LOSS is the mean over all processes, NaN if
+            the update was skipped; the log has its mean since the last record.
         """
 
     @abstractmethod
@@ -104,15 +104,15 @@ class Schedule:
     """Length of a training, its peak lr, and the intervals of logging and checkpoints.
 
     Attributes:
-        lr: the peak of the learning rate.
-        epochs: in all.
-        warmup_epochs: in which the rate rises.
-        batch: images of a step, over all processes.
-        record_steps: the loss is read from the device, and logged, once in so many steps, and at ends of epochs.
-        checkpoint_minutes: a checkpoint is written every so many minutes, too.
-        checkpoint_epochs: and at the end of every so many epochs.
-        may_roll_back: after steps that were not finite, to the last checkpoint.
-        precision_key: the setting that chooses the precision, for advice.
+        lr: peak learning rate.
+        epochs: total epochs.
+        warmup_epochs: epochs of lr warm-up.
+        batch: images per step, over all processes.
+        record_steps: interval, in steps, at which the loss is read from the device and logged; also at epoch ends.
+        checkpoint_minutes: interval of checkpoints in minutes.
+        checkpoint_epochs: interval of checkpoints in epochs.
+        may_roll_back: whether to roll back to the last checkpoint after non-finite steps.
+        precision_key: dotted key of the precision setting, for error messages.
     """
 
     lr: float
@@ -130,9 +130,9 @@ class Training:
     """The state of a training between two steps, and the loop that advances it.
 
     Args:
-        title: for people.
-        config: of the run; a dataclass with `out`, `resume` and FREE_TO_CHANGE.
-        schedule: of the training.
+        title: shown with the progress.
+        config: configuration of the run; a dataclass with `out`, `resume` and FREE_TO_CHANGE.
+        schedule: length and intervals of the training.
         learner: what is trained.
         ranks: the processes.
         yields: names of the files and folders that the run writes besides those of the loop.

@@ -69,10 +69,10 @@ def choose(
     """Choose the settings of a run.
 
     Args:
-        config: settings that are `written` are taken from it as they are.
-        written: dotted keys.
-        facts: of the images and the device.
-        measure: return the cost of a step, without or with recomputing activations.
+        config: configuration; its `written` settings are kept.
+        written: dotted keys of the settings given explicitly.
+        facts: resources of the run.
+        measure: returns the cost of a step, without or with activation checkpointing.
     """
     draft = _Draft(config, written)
     batch = draft.take("train.batch", *_batch(facts))

@@ -46,9 +46,9 @@ class Pretraining(Learner):
 
     Args:
         config: configuration of the run.
-        ranks: the processes; by default this one alone.
-        pool: the images, where they have been opened already.
-        before: what settings that say `auto` came to when the run began, if it goes on.
+        ranks: the processes; by default only this one.
+        pool: the images, if they are already open.
+        before: resolved `auto` values of the run to resume.
 
     Raises:
         UserError: the data, the model or the configuration is invalid.

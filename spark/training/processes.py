@@ -19,16 +19,16 @@ def in_processes(
 
     Args:
         run: the run's folder, for the message.
-        device: what to compute on, as for `choose_device`.
-        work: returns None if it was asked to stop, and is saved.
+        device: compute device, as for `choose_device`.
+        work: returns None if it was asked to stop and has saved its state.
 
     Returns:
         What the work returned in this process, and the processes.
 
     Raises:
-        UserError: whatever the work finds.
-        PostponedError: it was asked to stop.
-        SystemExit: instead, in all processes but the main one, which speaks for all.
+        UserError: raised by the work.
+        PostponedError: the work was asked to stop.
+        SystemExit: raised instead on all ranks but the main process, which reports the error.
     """
     with process_group(device) as ranks, StopRequest() as request:
         result = work(ranks, request)

@@ -24,12 +24,12 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
     """Run or resume a pre-training and return the run's folder.
 
     Args:
-        config: of the run.
-        written: dotted keys of the settings that `train.preset=auto` leaves as they are.
+        config: configuration of the run.
+        written: dotted keys of the settings given explicitly, which `train.preset=auto` does not change.
 
     Raises:
-        UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
-        PostponedError: a signal asked the run to stop, and it was saved.
+        UserError: the data, the model or the configuration is invalid, or the loss is non-finite.
+        PostponedError: a signal asked the run to stop, and its state was saved.
     """
     run = Path(config.out)
 
@@ -49,7 +49,7 @@ def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequ
     training = Training("pretrain", config, learner.schedule, learner, ranks, yields)
     if not training.complete(request):
         told = f"saved after step {training.step} of {training.total_steps}\n"
-        ranks.on_main(lambda: write_text(run / STOPPED, told))  # all ranks wait: torchrun kills the others once one exits
+        ranks.on_main(lambda: write_text(run / STOPPED, told))  # all wait: torchrun kills the others once one exits
         return False
     if not training.steps_done_here and (run / WEIGHTS).is_file() and (run / INFO).is_file():
         ranks.log(f"{run} is finished already; resume=never starts it again")

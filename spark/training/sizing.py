@@ -31,9 +31,9 @@ def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> Pre
     """Return the configuration with its preset's numbers, which are also logged; unchanged without a preset.
 
     Args:
-        config: of the run.
-        written: dotted keys of the settings that stay.
-        ranks: the processes; all of them must call this.
+        config: configuration of the run.
+        written: dotted keys of the settings given explicitly, which are kept.
+        ranks: the processes; must be called on all ranks.
 
     Raises:
         UserError: images or model cannot be loaded, or the numbers conflict with the written settings.
