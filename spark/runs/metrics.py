@@ -15,8 +15,8 @@ FILE_NAME = "metrics.jsonl"
 class MetricsLog:
     """Append records to `<run>/metrics.jsonl` and mirror their numbers to `<run>/tensorboard`.
 
-    A run resumed at step n drops the records of later steps, which it is about to repeat; at step 0 it drops all. A quiet
-    log writes nothing: only the main process writes.
+    A run resumed at step n drops the records of later steps, which it is about to repeat; at step 0 it drops all. A
+    quiet log writes nothing: only the main process writes.
     """
 
     def __init__(self, run: Path, resume_step: int = 0, quiet: bool = False) -> None:
