@@ -1,1 +1,1 @@
-"""Is it learning? Frozen features classified, and watched for collapse."""
+"""Monitoring of pre-training: k-NN and linear probes on frozen features, and collapse detection."""

@@ -3,10 +3,10 @@
 Two numbers of the features of some images, each scaled to length one:
 
 - *feature similarity*: the mean cosine of two different images. It is 1 if all features are the same.
-- *effective rank* (Roy & Vetterli, "The effective rank", 2007): exp of the entropy of the normalised singular values
+- *effective rank* (Roy & Vetterli, "The effective rank", 2007): exp of the entropy of the normalized singular values
   of the features around their mean: how many directions they spread over, from 1 to one less than there are images.
 
-Neither is enough: features that are the same but for rounding have a high rank, and those on a line a low similarity.
+Neither suffices alone: features that are equal up to rounding have a high rank, and those on a line a low similarity.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Measured with 64 images: an untrained network is no false alarm. 13 of timm's families on photos: similarity .15 to
-# .993, rank 21 to 49; five of them on noise, digits, pale photos, or crops of one single photo: up to .9998, and down
-# to 4.5. Trained ones: .80 to .84, and 13 to 42.
+# Measured with 64 images; untrained networks must not raise a false alarm. 13 of timm's families on photos: similarity
+# .15 to .993, rank 21 to 49. Five of them on noise, digits, pale photos, or crops of a single photo: similarity up to
+# .9998, rank down to 4.5. Trained networks: similarity .80 to .84, rank 13 to 42.
 TOO_SIMILAR = 0.9999
 TOO_FEW = 2.0
 
 
 class FeatureSpread(NamedTuple):
-    """How different features are; both NaN if they are not finite, or some are zero throughout."""
+    """Feature similarity and effective rank; both NaN if features are non-finite or some are all zero."""
 
     feature_similarity: float
     effective_rank: float
 
     @property
     def collapsed(self) -> bool:
-        """Whether they hardly tell one image from another."""
+        """Whether the features hardly distinguish images."""
         return not (self.feature_similarity <= TOO_SIMILAR and self.effective_rank >= TOO_FEW)
 
     def warning(self) -> str:
-        """Say what is wrong and what may help, in a line; "" if nothing is."""
+        """Return a one-line warning with advice; "" if nothing is wrong."""
         if not self.collapsed:
             return ""
         return (

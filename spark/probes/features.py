@@ -1,4 +1,4 @@
-"""Features of images from a dense encoder: its coarsest map, averaged over positions."""
+"""Pooled image features of a dense encoder: its coarsest feature map, averaged over positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Let a network be in evaluation mode, and each of its modules in its own mode again afterwards."""
+    """Put a network into evaluation mode, and restore the mode of each of its modules afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -24,7 +24,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled_features(encoder: Any, images_BCHW: Tensor) -> Tensor:
-    """Return the features [B, channels] of normalised images, float32, on their device.
+    """Return the features [B, channels] of normalized images, float32, on their device.
 
     Args:
         encoder: a Pyramid. One that was made sparse computes densely here, as no mask is set. Its batch norms

@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbours classification: what frozen features are worth, without training anything.
+"""Weighted k-nearest-neighbors classification of frozen features; nothing is trained.
 
 The classifier of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018),
-section 3.4: cosine similarity s, and each neighbour votes for its class with weight exp(s / temperature).
+section 3.4: cosine similarity s, and each neighbor votes for its class with weight exp(s / temperature).
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 256  # queries that are compared with the whole bank at a time
+CHUNK = 256  # queries compared with the whole bank at a time
 
 
 def knn_predict(
     bank_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbours: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """Classify features by those whose class is known.
+    """Classify features by a bank of labeled features.
 
     Args:
-        bank_ND: features of N images; they need no normalisation.
+        bank_ND: features of N images; they need no normalization.
         labels_N: their classes, 0, 1, …
         queries_MD: features of the images to classify.
-        neighbours: that vote; all of a smaller bank.
-        temperature: how much more the nearest ones count.
+        neighbours: number of neighbors that vote; all features of a smaller bank.
+        temperature: the lower, the more the nearest neighbors count.
 
     Returns:
         The classes of the queries, [M].

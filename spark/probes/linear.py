@@ -1,7 +1,7 @@
 """A linear probe in closed form: least squares on one-hot classes, with a ridge.
 
-It needs no learning rate, epochs or seed, and no second per probe. As a progress indicator it is meant; a probe that
-is to be compared with published numbers is trained with their protocol.
+It needs no learning rate, epochs or seed, and takes less than a second. It is meant as a progress indicator; to compare
+with published numbers, train a probe with their protocol.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-RIDGE = 1e-2  # of the features' unit variance
+RIDGE = 1e-2  # relative to the features' unit variance
 
 
 def linear_predict(train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor) -> Tensor:
@@ -24,10 +24,10 @@ def linear_predict(train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor) -> Te
     Returns:
         The classes of the queries, [M].
     """
-    # In float64: features of a network are so correlated that float32 loses the small directions.
+    # In float64: network features are so correlated that float32 loses the directions of small variance.
     train_ND, queries_MD = train_ND.double(), queries_MD.double()
     deviation_D, mean_D = torch.std_mean(train_ND, dim=0, correction=0)
-    scale_D = torch.where(deviation_D > 0, 1 / deviation_D, 0)  # a channel that never varies tells nothing
+    scale_D = torch.where(deviation_D > 0, 1 / deviation_D, 0)  # constant channels carry no information
     x_ND = (train_ND - mean_D) * scale_D
     targets_NC = functional.one_hot(labels_N).double()
     prior_C = targets_NC.mean(0)

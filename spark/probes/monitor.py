@@ -1,4 +1,4 @@
-"""Is it learning? What is looked at between two epochs, beside the loss, without touching the training."""
+"""Monitoring between epochs, besides the loss, without affecting the training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
 
 COLLAPSE_IMAGES = 64
-COLLAPSE_COST = 0.01  # of the images that are trained on, at most so many more are looked at
+COLLAPSE_COST = 0.01  # maximum extra images to process, as a fraction of the training images
 
 
 class LearningMonitor:
-    """Probes the encoder where the configuration asks for it, and always looks whether it has collapsed.
+    """Probes the encoder if the configuration asks for it, and always checks it for collapse.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         ranks: the processes.
-        pool: the images that are trained on.
-        epoch_images: how many of them an epoch sees.
-        precision: that features are computed in, "float32" or "bfloat16".
+        pool: the training images.
+        epoch_images: images per epoch.
+        precision: compute precision of the features, "float32" or "bfloat16".
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class LearningMonitor:
         self._images = min(COLLAPSE_IMAGES, len(pool))
         self._collapse_epochs = math.ceil(self._images / (COLLAPSE_COST * epoch_images))
         self._collapsed = False
-        self.status = ""  # what a person wants to see of the last probe
+        self.status = ""  # result of the last probe, as text
 
     def look(self, encoder: Any, epochs_done: int, last: bool) -> dict[str, float]:
-        """Return what is found out after so many epochs, by name; all processes must ask, the first gets the answer.
+        """Evaluate after `epochs_done` epochs; return values by name. Call on all ranks; the main process gets them.
 
         Args:
             encoder: the sparse encoder; it is left as it was.
@@ -61,11 +61,11 @@ class LearningMonitor:
 
     @cached_property
     def _shown(self) -> Tensor:
-        """The images that collapse is looked for with: loaded once, as reading them would cost more than the look."""
+        """The images for collapse detection, loaded once: reading them again would cost more than the check."""
         return self._pool.some(self._images)
 
     def _spread(self, encoder: Any) -> dict[str, float]:
-        """Return how different the features of some images are, and warn when they begin to be all the same."""
+        """Measure how much the features of some images differ, and warn when they collapse."""
         data, device = self._config.data, self._ranks.device
         images = normalize(self._shown, data.mean, data.std, device)
         with autocast(device, self._precision):

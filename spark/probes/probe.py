@@ -31,7 +31,7 @@ from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
 from spark.utils.signals import leave_to_parent
 
-SPLIT_OFF = 5  # without a folder for validation, each so many-th image is for it
+SPLIT_OFF = 5  # without a validation folder, every n-th image is used for validation
 BATCH = 128  # images at a time, as no gradient is kept
 UNREADABLE = -1  # the class of an image that could not be read
 
@@ -39,7 +39,7 @@ Labeled = Dataset[tuple[Tensor, int]]  # uint8 [C, H, W], and the class
 
 
 class LabeledFolder(DatasetFolder):
-    """Centre crops of a folder of class folders; an image that cannot be read is black, of class `UNREADABLE`.
+    """Center crops of a folder of class folders; an unreadable image is black and has the class `UNREADABLE`.
 
     Raises:
         UserError: it is not such a folder.
@@ -65,15 +65,15 @@ class LabeledFolder(DatasetFolder):
 
 
 class Probe:
-    """Two classifiers on frozen features, weighted k-NN and a linear one, each fitted anew every time.
+    """Two classifiers on frozen features, weighted k-NN and a linear one, refitted at each measurement.
 
     Args:
-        config: of the run; `probe.train` names a folder.
+        config: configuration of the run; `probe.train` names a folder.
         ranks: the processes, which share the images.
-        precision: that features are computed in, "float32" or "bfloat16".
+        precision: compute precision of the features, "float32" or "bfloat16".
 
     Raises:
-        UserError: a folder is none of class folders, or the two have different classes.
+        UserError: a folder has no class folders, or the two have different classes.
     """
 
     def __init__(self, config: PretrainConfig, ranks: Ranks, precision: str) -> None:
@@ -94,13 +94,13 @@ class Probe:
             self._val = Subset(val, _some(range(len(val)), most, seed))
 
     def measure(self, encoder: Any) -> dict[str, float]:
-        """Return the accuracies "knn" and "linear", in %, in the first process; all must ask, others get {}."""
+        """Return the accuracies "knn" and "linear", in %. Call on all ranks; all but the main process get {}."""
         shares = self._ranks.gather([self._features(encoder, images) for images in (self._train, self._val)])
         if not shares:
             return {}
         (train, labels), (val, wanted) = (_joined(parts) for parts in zip(*shares, strict=True))
         if not len(train) or not len(val):
-            return {}  # no image could be read; warnings have said so
+            return {}  # no image could be read; warnings were logged
         knn = knn_predict(train, labels, val, self._config.probe.neighbours, self._config.probe.temperature)
         return {"knn": _accuracy(knn, wanted), "linear": _accuracy(linear_predict(train, labels, val), wanted)}
 
@@ -119,7 +119,7 @@ class Probe:
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Put the shares of all processes together, without images that could not be read."""
+    """Concatenate the shares of all processes, without unreadable images."""
     features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return features[labels != UNREADABLE], labels[labels != UNREADABLE]
 
@@ -129,7 +129,7 @@ def _read(path: str, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def _some(indices: Sequence[int], most: int, seed: int) -> list[int]:
-    """Choose some at random: of a folder that is sorted by class, the first would be of one class."""
+    """Choose a random subset: the first images of a folder sorted by class would be of one class."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed)).tolist()
     return [indices[index] for index in order[:most]]
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole, verified when read, the previous one kept until then."""
+"""Robust checkpoints: written atomically, verified when read, with the previous one kept."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from spark.errors import UserError
 from spark.utils.files import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may well be whole
+NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may be intact
 
 
 class DamagedCheckpoint(UserError):
-    """A file is there and can be read, but it is not a whole checkpoint."""
+    """A file exists and can be read, but is not an intact checkpoint."""
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Write `last.pt`; the one before it stays as `previous.pt`.
+    """Write `last.pt`; the previous one is kept as `previous.pt`.
 
     Raises:
-        UserError: it cannot be written; the checkpoints that are there stay.
+        UserError: it cannot be written; existing checkpoints are kept.
     """
     with atomic_path(folder / LAST) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise UserError(f"cannot write '{folder / LAST}': {str(error).splitlines()[0]}") from None
         _keep_as_previous(folder)
 
@@ -43,16 +43,16 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
     Damaged ones that are newer are set aside as `*.damaged`: it is for whoever goes on to save there.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; or one cannot be read now.
+        UserError: there are checkpoints, but none is intact; or one cannot be read now.
     """
     content, damaged = read_latest(folder)
-    for path in damaged:  # it would take the whole one's place when the next is saved
+    for path in damaged:  # or it would replace the intact one at the next save
         path.rename(path.with_name(path.name + ".damaged"))
     return content
 
 
 def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return what `load_latest` does, and the damaged files that are newer; nothing is moved.
+    """Return the same as `load_latest`, and the newer damaged files; nothing is renamed.
 
     Raises:
         UserError: as for `load_latest`.
@@ -87,7 +87,7 @@ def peek(folder: Path, key: str) -> Any:
 
 
 def _keep_as_previous(folder: Path) -> None:
-    """Give `last.pt` a second name, so that it exists until the new one replaces it."""
+    """Hard-link `last.pt` to `previous.pt`, so that `last.pt` exists until the new one replaces it."""
     last, link = folder / LAST, folder / ".previous.tmp.pt"
     if not last.exists():
         return
@@ -118,12 +118,12 @@ def load_file(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it will not make
+        if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it refuses to load
             raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes its readers stumble in any way
+    except Exception as error:  # a damaged file can raise anything
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None

@@ -1,4 +1,4 @@
-"""The folder of a run: `config.yaml`, `checkpoints/`, `metrics.jsonl`, and what the run yields."""
+"""The folder of a run: `config.yaml`, `checkpoints/`, `metrics.jsonl`, and the run's own outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 
 
 def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[str]) -> None:
-    """Make sure that a run may begin, or go on, in this folder.
+    """Check that a run may start or resume in this folder.
 
     Args:
-        folder: where the run lives.
+        folder: the run's folder.
         config: a dataclass; its FREE_TO_CHANGE names the settings and groups that a continued run may change.
         fresh: remove an earlier run in it (its own files only).
-        yields: names of files and folders that this kind of run leaves beside the common ones.
+        yields: names of the files and folders that this kind of run writes besides the common ones.
 
     Raises:
         UserError: the folder holds a run of another configuration.
@@ -32,7 +32,7 @@ def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out='{folder}' is a file; pass out=<a folder>")
     if fresh:
-        # Checkpoints go first: without a configuration beside them, nobody could tell whose they are.
+        # Remove checkpoints first: without a configuration beside them, their origin would be unknown.
         for name in (CHECKPOINTS, CONFIG, METRICS, "tensorboard", *yields):
             _remove(folder / name)
     elif (folder / CHECKPOINTS).is_dir():
@@ -47,7 +47,7 @@ def _check_same(folder: Path, config: Any) -> None:
     if set(known) - set(found) and set(found) - set(known):
         raise UserError(f"'{folder}' holds a run of another kind (its {CONFIG} has {', '.join(map(str, found))}); "
                         "pass another out=…")
-    # What a run of an older version did not know, it did as the default says now.
+    # Settings unknown to an older version had the effect of today's defaults.
     before = flat(without(known, config.FREE_TO_CHANGE)) | flat(without(found, config.FREE_TO_CHANGE))
     now = flat(without(dataclasses.asdict(config), config.FREE_TO_CHANGE))
     changed = [
@@ -65,7 +65,7 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         doomed = path.with_name(f".{path.name}.removed")
         shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)  # at once, so that a kill leaves either all of it or nothing
+        path.rename(doomed)  # atomic, so that a kill leaves either all of it or nothing
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)

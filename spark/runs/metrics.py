@@ -1,4 +1,4 @@
-"""A run's numbers over time: `metrics.jsonl` for machines, TensorBoard for people."""
+"""Metrics of a run over time: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FILE_NAME = "metrics.jsonl"
 class MetricsLog:
     """Append records to `<run>/metrics.jsonl` and mirror their numbers to `<run>/tensorboard`.
 
-    A run that is resumed at step n drops the records of steps after n, which it is about to repeat; one at step 0 has
-    nothing to keep. A quiet log writes nothing: of several processes, one writes for all.
+    A run resumed at step n drops the records of later steps, which it is about to repeat; at step 0 it drops all. A
+    quiet log writes nothing: only the main process writes.
     """
 
     def __init__(self, run: Path, resume_step: int = 0, quiet: bool = False) -> None:
         self._quiet = quiet
         if quiet:
             return
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and readers do without
+        from torch.utils.tensorboard import SummaryWriter  # slow import, not needed by readers
 
         path = run / FILE_NAME
         kept = [record for record in read_metrics(run) if record["step"] <= resume_step > 0]
@@ -54,7 +54,7 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run; a line that was torn by a kill is left out."""
+    """Return the records of a run; a line truncated by a kill is skipped."""
     path = run / FILE_NAME
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

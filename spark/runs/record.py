@@ -14,8 +14,8 @@ from spark.errors import UserError
 from spark.utils.files import write_json
 from spark.utils.provenance import content_hash
 
-# It goes up when a field changes its meaning or goes away. A field that is added keeps it, if its default says what
-# older records say of it: nothing.
+# Incremented when a field changes its meaning or is removed. Adding a field does not change it, if the field's default
+# means "unknown".
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 
@@ -24,7 +24,7 @@ Origin = Literal["measured", "smoke", "published"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with what is needed to read it."""
+    """One number with its unit and interpretation."""
 
     value: float
     unit: str  # "%" or "AP (0-100)"
@@ -39,7 +39,7 @@ class Initialization:
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
     pretrained_epochs: int | None = None
-    recipe_hash: str | None = None  # of the pre-training but for its seed: what its repetitions share
+    recipe_hash: str | None = None  # of the pre-training without its seed; shared by repetitions
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ResultRecord:
     """What a run measured, and everything that decides whether two numbers may be compared.
 
     `protocol` holds the settings that define the task (data, epochs, augmentation, …, but neither seed
-    nor initialisation); its hash is the protocol id. `main_metric` names the entry of `metrics` that
+    nor initialization); its hash is the protocol id. `main_metric` names the entry of `metrics` that
     tables show.
     """
 
@@ -69,7 +69,7 @@ class ResultRecord:
     peak_memory_mib: float | None = None
     log: str | None = None
     checkpoint: str | None = None
-    resolved: dict[str, str] = field(default_factory=dict)  # what settings that say `auto` came to, by dotted key
+    resolved: dict[str, str] = field(default_factory=dict)  # resolved values of `auto` settings, by dotted key
     schema_version: int = SCHEMA_VERSION
     protocol_id: str = field(default="")
 
@@ -80,7 +80,7 @@ class ResultRecord:
         if bad:
             raise UserError(f"the run ended with non-finite metrics {', '.join(bad)}; no result is written")
         identity = content_hash(
-            # Nested, so that no setting of a protocol can take the place of the task's name or version.
+            # Nested, so that no protocol setting can overwrite the task's name or version.
             {"task": self.task, "version": self.task_version, "protocol": self.protocol}
         )
         object.__setattr__(self, "protocol_id", identity)
@@ -115,6 +115,6 @@ def load_record(path: Path) -> ResultRecord:
 
 
 def options_of(record: ResultRecord) -> Mapping[str, Any]:
-    """Return what timm, or one's own class, was given beside the model's name: it is another network then."""
+    """Return the model options beyond its name, given to timm or a user's class; other options are another network."""
     settings = record.protocol.get("model")
     return (settings.get("options") or {}) if isinstance(settings, Mapping) else {}

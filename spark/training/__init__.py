@@ -1,1 +1,1 @@
-"""The training loop and what a pre-training needs around it."""
+"""The training loop and its building blocks: optimizer, schedules, non-finite guard, presets."""

@@ -1,4 +1,4 @@
-"""What `auto` came to: it is kept in checkpoints and records, and holds when a run goes on."""
+"""Resolved values of `auto` settings: they are stored in checkpoints and records, and reused on resume."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from spark.utils.device import choose_precision
 from spark.utils.distributed import Ranks
 
 Config = TypeVar("Config")
-RESOLVED = "resolved"  # a key of checkpoints
+RESOLVED = "resolved"  # checkpoint key
 
 
 def resolved_before(config: Any, ranks: Ranks) -> dict[str, str]:
-    """Return what `auto` came to when a run began that goes on now; {} if it begins, or an older version began it.
+    """Return the resolved `auto` values of the run to resume; {} for a new run or one started by an older version.
 
     Args:
-        config: of the run; it has `out` and `resume`.
-        ranks: the processes; all of them must ask.
+        config: configuration of the run, with `out` and `resume`.
+        ranks: the processes; must be called on all ranks.
     """
     if config.resume == "never":
         return {}
@@ -37,12 +37,12 @@ def kept(config: Config, before: Mapping[str, str]) -> Config:
 
 
 def resolved_precision(config: Any, key: str, device: torch.device, before: Mapping[str, str]) -> str:
-    """Return the precision that a setting asks for: itself, what it came to before, or what suits the device.
+    """Return the precision of a setting: its explicit value, the one resolved before, or the default of the device.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         key: the setting's dotted key.
-        device: that is computed on.
+        device: compute device.
         before: see `resolved_before`.
     """
     return choose_precision(value_at(kept(config, before), key), device)

@@ -1,4 +1,4 @@
-"""What a pre-training would take, found by doing a few steps of it; nothing is written."""
+"""Estimate the cost of a pre-training run from a few steps; nothing is written."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from spark.training.rehearsal import peak_memory, timed_step
 from spark.training.sizing import sized
 from spark.utils.distributed import Ranks, process_group
 
-TIMED = 3  # steps, after one that warms up
+TIMED = 3  # timed steps, after one warm-up step
 
 
 def dry_run(config: PretrainConfig, written: Collection[str] = ()) -> str:
-    """Return steps, time, memory and GPU-hours of a run in lines for people; "" in all processes but the first.
+    """Return a readable report of a run's steps, time, memory and GPU-hours; "" on all ranks but the main process.
 
     Args:
-        config: of the run.
-        written: dotted keys of the settings that its preset leaves as they are.
+        config: configuration of the run.
+        written: dotted keys of the settings given explicitly, which the preset does not change.
 
     Raises:
         UserError: as for the run itself.

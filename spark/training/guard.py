@@ -1,8 +1,8 @@
-"""Steps whose loss or gradient is not finite: leave them out, and count them, without waiting for the device.
+"""Non-finite guard: skip and count steps with a non-finite loss or gradient, without a device synchronization.
 
-Whether a step is bad is known on the device only. So it is not left out by an `if`: its gradient is replaced by zeros,
-and what it did to buffers (the running statistics of batch norms) is undone. The optimizer's moments see one zero
-gradient, and weights move by momentum alone, once.
+Only the device knows whether a step is bad, so the step is not skipped by an `if`. Instead, its gradient is set to
+zero, and its changes to buffers (the running statistics of batch norms) are undone. The optimizer's moments are
+updated with one zero gradient, and the weights move by momentum alone in that step.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from spark.errors import UserError
 
-REPEATED = 5  # bad steps one after the other: this is no accident any more
-LR_FACTOR = 0.5  # of the learning rate after a rollback
-ROLLBACKS = 5  # in a run; who needs more has another problem than the learning rate
+REPEATED = 5  # consecutive bad steps that count as divergence
+LR_FACTOR = 0.5  # factor on the lr after each rollback
+ROLLBACKS = 5  # per run; if more are needed, the lr is not the problem
 
 
 class DivergedError(Exception):
-    """Loss or gradient stay without finite value."""
+    """Loss or gradient remain non-finite."""
 
 
 class Counts(NamedTuple):
-    """How many steps were bad: in all, and the last ones without interruption (the longest such row, and now)."""
+    """Numbers of bad steps: in total, and in a row (the longest row, and the current one)."""
 
     total: int
     longest: int
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Looks at each step between its backward pass and the optimizer."""
+    """Checks each step between the backward pass and the optimizer step."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._parameters = list(model.parameters())
@@ -42,13 +42,13 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def before(self) -> None:
-        """Remember, before the forward pass, what it is about to change beside gradients."""
+        """Save the buffers that the forward pass is about to change."""
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
 
     @torch.no_grad()
     def after(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Make the step harmless if it is bad, and count it; return, on the device, whether it is."""
+        """Neutralize and count the step if it is bad; return whether it is, as a tensor on the device."""
         bad = ~(loss.isfinite() & grad_norm.to(loss.device).isfinite())
         for parameter in self._parameters:
             if parameter.grad is not None:
@@ -61,39 +61,39 @@ class NonFiniteGuard:
         return bad
 
     def counts(self) -> Counts:
-        """Return the counts; the host waits for the device."""
+        """Return the counts; this synchronizes with the device."""
         return Counts(*self._counts.tolist())
 
     def forget(self) -> None:
-        """Look for the longest row among later steps only, but for the row that lasts."""
+        """Restart the longest row of bad steps; a row that is still going on is kept."""
         self._counts[1] = self._counts[2]
 
     def reset(self, total: int) -> None:
-        """Begin again to count, after so many bad steps in all."""
+        """Reset the counts to a given total of bad steps."""
         self._counts = torch.tensor([total, 0, 0], device=self._counts.device)
 
 
 def check_counts(counts: Counts, step: int, last: bool) -> None:
-    """Judge the steps since the last look.
+    """Check the steps since the last call.
 
     Raises:
-        DivergedError: too many in a row were bad; or the last one of all, after which nothing good could be saved.
+        DivergedError: too many steps in a row were bad, or the very last step was, so that no good state can be saved.
     """
     if counts.longest >= REPEATED or (counts.row and last):
         raise DivergedError(f"loss or gradient is no longer finite near step {step}")
 
 
 def check_rollback(error: DivergedError, allowed: bool, done: int, precision: str) -> None:
-    """Judge whether a training that diverged may go back to its last checkpoint.
+    """Check whether a diverged training may roll back to its last checkpoint.
 
     Args:
-        error: that it met.
-        allowed: `train.on_divergence` says so.
-        done: how often it went back already.
-        precision: the setting that chooses the precision.
+        error: the divergence.
+        allowed: whether `train.on_divergence` allows it.
+        done: number of rollbacks so far.
+        precision: dotted key of the precision setting, for the message.
 
     Raises:
-        UserError: that is not wanted, or was done often enough.
+        UserError: rollbacks are not allowed, or their limit is reached.
     """
     advice = f"lower optimizer.base_lr, or set {precision}=float32"
     if not allowed:

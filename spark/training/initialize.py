@@ -1,4 +1,4 @@
-"""Warm starts: weights from elsewhere for a run that begins. (Going on with a run is another matter: resume.)"""
+"""Warm starts: initialize a new run from existing weights. (To continue a run, see resume.)"""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from spark.formats.reader import bare, optional
 from spark.formats.weights import read_whole_weights
 from spark.methods.base import Method
 
-ENOUGH = 0.9  # share of the tensors; a person who wants less has to say so
-NAMED = 3  # tensors in a message
+ENOUGH = 0.9  # minimum fraction of matching tensors, unless allow_partial is set
+NAMED = 3  # tensors named in a message
 
 
 def initialize(model: Method, source: str, in_chans: int, allow_partial: bool = False) -> str:
-    """Copy what matches, by name and shape, into the model; return a line that says how much that was.
+    """Copy the tensors that match by name and shape into the model; return a line that reports how many did.
 
     Args:
-        model: it is changed in place.
-        source: what `init=` says (see `spark.formats.weights`).
-        in_chans: of the images; timm adapts its own weights to it.
-        allow_partial: be content with less than nine tenths of the tensors.
+        model: changed in place.
+        source: value of `init=` (see `spark.formats.weights`).
+        in_chans: number of image channels; timm adapts its own weights to it.
+        allow_partial: accept fewer than nine tenths of the tensors.
 
     Raises:
-        UserError: nothing or too little matches, or there is nothing to read.
+        UserError: no or too few tensors match, or the weights cannot be read.
     """
     weights = read_whole_weights(source, in_chans)
     if weights.state is None:

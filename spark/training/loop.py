@@ -1,7 +1,7 @@
-"""The training loop of all trainings: it can be read from top to bottom, and killed at any moment.
+"""The training loop shared by all trainings; it can be killed at any moment and resumed.
 
-What a step draws at random follows from the seed and the step's number alone (a learner sees to that). So a run that
-was killed and resumed has the numbers of one that never stopped, without any random generator's state being kept.
+The randomness of a step depends on the seed and the step's number only (the learner is responsible for that). A
+resumed run therefore reproduces the numbers of an uninterrupted one, without saving random generator states.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ LOSS = "loss"
 
 
 class Learner(ABC):
-    """What is trained: it has the batches, knows how to do a step, and what to look at between two epochs.
+    """What is trained: provides the batches, the training step, and the evaluation between epochs.
 
     Attributes:
-        images: that it is trained on, to name those that cannot be read.
-        steps_per_epoch: whole batches of these.
-        guard: leaves out steps that are not finite; None: there is none.
-        resolved: what settings that say `auto` came to, such as {"precision": "float32"}; a resumed run keeps it.
-        status: what a person wants to see beside the loss.
+        images: the training images, to name those that cannot be read.
+        steps_per_epoch: full batches per epoch.
+        guard: non-finite guard, or None.
+        resolved: resolved values of `auto` settings, such as {"precision": "float32"}; a resumed run keeps them.
+        status: text shown beside the loss.
     """
 
     images: NamedImages
@@ -53,68 +53,68 @@ class Learner(ABC):
 
     @abstractmethod
     def batches(self, first_step: int) -> Iterable[Any]:
-        """Return this process's batches of the steps from `first_step` on; each has an entry `unreadable` [B]."""
+        """Return this process's batches, starting at step `first_step`; each has an entry `unreadable` [B]."""
 
     @abstractmethod
     def step(self, batch: Any, number: int, lr: float) -> dict[str, Any]:
-        """Do one update.
+        """Run one training step.
 
         Args:
             batch: of `batches`.
-            number: of the step, from 0.
-            lr: learning rate of the step, by the schedule.
+            number: step number, from 0.
+            lr: scheduled learning rate of the step.
 
         Returns:
-            What is to be logged, in the log's order: numbers, or scalars on the device. LOSS is the one over all
-            processes, NaN if the update was left out; the log has its mean since the last record.
+            The values to log, in order: numbers, or scalars on the device. LOSS is the mean over all processes, NaN if
+            the update was skipped; the log has its mean since the last record.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on, beside what the loop keeps."""
+        """Return the state needed to resume, besides that of the loop."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state that `state_dict` returned.
 
         Raises:
-            UserError: it is of another training.
+            UserError: the state belongs to another training.
         """
 
     def check_fresh(self, run: Path) -> None:
-        """Look at a folder without checkpoints that the run is to begin in; UserError if it must not."""
+        """Check a folder without checkpoints before a new run starts in it; raise UserError if it must not."""
 
     def begin(self) -> None:
-        """Do what a training does once, before its first step."""
+        """Run once, before the first step of a new training."""
 
     def describe(self) -> None:
-        """Say how the steps are computed."""
+        """Log how the steps are computed."""
 
     def look(self, epochs_done: int, last: bool) -> dict[str, float]:
-        """Return what is found out after so many epochs, by name; all processes must ask, the first gets the answer.
+        """Evaluate after `epochs_done` epochs; return values by name. Called on all ranks; the main process gets them.
 
         Before the first step `epochs_done` is 0.
         """
         return {}
 
     def draw(self, epochs_done: int, last: bool) -> None:
-        """Draw into the run's folder what there is to see after an epoch; only the main process is asked."""
+        """Write plots and images into the run's folder after an epoch; only called on the main process."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train, and what to do on the way.
+    """Length of a training, its peak lr, and the intervals of logging and checkpoints.
 
     Attributes:
-        lr: the peak of the learning rate.
-        epochs: in all.
-        warmup_epochs: in which the rate rises.
-        batch: images of a step, over all processes.
-        record_steps: the loss is read from the device, and logged, once in so many steps, and at ends of epochs.
-        checkpoint_minutes: a checkpoint is written every so many minutes, too.
-        checkpoint_epochs: and at the end of every so many epochs.
-        may_roll_back: after steps that were not finite, to the last checkpoint.
-        precision_key: the setting that chooses the precision, for advice.
+        lr: peak learning rate.
+        epochs: total epochs.
+        warmup_epochs: epochs of lr warm-up.
+        batch: images per step, over all processes.
+        record_steps: interval, in steps, at which the loss is read from the device and logged; also at epoch ends.
+        checkpoint_minutes: interval of checkpoints in minutes.
+        checkpoint_epochs: interval of checkpoints in epochs.
+        may_roll_back: whether to roll back to the last checkpoint after non-finite steps.
+        precision_key: dotted key of the precision setting, for error messages.
     """
 
     lr: float
@@ -129,15 +129,15 @@ class Schedule:
 
 
 class Training:
-    """A training between two steps.
+    """The state of a training between two steps, and the loop that advances it.
 
     Args:
-        title: for people.
-        config: of the run; a dataclass with `out`, `resume` and FREE_TO_CHANGE.
-        schedule: of the training.
+        title: shown with the progress.
+        config: configuration of the run; a dataclass with `out`, `resume` and FREE_TO_CHANGE.
+        schedule: length and intervals of the training.
         learner: what is trained.
         ranks: the processes.
-        yields: names of files and folders that the run leaves beside those that the loop writes.
+        yields: names of the files and folders that the run writes besides those of the loop.
     """
 
     def __init__(
@@ -155,18 +155,18 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left."""
+        """Whether all steps are done."""
         return self.step == self.total_steps
 
     def complete(self, request: StopRequest) -> bool:
-        """Begin the run in its folder, or go on with it; return whether it is finished, and not only stopped.
+        """Start or resume the run in its folder; return whether it finished (False: it was stopped).
 
         Raises:
-            UserError: the folder holds another run; or loss and gradient stay not finite, and no lower learning rate
-                helps, or may be tried.
+            UserError: the folder holds another run; or loss and gradient remain non-finite, and a lower learning rate
+                does not help or may not be tried.
         """
         run, ranks = self._run, self._ranks
-        there = ranks.on_main(self._prepare)  # a damaged checkpoint is set aside before others look
+        there = ranks.on_main(self._prepare)  # sets a damaged checkpoint aside before other ranks read
         if there and (checkpoint := load_latest(run / CHECKPOINTS)):
             self._check_precision(checkpoint)
             self.load_state_dict(checkpoint)
@@ -181,7 +181,7 @@ class Training:
         ranks.log(to_yaml(self._config))
         self._learner.describe()
         if self._schedule.may_roll_back and self.step == 0 and ranks.is_main:
-            save_checkpoint(run / CHECKPOINTS, self.state_dict())  # something to go back to
+            save_checkpoint(run / CHECKPOINTS, self.state_dict())  # for a rollback
         while True:
             try:
                 self._train(request)
@@ -190,7 +190,7 @@ class Training:
                 self._roll_back(error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on."""
+        """Return the state needed to resume."""
         return {
             "step": self.step,
             "processes": self._ranks.size,
@@ -215,7 +215,7 @@ class Training:
         self.step = self.saved_step = state["step"]
 
     def _prepare(self) -> bool:
-        """Make sure that the run may live in its folder; return whether there is a checkpoint to go on from."""
+        """Check that the run may use its folder; return whether there is a checkpoint to resume from."""
         check_run_folder(self._run, self._config, self._config.resume == "never", (UNREADABLE, *self._yields))
         there = load_latest(self._run / CHECKPOINTS) is not None
         if not there:
@@ -239,9 +239,9 @@ class Training:
             )
 
     def _train(self, request: StopRequest) -> None:
-        """Train, with a checkpoint after epochs, every few minutes, and when asked to stop.
+        """Train, with a checkpoint at epoch ends, every few minutes, and on a stop request.
 
-        Then the step is finished first: a resumed run repeats nothing.
+        On a stop request the current step is finished first, so a resumed run repeats nothing.
         """
         schedule, learner, ranks, run = self._schedule, self._learner, self._ranks, self._run
         batches = learner.batches(self.step)
@@ -266,16 +266,16 @@ class Training:
                 if into_epoch == 0 or self.step % schedule.record_steps == 0:
                     status = self._record(log, values) or status
                 progress.advance(status)
-                # What is drawn comes before the checkpoint: a run that is killed in between draws it again.
+                # Draw before the checkpoint: a run killed in between draws again.
                 if ranks.is_main and into_epoch == 0:
                     learner.draw(epochs_done, self.finished)
                 stop = ranks.any(request.received)
                 if into_epoch == 0 or stop:
-                    for indices in ranks.gather(sorted(unreadable.found)):  # the first one's report names all
+                    for indices in ranks.gather(sorted(unreadable.found)):  # the main process reports all
                         unreadable.note(torch.tensor(indices, dtype=torch.long))
                 due = into_epoch == 0 and (epochs_done % schedule.checkpoint_epochs == 0 or self.finished)
                 if due or stop or time.monotonic() - saved > 60 * schedule.checkpoint_minutes:
-                    if ranks.is_main and not self._counts().row:  # else the last good checkpoint stays
+                    if ranks.is_main and not self._counts().row:  # else keep the last good checkpoint
                         save_checkpoint(run / CHECKPOINTS, self.state_dict())
                         self.saved_step = self.step
                     saved = time.monotonic()
@@ -284,13 +284,13 @@ class Training:
         ranks.log(unreadable.summary())
 
     def _record(self, log: MetricsLog, values: Mapping[str, Any]) -> str:
-        """Log the steps since the last record, and at an epoch's end what the learner finds out.
+        """Log the steps since the last record, and at epoch ends the learner's evaluation.
 
         Returns:
-            What a person wants to see of it; "" if the last step was bad, and the record has to wait.
+            A status line; "" if the last step was bad and the record is postponed.
 
         Raises:
-            DivergedError: there were too many bad steps.
+            DivergedError: too many steps were bad.
         """
         bad = self._counts()
         if self._learner.guard:
@@ -320,20 +320,21 @@ class Training:
         return learning_rate_at(self.step, self.total_steps, warmup, peak)
 
     def _counts(self) -> Counts:
-        """Return how many steps were left out; the host waits for the device."""
+        """Return the counts of skipped steps; this synchronizes with the device."""
         return self._learner.guard.counts() if self._learner.guard else Counts(0, 0, 0)
 
     def _roll_back(self, error: DivergedError) -> None:
-        """Go back to the last checkpoint, with a lower learning rate from there on.
+        """Roll back to the last checkpoint and continue with a lower learning rate.
 
         Raises:
-            UserError: that is not wanted, or was done often enough.
+            UserError: rollbacks are not allowed, or their limit is reached.
         """
         check_rollback(error, self._schedule.may_roll_back, self._rollbacks, self._schedule.precision_key)
         rollbacks, checkpoint = self._rollbacks + 1, load_latest(self._run / CHECKPOINTS)
-        assert checkpoint is not None  # there is one from the beginning
+        assert checkpoint is not None  # one is saved before the first step
         self.load_state_dict(checkpoint)
         self._rollbacks = rollbacks
-        # All have read what the first is about to replace. Were it not, a killed run would diverge once more.
+        # All ranks have read the checkpoint that the main process now replaces. Without this, a run killed here
+        # would resume with the old learning rate and diverge again.
         self._ranks.on_main(lambda: save_checkpoint(self._run / CHECKPOINTS, self.state_dict()))
         self._ranks.log(f"{error}: back to step {self.step}, with {LR_FACTOR**rollbacks:g} of the learning rate")

@@ -15,14 +15,14 @@ from spark.errors import UserError, nearest
 def decayed(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, norms, layer scales, gains and mask tokens.
 
-    Those are one number for each channel, some with axes of length 1 around, as weights of convolutions can be, too.
+    These have one number per channel, some with extra axes of length 1; so can the weights of convolutions.
     """
     one_per_channel = parameter.numel() == max(parameter.shape, default=1)
     return parameter.ndim > 1 and (name.endswith("weight") or not one_per_channel)
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Return two groups, marked by `decays`: parameters with weight decay and those without."""
+    """Return two parameter groups, with and without weight decay, marked by the key `decays`."""
     groups: list[dict] = [{"params": [], "decays": True}, {"params": [], "decays": False}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

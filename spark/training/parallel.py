@@ -1,4 +1,4 @@
-"""Data parallelism: every process has the gradient of the whole batch, and batch norms its statistics."""
+"""Data parallelism: gradients and batch-norm statistics are those of the global batch in every process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spark.utils.distributed import Ranks
 
 
 def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Return the model so that backward passes leave the gradient of the whole batch in every process.
+    """Wrap the model so that backward passes leave the gradient of the global batch in every process.
 
-    Batch norms are changed in place: their statistics are those of all processes together.
+    Batch norms are converted in place to synchronized ones.
     """
     if ranks.size == 1:
         return model
     synchronize_batch_norms(model)
-    # Buffers need no broadcast, as batch norms keep theirs equal.
+    # Buffers need no broadcast: synchronized batch norms keep theirs equal.
     return DistributedDataParallel(
         model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
         broadcast_buffers=False, gradient_as_bucket_view=True,

@@ -1,7 +1,7 @@
-"""`train.preset=auto`: a schedule for the images and the device that are there, each number with its reason.
+"""`train.preset=auto`: a schedule for the given images and device, with a reason for each number.
 
-The paper's recipe is for 1.28 million images and a batch of 4096. The rules here carry it over to fewer images and
-smaller devices. They are pure: facts in, numbers and reasons out. `spark.training.sizing` finds the facts.
+The paper's recipe is for 1.28 million images and a batch of 4096. The rules here adapt it to fewer images and
+smaller devices. They are pure functions from facts to numbers and reasons. `spark.training.sizing` collects the facts.
 
 Sources:
     Tian et al. 2023 (SparK, arXiv 2301.03580): LAMB, 2e-4 per 256 images at a batch of 4096, 1600 epochs, of which
@@ -27,18 +27,18 @@ from spark.config.pretrain import PretrainConfig
 
 PAPER_BATCH, PAPER_EPOCHS, PAPER_WARMUP = 4096, 1600, 40 / 1600
 PEAK: Mapping[str, float] = MappingProxyType({"lamb": 3.2e-3, "adamw": 2.4e-3})  # learning rates at PAPER_BATCH
-LARGE_BATCH = 1024  # from here on LAMB
-SHARE = {"gpu": 256, "cpu": 64}  # images of a batch that a process has at most
-LEAST_BATCH, LEAST_STEPS = 16, 16  # images of a batch, steps of an epoch
-FEW = 32  # images at a time: batch norms of fewer are noisy
+LARGE_BATCH = 1024  # LAMB from this batch size on
+SHARE = {"gpu": 256, "cpu": 64}  # maximum images of a batch per process
+LEAST_BATCH, LEAST_STEPS = 16, 16  # minimum batch size, and steps per epoch
+FEW = 32  # images at a time; batch-norm statistics of fewer are noisy
 MOST_STEPS = {"gpu": 94_000, "cpu": 5_000}  # 300 epochs of ImageNet at PAPER_BATCH; some hours or a night of a CPU
-MEMORY = 0.8  # share of what is free: the rest is for fragments and for what a rehearsal does not meet
-RECONSTRUCTIONS = 40  # of a run
+MEMORY = 0.8  # fraction of free memory to use; the rest covers fragmentation and what a rehearsal misses
+RECONSTRUCTIONS = 40  # per run
 MOST_WORKERS = 16
 
 
 class Facts(NamedTuple):
-    """What a run has: the number of images and processes, and for each process cores and bytes of free memory."""
+    """Resources of a run: numbers of images and processes; per process, CPU cores and bytes of free memory."""
 
     images: int
     processes: int
@@ -48,7 +48,7 @@ class Facts(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a step takes: bytes whatever the batch, and bytes and seconds for each image of it."""
+    """Cost of a step: fixed bytes, and bytes and seconds per image."""
 
     fixed: float
     per_image: float
@@ -66,13 +66,13 @@ class Choice(NamedTuple):
 def choose(
     config: PretrainConfig, written: Collection[str], facts: Facts, measure: Callable[[bool], Cost]
 ) -> list[Choice]:
-    """Size a run.
+    """Choose the settings of a run.
 
     Args:
-        config: settings that are `written` are taken from it as they are.
-        written: dotted keys.
-        facts: of the images and the device.
-        measure: return the cost of a step, without or with recomputing activations.
+        config: configuration; its `written` settings are kept.
+        written: dotted keys of the settings given explicitly.
+        facts: resources of the run.
+        measure: returns the cost of a step, without or with activation checkpointing.
     """
     draft = _Draft(config, written)
     batch = draft.take("train.batch", *_batch(facts))
@@ -91,7 +91,7 @@ def choose(
 
 
 class _Draft:
-    """Collects choices; what is written wins."""
+    """Collects choices; explicitly written settings take precedence."""
 
     def __init__(self, config: PretrainConfig, written: Collection[str]) -> None:
         self._config, self._written = config, written
@@ -101,7 +101,7 @@ class _Draft:
         return key not in self._written
 
     def take(self, key: str, value: Any, reason: str) -> Any:
-        """Return the value in force."""
+        """Record a choice unless the setting is written; return the effective value."""
         if not self.free(key):
             mine = value
             value = reduce(getattr, key.split("."), self._config)
@@ -111,14 +111,14 @@ class _Draft:
 
 
 def shown(value: Any) -> str:
-    """Write a value as in a recipe."""
+    """Format a value as in a recipe."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _power_of_two(most: float) -> int:
-    """Return the largest power of two up to `most`, at least 1."""
+    """Return the largest power of two that is at most `most`, but at least 1."""
     return 1 << max(int(most), 1).bit_length() - 1
 
 
@@ -141,7 +141,7 @@ def _batch(facts: Facts) -> tuple[int, str]:
 
 
 def _fit(draft: _Draft, facts: Facts, share: int, measure: Callable[[bool], Cost]) -> None:
-    """Find out how many images fit the memory at a time."""
+    """Choose how many images to process at a time, so that they fit into memory."""
     recompute, why = False, "there is memory enough"
     if not draft.free("train.recompute"):
         recompute = draft.take("train.recompute", recompute, why)

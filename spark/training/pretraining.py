@@ -1,4 +1,4 @@
-"""Pre-training as the loop sees it: batches, steps, what is looked at and drawn between epochs, the export."""
+"""The learner of masked pre-training: batches, steps, monitoring and plots between epochs, and the export."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from spark.visualize.grid import reconstruction_grid, save_image
 
 RECONSTRUCTIONS = "reconstructions"
 RECONSTRUCTED = 6  # images
-RECORD_STEPS = 10  # the loss is read from the device, and logged, once in so many steps
+RECORD_STEPS = 10  # interval of steps at which the loss is read from the device and logged
 
 
 class Pretraining(Learner):
-    """A method's model, its optimizer and its images.
+    """The learner of masked pre-training: a method's model, its optimizer and its images.
 
     Args:
-        config: of the run.
-        ranks: the processes; by default this one alone.
-        pool: the images, where they have been opened already.
-        before: what settings that say `auto` came to when the run began, if it goes on.
+        config: configuration of the run.
+        ranks: the processes; by default only this one.
+        pool: the images, if they are already open.
+        before: resolved `auto` values of the run to resume.
 
     Raises:
-        UserError: the data, the model or the configuration is unsound.
+        UserError: the data, the model or the configuration is invalid.
     """
 
     guard: NonFiniteGuard
@@ -69,7 +69,7 @@ class Pretraining(Learner):
         self._counts_precision = True
         engine = {"engine": self._model.engine} if self._model.engine else {}
         self.resolved = {"train.precision": self._precision, **engine}
-        self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # as it is now
+        self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # hashed now
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         local_batch = self._ranks.local_batch(config.train.batch)
@@ -95,7 +95,7 @@ class Pretraining(Learner):
 
     @property
     def schedule(self) -> Schedule:
-        """How long to train, and what to do on the way."""
+        """Length of the training, and the intervals of logging and checkpoints."""
         train = self._config.train
         return Schedule(
             self._config.learning_rate, train.epochs, train.warmup_epochs, train.batch, RECORD_STEPS,
@@ -104,16 +104,16 @@ class Pretraining(Learner):
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
+        """Total steps of the training."""
         return self.steps_per_epoch * self._config.train.epochs
 
     @property
-    def status(self) -> str:  # type: ignore[override]  # it is only read
-        """What the last probe found."""
+    def status(self) -> str:  # type: ignore[override]  # read-only
+        """Result of the last probe, as text."""
         return self._monitor.status
 
     def batches(self, first_step: int) -> DataLoader[Sample]:
-        """Return the batches of the steps that are left."""
+        """Return the batches from step `first_step` on."""
         batch, workers = self._config.train.batch, self._config.data.workers
         sampler = ShareSampler(self._sampler(first_step), batch, self._ranks)
         pin = self._device.type == "cuda"
@@ -123,7 +123,7 @@ class Pretraining(Learner):
         return loader
 
     def step(self, batch: Sample, number: int, lr: float) -> dict[str, Any]:
-        """Do one update; see `Learner.step`."""
+        """Run one training step; see `Learner.step`."""
         mask = self._draw_mask(number)
         optimizer = self._config.optimizer
         decay = weight_decay_at(number, self.total_steps, optimizer.weight_decay, optimizer.weight_decay_end)
@@ -137,7 +137,7 @@ class Pretraining(Learner):
         return {LOSS: torch.where(bad, torch.nan, loss), "lr": lr, "weight_decay": decay, "grad_norm": grad_norm}
 
     def rehearse(self) -> None:
-        """Do a step with images of noise, to see what it takes; this training is of no use afterwards."""
+        """Run a step on noise images, to measure its cost; the training is not usable afterwards."""
         config = self._config
         shape = (self._ranks.local_batch(config.train.batch), config.model.in_chans, *config.data.input_size)
         self._model.train()
@@ -145,10 +145,10 @@ class Pretraining(Learner):
         self.step(Sample(noise, torch.empty(0)), 0, config.learning_rate)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Take the weights that the run is to begin with.
+        """Load the initial weights of the run.
 
         Raises:
-            UserError: they are not to be had, or too few match.
+            UserError: they cannot be loaded, or too few match.
         """
         config, ranks = self._config, self._ranks
         if config.init is None:
@@ -161,7 +161,7 @@ class Pretraining(Learner):
         ranks.log(line)
 
     def describe(self) -> None:
-        """Say how the steps are computed."""
+        """Log how the steps are computed."""
         steps, ranks = self._accumulation_steps, self._ranks
         for line in self._model.describe():
             ranks.log(line)
@@ -176,18 +176,18 @@ class Pretraining(Learner):
             )
 
     def look(self, epochs_done: int, last: bool) -> dict[str, float]:
-        """Probe the encoder where the configuration asks for it, and look whether it has collapsed."""
+        """Probe the encoder if the configuration asks for it, and check it for collapse."""
         return self._monitor.look(self._model.encoder, epochs_done, last)
 
     def draw(self, epochs_done: int, last: bool) -> None:
-        """Draw the curve now and then, and reconstructions every so many epochs."""
+        """Update the curve from time to time, and draw reconstructions every few epochs."""
         self._curve.update(last)
         if last or epochs_done % self._config.train.picture_epochs == 0:
             folder = Path(self._config.out) / RECONSTRUCTIONS
             save_image(self._reconstructions(), folder / f"epoch_{epochs_done:05d}.png")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on."""
+        """Return the state needed to resume."""
         return {
             "images": self._pool.identity,
             "model": self._model.state_dict(),
@@ -211,7 +211,7 @@ class Pretraining(Learner):
         self._optimizer.load_state_dict(state["optimizer"])
 
     def encoder(self, steps: int) -> Encoder:
-        """Return the dense encoder after so many steps, in timm's naming, with its provenance."""
+        """Return the dense encoder after `steps` steps, in timm's naming, with its provenance."""
         config = self._config
         height, width = config.data.input_size
         # A precision that is written in the recipe is among the settings already; runs that an older version began have
@@ -234,8 +234,8 @@ class Pretraining(Learner):
     def _draw_mask(self, number: int) -> Tensor:
         """Seed this step's randomness and return the mask of this process's images.
 
-        It is drawn for the whole batch: how many processes share that makes no difference. What is drawn after it,
-        for drop path, must not be the same in all of them.
+        The mask is drawn for the global batch, so it does not depend on the number of processes. Later draws, such as
+        drop path, must differ between processes.
         """
         torch.manual_seed(mixed_seed(self._config.seed, STEP, number))
         mask = self._ranks.slice(self._model.draw_mask(self._config.train.batch, self._grid))
@@ -244,10 +244,10 @@ class Pretraining(Learner):
         return mask
 
     def _accumulate_gradients(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Add up the gradients of the batch's parts; return the loss.
+        """Accumulate the gradients of the local batch over its accumulation steps; return the loss.
 
-        A part's loss is a mean over its masked patches. Every image has equally many and every part equally many
-        images, so the mean of the parts' losses is the batch's; and so is that over processes.
+        The loss of a part is the mean over its masked patches. All images have the same number of masked patches, and
+        all parts the same number of images. The mean over parts, and over processes, is therefore the batch's loss.
         """
         losses = []
         steps = self._accumulation_steps
@@ -261,12 +261,12 @@ class Pretraining(Learner):
         return self._ranks.mean(torch.stack(losses).mean())
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """Normalize uint8 images on the device, in the memory format that its convolutions like."""
+        """Normalize uint8 images on the device, in the memory format preferred by its convolutions."""
         normal = normalize(images, self._config.data.mean, self._config.data.std, self._device)
         return normal.contiguous(memory_format=torch.channels_last)
 
     def _reconstructions(self) -> Tensor:
-        """Draw reconstructions of the same images under the same masks every time."""
+        """Draw reconstructions, always of the same images under the same masks."""
         count = min(RECONSTRUCTED, len(self._pool))
         images = self._pool.some(count)
         generator = torch.Generator().manual_seed(self._config.seed)

@@ -1,4 +1,4 @@
-"""A run in the processes that torchrun started, if it did: they join, heed signals, and end as one."""
+"""Run work in the processes started by torchrun, if any: join the process group, handle signals, exit together."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Result = TypeVar("Result")
 def in_processes(
     run: Path, device: str, work: Callable[[Ranks, StopRequest], Result | None]
 ) -> tuple[Result, Ranks]:
-    """Do the work in all processes.
+    """Run the work on all ranks.
 
     Args:
         run: the run's folder, for the message.
-        device: what to compute on, as for `choose_device`.
-        work: returns None if it was asked to stop, and is saved.
+        device: compute device, as for `choose_device`.
+        work: returns None if it was asked to stop and has saved its state.
 
     Returns:
-        What it returned in this process, and the processes.
+        What the work returned in this process, and the processes.
 
     Raises:
-        UserError: whatever the work finds.
-        PostponedError: it was asked to stop.
-        SystemExit: instead, in all processes but the main one, which speaks for all.
+        UserError: raised by the work.
+        PostponedError: the work was asked to stop.
+        SystemExit: raised instead on all ranks but the main process, which reports the error.
     """
     with process_group(device) as ranks, StopRequest() as request:
         result = work(ranks, request)

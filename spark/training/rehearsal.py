@@ -1,4 +1,4 @@
-"""What a step of a pre-training takes, found by doing some with images of noise; nothing is written."""
+"""Measure the cost of a pre-training step on noise images; nothing is written."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from spark.training.preset import Cost
 from spark.training.pretraining import Pretraining
 from spark.utils.distributed import Ranks
 
-IMAGES = {"cuda": (8, 64), "cpu": (2, 8)}  # two batches tell what grows with the batch from what does not
+IMAGES = {"cuda": (8, 64), "cpu": (2, 8)}  # two batch sizes separate the fixed cost from the cost per image
 
 
 def timed_step(training: Pretraining, device: torch.device) -> float:
-    """Do a step and return the seconds that it took."""
+    """Run a step and return its duration in seconds."""
     started = time.perf_counter()
     training.rehearse()
     if device.type == "cuda":
@@ -29,16 +29,16 @@ def timed_step(training: Pretraining, device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use: of a GPU, or else of this process since it began."""
+    """Return the peak memory in bytes: of the GPU, or else of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, recompute: bool) -> Cost:
-    """Measure steps of two small batches, in this process alone.
+    """Measure steps of two small batches, in this process only.
 
-    On a CPU the memory is that of the whole process at its peak, so a second measurement of less finds nothing.
+    On a CPU the memory is the peak of the whole process, so a later, smaller measurement does not show up.
 
     Raises:
         UserError: the model cannot be built, or not even the smaller batch fits.
@@ -49,7 +49,7 @@ def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, rec
         below, seconds = _measure(config, pool, device, recompute, small)
     except torch.cuda.OutOfMemoryError:
         raise too_many from None
-    if large == small:  # there are no more images: what grows with their number cannot be told from what does not
+    if large == small:  # too few images to separate the fixed cost from the cost per image
         return Cost(0, below / small, seconds / small)
     while large > small:
         try:
@@ -65,7 +65,7 @@ def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, rec
 def _measure(
     config: PretrainConfig, pool: ImagePool, device: torch.device, recompute: bool, images: int
 ) -> tuple[int, float]:
-    """Return the peak of memory and the seconds of a step of so many images."""
+    """Return the peak memory and the seconds of a step of a given number of images."""
     train = dataclasses.replace(
         config.train, batch=images, device_batch=None, accumulate="auto", epochs=1, recompute=recompute, compile=False
     )
@@ -75,7 +75,7 @@ def _measure(
         torch.cuda.reset_peak_memory_stats(device)
     training = Pretraining(dataclasses.replace(config, train=train, probe=probe), Ranks(device), pool)
     try:
-        seconds = [timed_step(training, device) for _ in range(2)][-1]  # the first one warms up
+        seconds = [timed_step(training, device) for _ in range(2)][-1]  # the first is a warm-up
         return peak_memory(device), seconds
     finally:
         del training

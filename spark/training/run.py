@@ -1,4 +1,4 @@
-"""A pre-training run as a whole: its folder, where it goes on, what it leaves behind."""
+"""A complete pre-training run: its folder, resuming, and the exported encoder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from spark.utils.files import write_text
 from spark.utils.signals import StopRequest
 from spark.visualize.curve import FILE_NAME as CURVE
 
-STOPPED = "stopped"  # a file in the run's folder that is there while the run waits to go on; torchrun hides exit codes
+STOPPED = "stopped"  # marker file in the folder of a stopped, resumable run; torchrun hides exit codes
 
 
 def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
-    """Run, or go on with, a pre-training and return the run's folder.
+    """Run or resume a pre-training and return the run's folder.
 
     Args:
-        config: of the run.
-        written: dotted keys of the settings that `train.preset=auto` leaves as they are.
+        config: configuration of the run.
+        written: dotted keys of the settings given explicitly, which `train.preset=auto` does not change.
 
     Raises:
-        UserError: the data, the model or the configuration is unsound, or the loss is no longer finite.
-        PostponedError: a signal asked the run to stop, and it was saved.
+        UserError: the data, the model or the configuration is invalid, or the loss is non-finite.
+        PostponedError: a signal asked the run to stop, and its state was saved.
     """
     run = Path(config.out)
 
@@ -42,7 +42,7 @@ def pretrain(config: PretrainConfig, written: Collection[str] = ()) -> Path:
 
 
 def _pretrain(config: PretrainConfig, run: Path, ranks: Ranks, request: StopRequest) -> bool:
-    """Return whether the run is finished, and not only stopped."""
+    """Return whether the run finished (False: it was stopped)."""
     before = resolved_before(config, ranks)
     learner = ranks.on_all(lambda: Pretraining(config, ranks, before=before))
     yields = (WEIGHTS, INFO, CURVE, RECONSTRUCTIONS, STOPPED)

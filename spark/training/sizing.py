@@ -1,4 +1,4 @@
-"""Find the facts that `train.preset=auto` goes by, and size a run; a run that goes on keeps its numbers."""
+"""Collect the facts for `train.preset=auto` and choose a run's settings; a resumed run keeps its numbers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ SIZED = (
     "train.batch", "train.recompute", "train.device_batch", "optimizer.name", "optimizer.base_lr", "train.epochs",
     "train.warmup_epochs", "train.picture_epochs", "train.checkpoint_epochs", "data.workers",
 )  # fmt: skip
-PATIENCE = 600.0  # seconds after which one wants to see something
+PATIENCE = 600.0  # seconds; a user wants a first result within this time
 
 
 def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> PretrainConfig:
-    """Return the configuration with the numbers of its preset, which are told to people; as it is without one.
+    """Return the configuration with its preset's numbers, which are also logged; unchanged without a preset.
 
     Args:
-        config: of the run.
-        written: dotted keys of the settings that stay.
-        ranks: the processes; all of them must call this.
+        config: configuration of the run.
+        written: dotted keys of the settings given explicitly, which are kept.
+        ranks: the processes; must be called on all ranks.
 
     Raises:
-        UserError: images or model are not to be had, or the numbers do not go together with those that are written.
+        UserError: images or model cannot be loaded, or the numbers conflict with the written settings.
     """
     if config.train.preset != AUTO:
         return config
@@ -52,7 +52,7 @@ def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> Pre
 
 
 def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] | None:
-    """Return the numbers of a run that was begun with the preset; None if there is none to go on with."""
+    """Return the numbers of the run to resume, if it was started with the preset; else None."""
     run = Path(config.out)
     if config.resume == "never" or not (run / CHECKPOINTS).is_dir() or not (run / CONFIG).is_file():
         return None
@@ -64,7 +64,7 @@ def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] 
 
 
 def _chosen(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> dict[str, Any]:
-    """Measure, choose, and tell."""
+    """Measure the cost, choose the numbers, and log them."""
     pool = ImagePool(
         config.data.root, (config.data.input_size[0], config.data.input_size[1]), config.data.min_scale, config.seed,
         config.model.in_chans,
@@ -84,14 +84,14 @@ def _chosen(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> d
 
 
 def table(choices: Collection[Choice]) -> str:
-    """Write a line for each number, with its reason."""
+    """Format one line per number, with its reason."""
     rows = [(f"{choice.key}={shown(choice.value)}", choice.reason) for choice in choices]
     width = max(len(setting) for setting, _ in rows)
     return "\n".join(["train.preset=auto", *(f"  {setting:<{width}}  {reason}" for setting, reason in rows)])
 
 
 def _outlook(facts: Facts, epochs: int, seconds: float) -> str:
-    """Say how long it will take, and what to set for a first look."""
+    """Estimate the duration, and suggest settings for a quick first result."""
     epoch = seconds * facts.images / facts.processes
     minutes = max(round(epochs * epoch / 60), 1)
     line = f"  about {timedelta(minutes=minutes)} h on this device, judged by a few steps of small batches"
@@ -109,7 +109,7 @@ def _facts(images: int, ranks: Ranks) -> Facts:
 
 
 def _free_memory() -> int:
-    """Return the bytes that programs can still have on this machine."""
+    """Return the bytes of memory available on this machine."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) * 1024
