@@ -1,6 +1,6 @@
 """What an encoded image shows, as a person would see it: upright, on white, with 8 bits.
 
-Values of 16 bits are scaled by the range of their type (65535 becomes 255), not by that of the image: a image's
+Values of 16 bits are scaled by the range of their type (65535 becomes 255), not by that of the image: an image's
 brightness is part of it. What uses only a small part of that range is better stretched before training.
 """
 

@@ -1,7 +1,7 @@
 """Is a conversion right? Three properties that a correct sparse network must have, measured in float64.
 
 *all visible*: with every patch visible, the sparse features are the dense ones.
-*crop*: a image surrounded by masked patches has the dense features of the image alone, zero-padded.
+*crop*: an image surrounded by masked patches has the dense features of the image alone, zero-padded.
 *leakage*: what is in the masked patches changes nothing, and no layer puts anything into them.
 """
 

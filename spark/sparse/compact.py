@@ -25,7 +25,7 @@ from spark.sparse.window import Windows, after_padding, blur_windows, counts_pad
 
 
 def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """Beyond a patch's border lie its visible neighbours, and zeros elsewhere."""
+    """Beyond a patch's border lie its visible neighbors, and zeros elsewhere."""
     assert isinstance(layer, nn.Conv2d)
     return convolve(x_NChw, layer.weight, layer.bias, windows_of(layer), layer.groups, visible)
 

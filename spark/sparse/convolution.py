@@ -1,9 +1,9 @@
 """Convolution of compact maps: three ways to reach over a patch's border, and the one place that chooses.
 
 A compact map holds the visible patches as a batch, [N, C, h, w]. A 1x1 or patchifying convolution never looks
-over a patch's border. Any other one needs the neighbours, zero where they are masked or outside of the image:
+over a patch's border. Any other one needs the neighbors, zero where they are masked or outside of the image:
 
-*tiles*: copy each patch together with a border from its neighbours, convolve without padding. Nothing that is
+*tiles*: copy each patch together with a border from its neighbors, convolve without padding. Nothing that is
 masked is computed; best while a patch is large against the kernel.
 *taps*: copy, for each output position, the inputs under the kernel into a row, and multiply with the weights as
 one matrix. At coarse scales, where patches have few positions and many channels; at stride 32 a patch is one.
@@ -144,7 +144,7 @@ def _tap_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Ind
 
 
 class _Tiles(torch.autograd.Function):
-    """Borders copied from neighbours; the gradient adds them back."""
+    """Borders copied from neighbors; the gradient adds them back."""
 
     @staticmethod
     def forward(ctx: Any, x_NChw: Tensor, index: Index, fill: float) -> Tensor:

@@ -34,7 +34,7 @@ def max_over_visible(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_
 
 
 def mean_over_window(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_BCHW: Tensor) -> Tensor:
-    """For average pooling: a hole counts like the zeros around a image, if the layer counts those."""
+    """For average pooling: a hole counts like the zeros around an image, if the layer counts those."""
     y_BCHW = dense(x_BCHW)
     shown_BCHW = visible.at(*y_BCHW.shape[-2:])
     if not counts_padding(layer) and not all(window.stays_inside for window in windows_of(layer)):
@@ -46,7 +46,7 @@ def mean_over_window(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_
 def statistics_over_visible(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_BCHW: Tensor) -> Tensor:
     """For batch norms: the layer itself sees the visible positions only, as images of one position.
 
-    Running statistics, momentum, synchronisation across ranks and a fused activation stay the layer's own.
+    Running statistics, momentum, synchronization across ranks and a fused activation stay the layer's own.
     """
     mask_BHW = visible.at(*x_BCHW.shape[-2:]).squeeze(1)
     x_BHWC = x_BCHW.permute(0, 2, 3, 1)

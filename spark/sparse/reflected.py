@@ -1,7 +1,7 @@
 """Blur pooling that reflects at the border, as timm's anti-aliased networks have it.
 
-Beyond what is visible lies what lies beyond a image: zeros for other windows, its mirror image here. A patch whose
-neighbour is visible looks into the neighbour; one whose neighbour is masked, or outside of the image, sees its own
+Beyond what is visible lies what lies beyond an image: zeros for other windows, its mirror image here. A patch whose
+neighbor is visible looks into the neighbor; one whose neighbor is masked, or outside of the image, sees its own
 positions again. Which value a hole stands for depends on the patch that looks, so both engines compute on patches.
 """
 

@@ -28,7 +28,7 @@ class SynchronizedNorm(_BatchNorm):
     """Mixed into a batch norm's own class. Every process must have equally many positions, as it has of a batch."""
 
     def forward(self, x: Any) -> Any:
-        """Normalise, and activate if the layer does."""
+        """Normalize, and activate if the layer does."""
         if not self.training:
             return super().forward(x)
         x = self._normalize(x)
@@ -77,7 +77,7 @@ def synchronize_batch_norms(network: nn.Module) -> None:
     """Change, in place, the class of each batch norm; names and state stay.
 
     Raises:
-        UserError: names a sort of batch norm that cannot be synchronised.
+        UserError: names a sort of batch norm that cannot be synchronized.
     """
     for path, layer in network.named_modules():
         if isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONIZED_ALREADY):

@@ -1,4 +1,4 @@
-"""The geometry of a sliding window in one dimension: what a patch needs from its neighbours."""
+"""The geometry of a sliding window in one dimension: what a patch needs from its neighbors."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def sizes_of(windows: Windows) -> tuple[list[int], list[int]]:
 
 
 def counts_padding(layer: Any) -> bool:
-    """Whether an average pooling layer divides by the whole window at the border of a image."""
+    """Whether an average pooling layer divides by the whole window at the border of an image."""
     return layer.count_include_pad or isinstance(layer, timm.layers.AvgPool2dSame)  # its zeros are part of its input
 
 
