@@ -14,7 +14,7 @@ from spark.errors import UserError
 
 
 def read_center(file: Path, channels: int, height: int, width: int) -> Tensor:
-    """Return the largest centred part of that shape, resized: uint8 [channels, height, width].
+    """Return the largest centered part of that shape, resized: uint8 [channels, height, width].
 
     Raises:
         UserError: the image is missing or cannot be read.

@@ -87,7 +87,7 @@ class ImagePool(Dataset[Sample]):
         return torch.stack([self[Draw(0, number * len(self) // count)].image for number in range(count)])
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """Load and augment an image; any other stands in for an unreadable one, whose neighbours may be so, too."""
+        """Load and augment an image; any other stands in for an unreadable one, whose neighbors may be so, too."""
         index, unreadable = draw.image, -1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self._seed, AUGMENT, draw.epoch, draw.image))

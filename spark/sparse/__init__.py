@@ -1,4 +1,4 @@
-"""Sparse (submanifold) convolution for dense networks: state, engines, conversion and its proof."""
+"""Sparse (submanifold) convolution for dense networks: state, engines, conversion and its verification."""
 
 from spark.sparse.convert import ENGINES, sparsify
 from spark.sparse.rule import LayerRule

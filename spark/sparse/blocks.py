@@ -1,7 +1,7 @@
-"""Blocks of timm that do more than call layers: they also pad a map, or reduce it over the image, by themselves.
+"""timm blocks whose forward pass does more than call layers: it also pads a map or reduces it over the image.
 
-Their rules repeat timm's forward pass with that one step replaced. Layers inside of them that see maps keep rules
-of their own; those that see one vector per image are dense (`VECTOR`).
+Their rules repeat timm's forward pass with that one step replaced. Layers inside them that take feature maps keep
+their own rules; layers that take one vector per image stay dense (`VECTOR`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def focal_modulation(over_image: SparseForward) -> SparseForward:
 def conditional_convolutions(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> Tensor:
     """For CondConv: an inverted residual whose weights are mixed anew for every image.
 
-    They are convolved with on dense maps whatever the engine, an image at a time: patches of a batch share weights.
+    Both engines run these convolutions on dense maps, one image at a time: the patches of a compact batch would all
+    share the same weights.
     """
 
     def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def hgnet_stem_layers(layer: nn.Module) -> dict[str, LayerRule]:
 
 
 def convolution_after(pad: Pad) -> LayerRule:
-    """Return the rule of a convolution that has no padding, but whose input was given one."""
+    """Return the rule of a convolution without padding whose input was padded by an earlier layer."""
     return LayerRule(
         masked.zero_masked,
         compact.convolution_after(pad),
@@ -120,7 +121,7 @@ def convolution_after(pad: Pad) -> LayerRule:
 
 
 def max_pool_after(pad: Pad) -> LayerRule:
-    """The same of a max pooling. The padding's zeros are values like others, and so are those of the holes."""
+    """The same for max pooling. The zeros of the padding and of the holes count as ordinary values."""
     return LayerRule(
         masked.zero_masked,
         compact.max_pool_after(pad),
@@ -130,9 +131,9 @@ def max_pool_after(pad: Pad) -> LayerRule:
 
 
 def padded_layers(sequence: nn.Module) -> dict[str, LayerRule]:
-    """Return the rules of layers in a sequence that pad with zeros, and of those that follow on them.
+    """Return the rules of the zero-padding layers in a sequence, and of the layers that follow them.
 
-    On dense maps they run as they are: what is looked at beyond a patch is zero, be it hole or padding.
+    On dense maps they run unchanged: both holes and padding are zero.
     """
     follows: dict[type[nn.Module], Callable[[Pad], LayerRule]] = {
         nn.Conv2d: convolution_after, nn.MaxPool2d: max_pool_after,
@@ -148,7 +149,7 @@ def padded_layers(sequence: nn.Module) -> dict[str, LayerRule]:
 
 
 def vectors(*names: str) -> Mapping[str, LayerRule]:
-    """Say of some layers inside of a block that they see no maps."""
+    """Return rules that mark layers inside a block as taking vectors, not feature maps."""
     return dict.fromkeys(names, VECTOR)
 
 

@@ -27,7 +27,7 @@ from spark.sparse.state import VisiblePatches
 
 TOLERANCE = 1e-9  # relative, in float64
 MASK_RATIO = 0.5  # of the leakage check
-PATCHES = (2, 4)  # side of the test image. Where few positions make statistics, rounding grows: more are tried then
+PATCHES = (2, 4)  # sides of the test image; the larger one is tried if statistics of few positions amplify rounding
 
 ExtraLayers = Mapping[type[nn.Module], LayerRule]
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,7 +46,7 @@ class Equivalence(NamedTuple):
 
     Attributes:
         engine: the one that was used.
-        stood_back: why it is not a faster one; "" if it is the fastest.
+        stood_back: why a faster engine was not used; "" if this is the fastest.
         errors: of the three checks.
     """
 
@@ -61,7 +61,7 @@ class Equivalence(NamedTuple):
 
 
 def verify(model: Pyramid | nn.Module | str, engine: str = "auto") -> Equivalence:
-    """Check a network on the smallest image that tells; see `check_equivalence`."""
+    """Check a network on the smallest image that gives a clear result; see `check_equivalence`."""
     for patches in PATCHES:
         result = check_equivalence(model, engine, patches=patches)
         if result.holds:
@@ -82,7 +82,7 @@ def check_equivalence(
         model: a network's name (see `build_pyramid`); or a pyramid or a timm model, which stays as it is; or a
             function that makes a pyramid.
         engine: "compact", "masked" or "auto".
-        extra_layers: the rules of a user's own layers, by exact type, beside those that the network itself names.
+        extra_layers: rules for custom layers, by exact type, in addition to those that the network itself defines.
         patches: side of the test image in patches.
 
     Raises:
@@ -114,7 +114,7 @@ def check_equivalence(
 
 
 def _built(model: Pyramid | nn.Module | str | Callable[[], Pyramid]) -> Any:
-    """Return a network that may be changed."""
+    """Return a network that may be modified."""
     if isinstance(model, nn.Module):
         pyramid: Any = as_pyramid(copy.deepcopy(model))
     elif isinstance(model, str):
@@ -126,7 +126,7 @@ def _built(model: Pyramid | nn.Module | str | Callable[[], Pyramid]) -> Any:
 
 
 class _InDouble(TorchFunctionMode):
-    """Some norms of timm compute in float32 by themselves (`x.float()`); then nothing could be told from rounding."""
+    """Keep `x.float()` in float64: some timm norms cast to float32, whose rounding would hide real errors."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -135,7 +135,7 @@ class _InDouble(TorchFunctionMode):
 
 
 def _channels_last(network: nn.Module, extra_layers: ExtraLayers | None) -> set[str]:
-    """Return the paths of the layers that see [B, H, W, C]."""
+    """Return the paths of the layers whose input is [B, H, W, C]."""
     rules = {path: rule_of(layer, extra_layers) for path, layer in network.named_modules()}
     return {path for path, rule in rules.items() if rule is not None and rule.channels_last}
 
@@ -150,7 +150,7 @@ def _all_visible(
 def _crop(
     wanted: list[Tensor], sparse: nn.Module, visible: VisiblePatches, image: Tensor, patches: int
 ) -> float:
-    """Put the image left of a masked half, and into the middle of a masked frame."""
+    """Place the image to the left of a masked half, and in the middle of a masked frame."""
     stride = image.shape[-1] // patches
     worst = 0.0
     for top, left, rows, columns in ((0, 0, patches, 2 * patches), (1, 1, patches + 2, patches + 2)):
@@ -179,7 +179,7 @@ def _leakage(
     channels_last: set[str],
     generator: torch.Generator,
 ) -> float:
-    """Change the masked pixels; and, where maps have holes, look for anything in those of any layer's output."""
+    """Change the masked pixels; where maps have holes, also check that every layer's output is zero there."""
     mask = random_mask(len(image), (patches, patches), MASK_RATIO, generator)
     hidden = ~enlarge(mask, *image.shape[-2:])
     noise = torch.randn(image.shape, dtype=image.dtype, generator=generator)
@@ -225,7 +225,7 @@ def _window(small: Tensor, top: int, left: int) -> tuple[slice, ...]:
 
 
 def _without_draws(network: Any) -> Any:
-    """Let nothing be drawn in a forward pass, by default some models drop paths: two passes are to be compared."""
+    """Disable random draws in the forward pass (some models drop paths by default), so that two passes compare."""
     for layer in network.modules():
         for probability in {"drop_prob", "p"} & vars(layer).keys():
             setattr(layer, probability, 0.0)
@@ -235,7 +235,7 @@ def _without_draws(network: Any) -> Any:
 def randomize(network: Network, seed: int = 0) -> Network:
     """Make a network float64 and give every parameter and running statistic a random value; return the network.
 
-    Defaults of 0 and 1 would hide mistakes.
+    The default initial values of 0 and 1 would hide mistakes.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,11 +1,11 @@
 """The compact engine: store and compute visible patches only.
 
 Every image shows the same number of patches, K, so the visible part of a feature map is a dense tensor whose
-shape does not depend on the mask: [N, C, h, w] with N = B * K, *a visible patch is a batch entry*. There are no
-holes in it. Whatever maps each position by itself (1x1 convolutions, norms over channels, activations, sums)
-runs as it is, and so does batch norm: its statistics over visible positions are now those over everything.
-Three sorts of layers do not, and the rules below are theirs: windows that reach over a patch's border, layers
-that reduce over an image, and layers that draw per image. The numbers are the masked engine's, to rounding.
+shape does not depend on the mask: [N, C, h, w] with N = B * K, *a visible patch is a batch entry*. It has no
+holes. Layers that treat each position separately (1x1 convolutions, norms over channels, activations, sums) run
+unchanged, and so does batch norm: all positions are visible ones, so its statistics are right. Three kinds of
+layers need the rules below: windows that reach over a patch's border, layers that reduce over an image, and layers
+that draw random numbers per image. The results equal the masked engine's up to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spark.sparse.window import Windows, after_padding, blur_windows, counts_pad
 
 
 def convolution(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """Beyond a patch's border lie its visible neighbours, and zeros elsewhere."""
+    """Convolve across patch borders: visible neighbors are used, everything else is zero."""
     assert isinstance(layer, nn.Conv2d)
     return convolve(x_NChw, layer.weight, layer.bias, windows_of(layer), layer.groups, visible)
 
@@ -61,13 +61,13 @@ def blur_pool(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor)
 
 
 def padding(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """Left to the windows of the layer that follows."""
+    """Do nothing: the windows of the next layer include this padding."""
     return x_NChw
 
 
 @cache
 def convolution_after(pad: tuple[int, int, int, int]) -> SparseForward:
-    """For convolutions of a map that was padded by a layer of its own: left, right, top, bottom."""
+    """For convolutions of a map that a separate layer padded: left, right, top, bottom."""
 
     def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
         windows = after_padding(windows_of(layer), *pad)
@@ -78,7 +78,7 @@ def convolution_after(pad: tuple[int, int, int, int]) -> SparseForward:
 
 @cache
 def max_pool_after(pad: tuple[int, int, int, int]) -> SparseForward:
-    """Likewise. The zeros are values like others: they win against negative ones, and so do those of the holes."""
+    """The same for max pooling. Zeros of padding and holes count as ordinary values: they exceed negative ones."""
 
     def sparse_forward(layer: Any, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
         return _max_pool(x_NChw, after_padding(windows_of(layer), *pad), visible, fill=0.0)
@@ -87,7 +87,7 @@ def max_pool_after(pad: tuple[int, int, int, int]) -> SparseForward:
 
 
 def max_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """As for convolutions, but what is not visible must not win against negative values."""
+    """As for convolutions, but positions that are not visible must never be the maximum."""
     return _max_pool(x_NChw, windows_of(layer), visible, fill=-torch.inf)
 
 
@@ -97,7 +97,7 @@ def _max_pool(x_NChw: Tensor, windows: Windows, visible: VisiblePatches, fill: f
 
 
 def average_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """Windows inside a patch need nothing; others divide by what is visible, or by their size as zeros count."""
+    """Windows inside a patch run unchanged; others divide by the visible count, or by their size if zeros count."""
     windows = windows_of(layer)
     if all(window.stays_inside for window in windows):
         return dense(x_NChw)
@@ -109,7 +109,7 @@ def average_pool(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw
 
 
 def over_image(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: Tensor) -> Tensor:
-    """For gates and norms that reduce over an image: the image is its K patches, K * h * w x 1 positions."""
+    """For gates and norms that reduce over an image: they see its K patches as a map of K * h * w x 1 positions."""
     x_NhwC = x_NChw.permute(0, 2, 3, 1)
     as_image = x_NhwC.reshape(-1, visible.per_image * x_NhwC[0, ..., 0].numel(), 1, x_NhwC.shape[-1])
     y = dense(as_image.permute(0, 3, 1, 2))
@@ -117,7 +117,7 @@ def over_image(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NChw: 
 
 
 def over_image_channels_last(layer: nn.Module, dense: Dense, visible: VisiblePatches, x_NhwC: Tensor) -> Tensor:
-    """The same for layers that see channels last, such as the response norm of ConvNeXt V2."""
+    """The same for channels-last layers, such as the response norm of ConvNeXt V2."""
     as_image = x_NhwC.reshape(-1, visible.per_image * x_NhwC[0, ..., 0].numel(), 1, x_NhwC.shape[-1])
     return dense(as_image).reshape(x_NhwC.shape)
 

@@ -1,11 +1,11 @@
-"""Which modules of timm only compose layers, by exact type. Whoever adds one has read its forward pass.
+"""timm modules that only compose layers, by exact type. Read a module's forward pass before adding it.
 
-A composition calls layers and sums, scales, multiplies, splits or concatenates along the channels what they return:
-zero stays zero, and every position is by itself. One that pads, pools, resizes, averages or reshapes a map by itself
-does not belong here; neither does one that calls such layers on anything but a map.
+A composition calls layers and sums, scales, multiplies, splits or concatenates their outputs along the channels:
+zero stays zero, and positions do not mix. A module that itself pads, pools, resizes, averages or reshapes a map
+does not belong here, nor does one that calls such layers on anything but a map.
 
-For models (the last ones of each line) this is about `forward_intermediates`. Names and not types, as timm releases
-do not all have the same modules.
+For models (the last entries of each line) this refers to `forward_intermediates`. The table holds names, not types,
+because timm releases differ in their modules.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ REFUSED: Mapping[str, str] = MappingProxyType({name: reason for reason, names in
 
 
 def reason_against(sort: type) -> str:
-    """Return why a type has no place in a sparse network; "" if nothing is known against it."""
+    """Return why a type cannot be part of a sparse network; "" if there is no known reason."""
     return REFUSED.get(f"{sort.__module__}.{sort.__qualname__}".removeprefix("timm."), "")
 
 
 def is_composition(sort: type) -> bool:
-    """Whether a type is one of these, exactly."""
+    """Whether exactly this type is a known composition."""
     package, _, module = sort.__module__.rpartition(".")
     return package == "timm.models" and sort.__qualname__ in COMPOSITIONS.get(module, ())

@@ -1,7 +1,7 @@
 """Make a dense network sparse without touching its source or its parameter names.
 
-Layers are converted by exact type: a subclass that nobody looked at (one that also has an activation, say) is
-refused by its path rather than converted wrongly.
+Layers are converted by exact type: an unknown subclass (one that adds an activation, say) is refused, with its path
+in the message, rather than converted wrongly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spark.sparse.layers import BATCH_NORM, rule_of
 from spark.sparse.rule import LayerRule, SparseForward, unchanged
 from spark.sparse.state import VisiblePatches
 
-LAYERS_NAMED = 8  # in an error message; a network that is not supported at all has hundreds
+LAYERS_NAMED = 8  # in an error message; an unsupported network may have hundreds
 ENGINES = ("compact", "masked")
 """From the fastest to the one that takes any supported layer; "auto" takes the first that takes them all."""
 
@@ -43,21 +43,21 @@ def sparsify(
     engine: str = "auto",
     extra_layers: Mapping[type[nn.Module], LayerRule] | None = None,
 ) -> VisiblePatches:
-    """Convert in place every module that `network(example)` runs, and freeze what its outputs do not depend on.
+    """Convert in place every module that `network(example)` runs; freeze parameters that its outputs do not depend on.
 
-    What the example does not reach (a classification head, say) is no part of the sparse network.
+    Modules that do not run on the example (a classification head, say) are not part of the sparse network.
 
     Args:
         network: any module whose layers are known; parameter names and values are kept.
         example: an input, e.g. [1, 3, 64, 64]; no mask is set while it runs.
         engine: one of ENGINES, or "auto".
-        extra_layers: the rules of a user's own layers, by exact type.
+        extra_layers: rules for custom layers, by exact type.
 
     Returns:
         The state that all converted layers of this network share; it names the engine.
 
     Raises:
-        UserError: names the layers, by path, that are not supported; or the network does not take the example.
+        UserError: layers are not supported (the message gives their paths), or the network does not take the example.
     """
     if engine not in ("auto", *ENGINES):
         known = ["auto", *ENGINES]
@@ -87,7 +87,7 @@ def sparsify(
 def join(
     layer: nn.Module, visible: VisiblePatches, extra_layers: Mapping[type[nn.Module], LayerRule] | None = None
 ) -> None:
-    """Convert one more layer in place, to follow `visible` with its engine.
+    """Convert one more layer in place; it shares `visible` and its engine.
 
     Raises:
         UserError: the layer is not supported.
@@ -96,9 +96,9 @@ def join(
 
 
 def _holders(network: nn.Module, used: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return, by path, the modules around used ones that were not called themselves, but by another method.
+    """Return, by path, the parents of used modules whose `forward` did not run because another method was called.
 
-    What that does between the layers must be known too; a timm model's `forward_intermediates`, say.
+    That method must be known too, since it may compute between the layers: `forward_intermediates` of timm models, say.
     """
     paths = {path.rpartition(".")[0] for path in used}
     paths |= {path[:end] for path in paths for end, letter in enumerate(path) if letter == "."}
@@ -111,13 +111,13 @@ def _layer_rules(
     """Return the rule of each layer that sees a feature map.
 
     Raises:
-        UserError: names those that are not known, or have no sparse meaning.
+        UserError: layers are unknown or have no sparse form; the message names them.
     """
     rules: dict[str, LayerRule] = {}
     refused, unknown = [], []
-    inner: dict[str, LayerRule] = {}  # rules that follow from a layer around them
-    opaque: tuple[str, ...] = ()  # layers that keep what is inside of them to themselves
-    for path in sorted(used, key=lambda path: path.split(".")):  # a layer before what is inside of it
+    inner: dict[str, LayerRule] = {}  # rules set by an enclosing layer
+    opaque: tuple[str, ...] = ()  # layers whose submodules need no rules of their own
+    for path in sorted(used, key=lambda path: path.split(".")):  # a layer before its submodules
         if path.startswith(opaque):
             continue
         layer = used[path]
@@ -141,7 +141,7 @@ def _layer_rules(
 def _choose_engine(
     engine: str, used: Mapping[str, nn.Module], rules: Mapping[str, LayerRule]
 ) -> tuple[str, str]:
-    """Return the engine, and for "auto" why a faster one stood back ("" if none did)."""
+    """Return the engine, and for "auto" why a faster one was not chosen ("" if it is the fastest)."""
     stand_back = [f"{path}: {type(used[path]).__name__}" for path, rule in rules.items() if rule.compact is None]
     if engine == "masked" or not stand_back:
         return ("compact" if engine == "auto" else engine), ""
@@ -164,6 +164,6 @@ def _some(layers: list[str]) -> str:
 
 
 def _freeze(network: nn.Module, reached: set[nn.Parameter]) -> None:
-    """A parameter without gradient would only be decayed, and would make DDP wait for it forever."""
+    """Freeze unreached parameters: they would only get weight decay, and DDP would wait for their gradients forever."""
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter in reached)

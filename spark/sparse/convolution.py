@@ -1,18 +1,18 @@
-"""Convolution of compact maps: three ways to reach over a patch's border, and the one place that chooses.
+"""Convolution of compact maps: three ways to reach over a patch's border, and the choice among them.
 
 A compact map holds the visible patches as a batch, [N, C, h, w]. A 1x1 or patchifying convolution never looks
-over a patch's border. Any other one needs the neighbours, zero where they are masked or outside of the image:
+over a patch's border. Any other one needs the neighbors, zero where they are masked or outside the image:
 
-*tiles*: copy each patch together with a border from its neighbours, convolve without padding. Nothing that is
-masked is computed; best while a patch is large against the kernel.
-*taps*: copy, for each output position, the inputs under the kernel into a row, and multiply with the weights as
-one matrix. At coarse scales, where patches have few positions and many channels; at stride 32 a patch is one.
+*tiles*: copy each patch together with a border from its neighbors, convolve without padding. Nothing is computed
+for masked patches; best while a patch is large compared to the kernel.
+*taps*: for each output position, copy the inputs under the kernel into a row and multiply by the weights as one
+matrix (im2col). For coarse scales, where patches have few positions (one at stride 32) and many channels.
 *map*: put the patches into the dense map, convolve, take them out again. For depthwise kernels much larger than
 a patch, whose copied borders would cost more than computing the holes.
 
-Copies are made again in the backward pass instead of being kept, so a convolution keeps its input only. For
-stride 1 the gradient of the input is a convolution, by the flipped kernel, of the output's gradient: it is zero
-in the holes as the input is, and takes the same way.
+Copies are made again in the backward pass instead of being saved, so a convolution saves only its input. For
+stride 1 the gradient of the input is a convolution of the output's gradient with the flipped kernel. Like the
+input it is zero in the holes, so it is computed in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from spark.sparse.state import VisiblePatches
 from spark.sparse.window import Windows
 
 SMALL_PATCH = 16  # outputs; up to here, oneDNN is slower on many tiny images than one matrix product is
-TILES_OVER_MAP = 2.0  # a tile's position costs less than half of a map's: no zeros to write, and caches hold it
+TILES_OVER_MAP = 2.0  # a tile position costs less than half of a map position: no zeros to write, and it fits caches
 
 
 def convolve(
@@ -76,7 +76,7 @@ def choose(h: int, w: int, windows: Windows, groups: int, visible: VisiblePatche
 
 
 def tiles(x_NChw: Tensor, windows: Windows, visible: VisiblePatches, fill: float = 0.0) -> Tensor:
-    """Return each patch with the border that its windows look at, and `fill` where there is nothing."""
+    """Return each patch with the border that its windows cover; `fill` where nothing is visible."""
     h, w = x_NChw.shape[-2:]
     return _Tiles.apply(x_NChw, _tile_table(h, w, windows, visible), fill)
 
@@ -108,10 +108,10 @@ def _on_map(
 def _tables(
     table: Callable[..., Index], x: Tensor, windows: Windows, visible: VisiblePatches
 ) -> tuple[Index, Index | None]:
-    """Return where the outputs find their inputs, and the inputs the outputs that saw them.
+    """Return the index table from outputs to their inputs, and the one from inputs to their outputs (for gradients).
 
-    The second is None where it is not needed: a symmetric window looks back as it looks ahead, and for strided ones
-    gradients are added to where their inputs came from.
+    The second is None where it is not needed: for symmetric windows both are equal, and for strided windows the
+    gradients are scattered back through the first.
     """
     size, (down, across) = x.shape[-2:], windows
     index = table(*size, windows, visible)
@@ -144,7 +144,7 @@ def _tap_table(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Ind
 
 
 class _Tiles(torch.autograd.Function):
-    """Borders copied from neighbours; the gradient adds them back."""
+    """Copy borders from neighbors; the backward pass adds their gradients back."""
 
     @staticmethod
     def forward(ctx: Any, x_NChw: Tensor, index: Index, fill: float) -> Tensor:
@@ -190,7 +190,7 @@ class _TileConvolution(torch.autograd.Function):
 class _TapConvolution(torch.autograd.Function):
     """Rows of [kernel * kernel * C] inputs times the weights as a matrix [kernel * kernel * C, O].
 
-    The result is a matrix too: autograd refuses in-place operations on what a function of ours returns as a view.
+    The result stays a matrix: autograd refuses in-place operations on a view returned by a custom function.
     """
 
     @staticmethod
@@ -222,7 +222,7 @@ class _TapConvolution(torch.autograd.Function):
 
 
 class _MapConvolution(torch.autograd.Function):
-    """The result has its channels last in shape too, so that it is no view."""
+    """Convolve on the dense map. The result has shape [N, h, w, O], so that it is not a view."""
 
     @staticmethod
     def forward(
@@ -257,7 +257,7 @@ def _without_padding(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Wi
 
 
 def _padded(dense_BCHW: Tensor, windows: Windows) -> tuple[Tensor, list[int]]:
-    """Return a dense map and the symmetric padding for it; what is asymmetric is padded here."""
+    """Return a dense map and the symmetric padding to convolve it with; asymmetric padding is applied here."""
     extra = [window.padding - 2 * window.before for window in windows]
     if any(extra):
         dense_BCHW = functional.pad(dense_BCHW, (0, extra[1], 0, extra[0]))
@@ -273,7 +273,7 @@ def _flipped(weight: Tensor, groups: int) -> Tensor:
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, windows: Windows, groups: int, padding: list[int], wanted: list[bool]
 ) -> tuple[Any, Any]:
-    """Return the gradients of a dense convolution's input and weight, as far as they are wanted."""
+    """Return the gradients of a dense convolution's input and weight, where needed."""
     strides, dilations = [window.stride for window in windows], [window.dilation for window in windows]
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, strides, padding, dilations, False, [0, 0], groups, [*wanted, False]

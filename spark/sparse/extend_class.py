@@ -1,4 +1,4 @@
-"""Extend a module's own class in place: its name, attributes, parameters and state stay what they were."""
+"""Extend a module's class in place: its name, attributes, parameters and state do not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def extend_class(layer: nn.Module, mixin: type[nn.Module], prefix: str, **attrib
     """Put `mixin` before the class of a layer.
 
     Args:
-        layer: it is changed in place.
+        layer: changed in place.
         mixin: its methods come first; `super()` in them is the layer's own class.
         prefix: of the new class's name.
         attributes: of the new class; they must be hashable.
@@ -25,6 +25,6 @@ def extended(own: Any, mixin: Any, prefix: str, attributes: tuple[tuple[str, Any
     return _extended(own, mixin, prefix, attributes)
 
 
-@cache  # one class per sort of layer: a compiler tells layers apart by it
+@cache  # one class per kind of layer: torch.compile distinguishes layers by class
 def _extended(own: Any, mixin: Any, prefix: str, attributes: tuple[tuple[str, Any], ...]) -> Any:
     return type(f"{prefix}{own.__name__}", (mixin, own), dict(attributes))

@@ -1,6 +1,6 @@
-"""Which layers are known, by exact type, and the rule of each.
+"""The known layers, by exact type, and the rule of each.
 
-Exact types: a subclass that nobody looked at may do something else beside (BatchNormAct2d also activates).
+Exact types, because a subclass may do more than its base class (BatchNormAct2d also applies an activation).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ HGNET_STEM = LayerRule(unchanged, blocks.hgnet_stem, inner=blocks.hgnet_stem_lay
 
 
 def refused(reason: str) -> LayerRule:
-    """Return the rule of layers that have no sparse meaning, or none yet."""
+    """Return the rule of layers that have no sparse form, or none yet."""
     return LayerRule(unchanged, None, inner_maps=False, refuses=lambda layer: reason)
 
 
@@ -127,25 +127,25 @@ def response_norm(layer: nn.Module) -> LayerRule:
 
 
 def layer_norm(layer: Any) -> LayerRule:
-    """PyTorch's norm over the last dimensions: the channels, if it is one."""
+    """PyTorch's norm over the last dimensions. A single one means the channels."""
     single = len(layer.normalized_shape) == 1
     return POINTWISE_CHANNELS_LAST if single else refused("normalises over a map of fixed size")
 
 
 def nearest_upsampling(layer: Any) -> LayerRule:
-    """Each position becomes a square of them, within its patch."""
+    """Each position becomes a square of positions within its patch."""
     scales = layer.scale_factor if isinstance(layer.scale_factor, tuple) else (layer.scale_factor or 0.5,)
     whole = all(float(scale).is_integer() for scale in scales)
     return ZERO_TO_ZERO if layer.mode == "nearest" and whole else refused("interpolates between positions")
 
 
 def blur_pool(layer: Any) -> LayerRule:
-    """timm's default reflects at the border."""
+    """timm's default padding is reflection."""
     return REFLECTED_BLUR_POOL if layer.pad_mode == "reflect" else BLUR_POOL
 
 
 def inactive(attribute: str) -> Callable[[nn.Module], LayerRule]:
-    """Return the rule of layers that drop whole regions: only with a probability of 0."""
+    """Return the rule of layers that drop whole regions: supported only if their probability is 0."""
     return lambda layer: ZERO_TO_ZERO if getattr(layer, attribute) == 0 else refused("drops whole regions of a map")
 
 
@@ -223,7 +223,7 @@ _RULES: tuple[tuple[RuleChoice, tuple[type[nn.Module], ...]], ...] = (
         ),
     ),
     (nearest_upsampling, (nn.Upsample,)),
-    # Draws
+    # Random draws
     (PER_IMAGE, (timm.layers.DropPath,)),
     (inactive("drop_prob"), (timm.layers.DropBlock2d,)),
     (inactive("p"), (nn.Dropout2d,)),
@@ -243,7 +243,7 @@ _RULES: tuple[tuple[RuleChoice, tuple[type[nn.Module], ...]], ...] = (
     (FOCAL_MODULATION, (focalnet.FocalModulation,)),
     (CONDITIONAL_CONVOLUTIONS, (efficientnet_blocks.CondConvResidual,)),
     (HGNET_STEM, (hgnet.StemV2,)),
-    # What has no place in a sparse network
+    # Not supported in a sparse network
     (refused("pads a map otherwise than right before a convolution or max pooling"), (nn.ZeroPad2d, nn.ConstantPad2d)),
     (refused("pools an image to a fixed size"), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)),
     (refused("spreads a position over its neighbours"), (nn.ConvTranspose2d,)),

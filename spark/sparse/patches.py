@@ -1,4 +1,4 @@
-"""Patches of a dense map as a batch, and back: each is the other's gradient."""
+"""Patches of a dense map as a batch, and back: each operation is the other's backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def patches_per_image(mask: Tensor) -> int:
     """Return how many patches a mask [B, 1, rows, columns] shows of each image.
 
     Raises:
-        ValueError: not the same number of each.
+        ValueError: the number differs between images.
     """
     counts = set(mask.flatten(1).sum(1).tolist())
     if len(counts) != 1:
@@ -25,7 +25,7 @@ def patch_ids(mask: Tensor, per_image: int) -> Tensor:
 
     They are indices into all B * rows * columns patches of the batch.
     """
-    # A stable sort and not nonzero(): it need not look at the mask's values to know the shape of its result.
+    # A stable sort instead of nonzero(): the shape of its result does not depend on the mask's values.
     flat_BL = mask.flatten(1)
     shown_first_BL = flat_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     first_B1 = torch.arange(len(flat_BL), device=mask.device)[:, None] * flat_BL.shape[1]

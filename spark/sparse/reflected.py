@@ -1,4 +1,4 @@
-"""Blur pooling that reflects at the border, as timm's anti-aliased networks have it.
+"""Blur pooling with reflection padding, as in timm's anti-aliased networks.
 
 Beyond what is visible lies what lies beyond an image: zeros for other windows, its mirror image here. A patch whose
 neighbour is visible looks into the neighbour; one whose neighbour is masked, or outside of the image, sees its own
@@ -32,17 +32,17 @@ def blur_pool(layer: Any, dense: Dense, visible: VisiblePatches, x: Tensor) -> T
 
 
 def misfit(layer: Any) -> str | None:
-    """Say why a reflecting blur pooling has no sparse meaning, if so."""
+    """Return why a reflecting blur pooling has no sparse form, if so."""
     if layer.padding[0] >= layer.stride:  # a patch may be as small as a stride
         return "reflects more positions than a patch may have"
     return windows_misfit(blur_windows(layer))
 
 
 def _reflected(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Index:
-    """Say where each patch finds its tile: [N, tile height, tile width].
+    """Return the indices of each patch's tile: [N, tile height, tile width].
 
-    What is not visible is looked for in the mirror: first in that across the patch's upper or lower border, then
-    across the left or right one, then in both, which is in the patch itself.
+    Positions that are not visible are mirrored: first across the patch's upper or lower border, then across the
+    left or right one, then across both, which always ends in the patch itself.
     """
     down, across = (list(window.tile(side)) for window, side in zip(windows, (h, w), strict=True))
     index = visible.lookup(h, w, down, across)
@@ -55,5 +55,5 @@ def _reflected(h: int, w: int, windows: Windows, visible: VisiblePatches) -> Ind
 
 
 def _mirrored(positions: Sequence[int], side: int) -> list[int]:
-    """Return positions outside of 0..side-1 reflected at the first and the last, which do not count twice."""
+    """Reflect positions outside 0..side-1 at the first and last position, without repeating these."""
     return [side - 1 - abs(side - 1 - abs(position)) for position in positions]

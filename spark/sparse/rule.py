@@ -1,4 +1,4 @@
-"""What the engines need to know of a sort of layer."""
+"""Layer rules: what the engines need to know about a kind of layer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SparseForward = Callable[[nn.Module, Dense, VisiblePatches, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LayerRule:
-    """How one sort of layer behaves while a mask is set: one rule for each engine.
+    """How one kind of layer behaves while a mask is set: one rule for each engine.
 
     Attributes:
         masked: the definition, on dense maps with zeros in the holes.
-        compact: the same on compact maps; None if the compact engine has to stand back for such a layer.
+        compact: the same on compact maps; None if the compact engine does not support such a layer.
         channels_last: whether maps are [B, H, W, C].
-        inner_maps: whether layers inside of it see feature maps too, and have rules of their own.
-        inner: the rules, by path, of layers inside of it that are not those of the table there.
-        refuses: says what is wrong with a layer of this sort that has no sparse meaning.
-        name: what becomes of a layer, for people.
+        inner_maps: whether its submodules take feature maps too and need their own rules.
+        inner: returns the rules, by relative path, of submodules that differ from the general table.
+        refuses: returns why a particular layer of this kind has no sparse form, if so.
+        name: what a layer is converted to, for display.
     """
 
     masked: SparseForward
@@ -45,5 +45,5 @@ def unchanged(layer: nn.Module, dense: Dense, visible: VisiblePatches, x: Tensor
 def sparse_layers_of(
     network: object, extra_layers: Mapping[type[nn.Module], LayerRule] | None = None
 ) -> Mapping[type[nn.Module], LayerRule]:
-    """Return the rules of a network's own layers, and `extra_layers` beside them."""
+    """Return the rules that a network defines for its own layers, together with `extra_layers`."""
     return {**getattr(network, "sparse_layers", {}), **(extra_layers or {})}

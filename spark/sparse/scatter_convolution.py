@@ -1,7 +1,7 @@
-"""A 3x3 convolution of a map that is one constant vector wherever nothing is visible.
+"""A 3x3 convolution of a map that holds one constant vector at all masked positions.
 
-conv(x) = conv(the vector everywhere) + conv((x - the vector) on what is visible): the first is the same for all
-images, the second multiplies visible inputs only and adds the products to the outputs around them. Exact up to
+conv(x) = conv(the vector everywhere) + conv((x - the vector) at visible positions): the first term is the same for
+all images, the second multiplies only visible inputs and adds the products to the outputs around them. Exact up to
 rounding.
 """
 
@@ -33,7 +33,7 @@ def convolve_filled(x_NChw: Tensor, fill_1C11: Tensor, conv: nn.Conv2d, visible:
 
 
 def _targets(h: int, w: int, visible: VisiblePatches) -> Index:
-    """Say which output each visible input adds to by each tap: [N * h * w, 9].
+    """Return the output that each visible input contributes to through each tap: [N * h * w, 9].
 
     Indices into the B * H * W positions of the dense map, and B * H * W itself for what falls off the image.
     """

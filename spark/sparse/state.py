@@ -18,15 +18,15 @@ from spark.sparse.patches import patch_ids, patches_per_image, put_patches, take
 
 
 class VisiblePatches:
-    """Holds the current mask, and whatever layers derive from it, once per forward pass.
+    """Holds the current mask, and caches what layers derive from it, once per forward pass.
 
-    Outside `use_mask(mask)` there is no mask, and sparse layers behave as the dense ones that they were.
+    Outside `use_mask(mask)` there is no mask, and sparse layers compute densely.
 
     Attributes:
         engine: how the layers that share this object compute, "masked" or "compact".
-        stood_back: why a faster engine than that one was not taken; "" if none was.
+        stood_back: why a faster engine was not used; "" if this is the fastest.
         converted: how many layers there are by (class, rule's name).
-        norms_of_vectors: whether batch norms see one vector of each image, within gates: one image is too few for them.
+        norms_of_vectors: whether batch norms inside gates see one vector per image; they need two images or more.
     """
 
     def __init__(self) -> None:
@@ -65,14 +65,14 @@ class VisiblePatches:
     def use_mask(self, mask: Tensor, per_image: int = 0) -> Iterator[None]:
         """Use `mask` (boolean [B, 1, rows, columns], True = visible) for the forward passes in the body.
 
-        Who knows the number of visible patches per image gives it: it is read from the mask otherwise, which
-        makes the host wait for the device.
+        Pass `per_image`, the number of visible patches per image, if it is known. Otherwise it is read from the
+        mask, which synchronizes the host with the device.
         """
         with self._holding(mask, per_image, {}):
             yield
 
     def reuse_mask(self) -> AbstractContextManager[None]:
-        """Return a context that shows, whenever it is entered, what is shown now."""
+        """Return a context manager that sets the current mask again, whenever it is entered."""
         return self._holding(self.mask, self._per_image, self._derived)
 
     @contextmanager
@@ -94,7 +94,7 @@ class VisiblePatches:
         """
 
         def scale() -> Tensor:
-            self.patch_size(height, width)  # refuses what does not align
+            self.patch_size(height, width)  # raises if the size is not a multiple of the grid
             return enlarge(self.mask, height, width)
 
         return self.cached(("mask", height, width), scale)
@@ -111,7 +111,7 @@ class VisiblePatches:
         return height // rows, width // columns
 
     def hide(self, images: Tensor) -> Tensor:
-        """Return the images [B, C, H, W] with zeros, whatever was there, in their masked patches."""
+        """Return the images [B, C, H, W] with zeros in their masked patches (even where there was a NaN)."""
         return images.masked_fill(~self.at(*images.shape[-2:]), 0)
 
     # Compact maps: visible patches as a batch, [N, C, h, w]
@@ -132,7 +132,7 @@ class VisiblePatches:
         return put_patches(x_NChw, self.patch_ids, len(self.mask), *self.mask.shape[-2:])
 
     def lookup(self, h: int, w: int, down: Sequence[int], across: Sequence[int]) -> Tensor:
-        """Say where each patch finds positions around it, in a compact map of patches of h x w positions.
+        """Return the indices of positions in and around each patch, in a compact map of h x w patches.
 
         Args:
             down: coordinates relative to a patch's top; negative or >= h ones lie in other patches.
@@ -140,7 +140,7 @@ class VisiblePatches:
 
         Returns:
             [N, len(down), len(across)], indices into the N * h * w positions of the compact map, and
-            N * h * w itself where a position is masked or outside of the image.
+            N * h * w itself where a position is masked or outside the image.
         """
         images, _, rows, columns = self.mask.shape
         device, patches = self.mask.device, images * self.per_image
@@ -162,15 +162,15 @@ class VisiblePatches:
     # Both engines
 
     def enter(self, images: Tensor) -> Tensor:
-        """Return what the encoder is given of the images [B, C, H, W]."""
+        """Return the encoder's input for images [B, C, H, W], in the engine's layout."""
         return self.take(images) if self.engine == "compact" else self.hide(images)
 
     def leave(self, x: Tensor) -> Tensor:
-        """Return a map of the encoder as a dense one [B, C, H, W], zero in the holes."""
+        """Convert a feature map of the encoder to a dense one [B, C, H, W], zero in the holes."""
         return self.put(x) if self.engine == "compact" else x
 
     def cached(self, key: object, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what `compute` returns, computed once while the mask is shown."""
+        """Return what `compute` returns, computed once per mask."""
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]

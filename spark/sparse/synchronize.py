@@ -1,8 +1,8 @@
-"""Batch norms whose statistics are those of all processes together.
+"""Batch norms whose statistics are computed over all processes.
 
-torch's SyncBatchNorm is another class, which a converted layer cannot become without losing what it was converted
-to, and it knows no CPUs. Here the layer's own class is extended underneath its sparse form: a rule hands it visible
-positions only, so its statistics are over those of all processes.
+torch's SyncBatchNorm does not run on CPUs, and replacing a converted layer by it would undo the conversion. Here the
+layer's own class is extended underneath its sparse form: the layer rule passes it only visible positions, so its
+statistics are over the visible positions of all processes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PLAIN = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
 
 
 class SynchronizedNorm(_BatchNorm):
-    """Mixed into a batch norm's own class. Every process must have equally many positions, as it has of a batch."""
+    """Mixed into a batch norm's own class. Every process must have the same number of positions."""
 
     def forward(self, x: Any) -> Any:
-        """Normalise, and activate if the layer does."""
+        """Normalize, and activate if the layer does."""
         if not self.training:
             return super().forward(x)
         x = self._normalize(x)
@@ -64,7 +64,7 @@ class SynchronizedNorm(_BatchNorm):
 def statistics_of_all(x_BCHW: Tensor) -> tuple[Tensor, Tensor, int]:
     """Return mean and (biased) variance of each channel over the positions of all processes, and their number.
 
-    In float64, so that nothing is lost in E[x²] - E[x]²; it is a number per channel only.
+    Uses float64, as E[x²] - E[x]² loses precision; this is cheap, with one number per channel.
     """
     variance, mean = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
     moments = torch.stack([mean.double(), variance.double() + mean.double() ** 2])
@@ -74,10 +74,10 @@ def statistics_of_all(x_BCHW: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def synchronize_batch_norms(network: nn.Module) -> None:
-    """Change, in place, the class of each batch norm; names and state stay.
+    """Change the class of each batch norm in place; names and state do not change.
 
     Raises:
-        UserError: names a sort of batch norm that cannot be synchronised.
+        UserError: a kind of batch norm cannot be synchronized; the message names it.
     """
     for path, layer in network.named_modules():
         if isinstance(layer, _BatchNorm) and not isinstance(layer, SYNCHRONIZED_ALREADY):
@@ -94,7 +94,7 @@ def _dense_class(own: type[nn.Module]) -> type[nn.Module]:
 
 
 def _synchronized(own: type[nn.Module]) -> type[nn.Module]:
-    """Extend a norm's class; a sparse one underneath its rule, which decides what the norm gets to see."""
+    """Extend a norm's class. A sparse norm is extended underneath its rule, which selects the norm's input."""
     dense = extended(_dense_class(own), SynchronizedNorm, "Synchronized")
     if not issubclass(own, SparseLayer):
         return dense

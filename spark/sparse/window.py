@@ -1,4 +1,4 @@
-"""The geometry of a sliding window in one dimension: what a patch needs from its neighbours."""
+"""The geometry of a sliding window in one dimension: what a patch needs from its neighbors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Window(NamedTuple):
     """Output o looks at inputs o * stride - before + t * dilation, for t < kernel.
 
     Attributes:
-        padding: zeros at both ends of the line together; `before` of them at its start.
+        padding: total zeros at both ends; `before` of them are at the start.
     """
 
     kernel: int
@@ -25,12 +25,12 @@ class Window(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """How far apart a window's first and last input are."""
+        """The distance between a window's first and last input."""
         return self.dilation * (self.kernel - 1)
 
     @property
     def after(self) -> int:
-        """How many positions behind its last one a patch needs; negative if not even all of its own."""
+        """How many positions after its last one a patch needs; negative if it does not need all of its own."""
         return self.reach - self.before - self.stride + 1
 
     def keeps_patches(self, ceil_mode: bool = False) -> bool:
@@ -40,20 +40,20 @@ class Window(NamedTuple):
 
     @property
     def stays_inside(self) -> bool:
-        """Whether no window of a patch looks into another one."""
+        """Whether no window of a patch reaches into another patch."""
         return self.before == 0 and self.after <= 0
 
     @property
     def transposed(self) -> Window:
-        """The window by which the gradient looks back at the outputs, for stride 1."""
+        """The window of the backward pass, from inputs to outputs, for stride 1."""
         return Window(self.kernel, 1, self.dilation, self.reach - self.before, self.padding)
 
     def tile(self, side: int) -> range:
-        """The coordinates, relative to a patch of `side` positions, that its outputs look at."""
+        """The coordinates, relative to a patch of `side` positions, that its outputs read."""
         return range(-self.before, side + max(self.after, 0))
 
     def taps(self, side: int) -> list[int]:
-        """The coordinates that each output looks at, output by output: side / stride * kernel of them."""
+        """The coordinates that each output reads, output by output: side / stride * kernel of them."""
         starts = range(-self.before, side - self.before, self.stride)
         return [start + t * self.dilation for start in starts for t in range(self.kernel)]
 
@@ -74,7 +74,7 @@ def windows_of(layer: nn.Module) -> Windows:
     windows = []
     for axis in (0, 1):
         kernel, stride, dilation = (size[axis] for size in sizes)
-        if same:  # of an input that the stride divides
+        if same:  # for an input size that is a multiple of the stride
             padding = max(dilation * (kernel - 1) + 1 - stride, 0)
         else:
             padding = 0 if layer.padding == "valid" else 2 * _pair(layer.padding)[axis]
@@ -89,7 +89,7 @@ def blur_windows(layer: Any) -> Windows:
 
 
 def after_padding(windows: Windows, left: int, right: int, top: int, bottom: int) -> Windows:
-    """Return the windows of a layer without padding of its own, as seen from before the zeros put around its input."""
+    """Return the windows of an unpadded layer relative to its input before a separate layer padded it."""
     down, across = windows
     return (
         down._replace(before=down.before + top, padding=down.padding + top + bottom),
@@ -108,14 +108,14 @@ def counts_padding(layer: Any) -> bool:
 
 
 def misfit(layer: nn.Module) -> str | None:
-    """Say why a layer's windows have no sparse meaning, if so."""
+    """Return why a layer's windows have no sparse form, if so."""
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"pads with {layer.padding_mode} values instead of zeros"
     return windows_misfit(windows_of(layer), getattr(layer, "ceil_mode", False))
 
 
 def windows_misfit(windows: Windows, ceil_mode: bool = False) -> str | None:
-    """Say why windows do not map patches to patches, if so."""
+    """Return why windows do not map patches to patches, if so."""
     for window in windows:
         if not window.keeps_patches(ceil_mode):
             return (

@@ -1,1 +1,1 @@
-"""SparK (arXiv 2301.03580): sparse masked modelling for convolutional networks."""
+"""SparK (arXiv 2301.03580): sparse masked modeling for convolutional networks."""

@@ -64,7 +64,7 @@ class UNetDecoder(nn.Module):
 
 
 def _initialize(layer: nn.Module) -> None:
-    """The original's initialisation; norms start at 1 and 0 by themselves."""
+    """The original's initialization; norms start at 1 and 0 by themselves."""
     if isinstance(layer, nn.Conv2d):
         trunc_normal_(layer.weight, std=0.02)
     elif isinstance(layer, nn.ConvTranspose2d):

@@ -27,7 +27,7 @@ from spark.sparse.rule import LayerRule, sparse_layers_of
 
 
 class SparK(Method):
-    """Masked image modelling for a convolutional network.
+    """Masked image modeling for a convolutional network.
 
     Args:
         backbone: the network as a feature pyramid, a timm model, or the name of a network (see `build_pyramid`). It is
@@ -38,7 +38,7 @@ class SparK(Method):
         extra_layers: kinds of the user's own layers, by exact type, beside those that the network itself names.
         mask_patch_size: side in pixels of the squares that are hidden: a multiple of the encoder's stride, None for
             the stride itself. Only masks become coarser. A patch is a square of one stride everywhere else, in the
-            loss too: each one is normalised by its own mean and deviation, whatever it was hidden with.
+            loss too: each one is normalized by its own mean and deviation, whatever it was hidden with.
 
     Raises:
         UserError: the network is no pyramid, or has layers without sparse form, or a size does not fit another.
@@ -182,7 +182,7 @@ class SparK(Method):
         return self.decoder(maps)
 
     def loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
-        """Squared error of the normalised patch (of one stride), averaged over the masked patches of the batch."""
+        """Squared error of the normalized patch (of one stride), averaged over the masked patches of the batch."""
         grid = mask.shape[-2:]
         hidden = patch_ids(~mask.bool(), grid.numel() - per_image)
         target, _, _ = normalize_patches(take_patches(images, hidden, *grid))

@@ -1,7 +1,7 @@
 """How the original computes: the scheme that benchmarks compare with, written plainly. Not for training.
 
 Every convolution runs over the whole map and is multiplied by the mask; every norm looks for the visible positions,
-gathers them, normalises, and scatters them into zeros; a ConvNeXt block is multiplied by the mask at its end; the
+gathers them, normalizes, and scatters them into zeros; a ConvNeXt block is multiplied by the mask at its end; the
 decoder runs layer by layer. Everything else is the masked engine's, and so are the numbers.
 """
 
