@@ -130,8 +130,9 @@ class TrainingStep:
         cut = [feature.detach().requires_grad_() for feature in features]
         loss = around("decoder forward", forward_decoder)
         around("decoder backward", loss.backward)
-        used = [(feature, part.grad) for feature, part in zip(features, cut, strict=True) if part.grad is not None]
-        around("encoder backward", lambda: torch.autograd.backward(*zip(*used, strict=True)))
+        used = [feature for feature, part in zip(features, cut, strict=True) if part.grad is not None]
+        gradients = [part.grad for part in cut if part.grad is not None]
+        around("encoder backward", lambda: torch.autograd.backward(used, gradients))
         around("optimizer", update)
         return loss.detach()
 
