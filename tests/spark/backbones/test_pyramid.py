@@ -357,3 +357,23 @@ def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Pat
         convert(folder / "checkpoints" / "last.pt", tmp_path / "timm", "timm")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(record["loss"]) for record in records)
+
+
+def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.read_text())
+    overrides = [
+        f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={file}:CifarResNet",
+        "model.drop_path=0", "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]",
+        "data.workers=0", "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
+    ]  # fmt: skip
+    folder = pretrain(read_recipe(None, overrides))
+    told = (folder / "encoder.json").read_bytes()
+    file.write_text(FILE.read_text() + "\n# edited\n")
+    with pytest.raises(UserError, match=r"source of '.*mine\.py:CifarResNet' has changed.*restore it.*resume=never"):
+        pretrain(read_recipe(None, overrides))
+    assert (folder / "encoder.json").read_bytes() == told
+    file.write_text(FILE.read_text())
+    (folder / "encoder.json").unlink()  # as a run that was killed before its export
+    pretrain(read_recipe(None, overrides))
+    assert (folder / "encoder.json").read_bytes() == told
