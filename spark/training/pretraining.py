@@ -28,6 +28,7 @@ from spark.training.initialize import initialize
 from spark.training.loop import LOSS, Learner, Schedule
 from spark.training.optim import build_optimizer, parameter_groups, set_schedule, weight_decay_at
 from spark.training.parallel import data_parallel
+from spark.training.proof import prove_own
 from spark.utils.device import autocast, choose_device
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version
@@ -148,12 +149,14 @@ class Pretraining(Learner):
         self.step(Sample(noise, torch.empty(0)), 0, config.learning_rate)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Load the initial weights of the run.
+        """Prove a user's own network, and load the initial weights of the run.
 
         Raises:
-            UserError: they cannot be loaded, or too few match.
+            UserError: the network is not converted correctly; or weights cannot be loaded, or too few match.
         """
         config, ranks = self._config, self._ranks
+        if config.check and is_reference(config.model.name) and (proof := ranks.on_main(lambda: prove_own(config))):
+            ranks.log(proof)
         if config.init is None:
             return
         source = config.init

@@ -377,3 +377,27 @@ def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path,
     (folder / "encoder.json").unlink()  # as a run that was killed before its export
     pretrain(read_recipe(None, overrides))
     assert (folder / "encoder.json").read_bytes() == told
+
+
+def test_a_network_that_the_check_refuses_is_not_trained(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pooling.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
+        "class Net(nn.Module):\n    channels, strides = [4, 8], [4, 8]\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 3, 2, 1)\n"
+        "    def mix(self, x): return F.avg_pool2d(x, 3, 1, 1)\n"
+        "    def forward(self, x):\n        a = self.mix(self.a(x))\n        return [a, self.b(a)]\n"
+        "    def example(self): return torch.zeros(1, 3, 32, 32)\n"
+        "class Rolled(Net):\n    def mix(self, x): return x + torch.roll(x, 1, -1)\n"
+    )
+    for name in ("Net", "Rolled"):
+        overrides = [
+            f"data.root={pictures}", f"out={tmp_path / name}", "device=cpu", f"model.name={file}:{name}",
+            "model.drop_path=0", "mask.patch_size=16", "data.input_size=[32,48]", "data.workers=0", "decoder.width=16",
+            "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
+        ]  # fmt: skip
+        with pytest.raises(UserError, match="check=false"):
+            pretrain(read_recipe(None, overrides))
+        assert not (tmp_path / name / "config.yaml").exists()
+    assert (pretrain(read_recipe(None, [*overrides, "check=false"])) / "encoder.safetensors").is_file()
