@@ -24,6 +24,12 @@ RGBA = np.dstack([COLOR, ALPHA])
 ON_WHITE = np.array([[[255, 255, 255], [0, 128, 255], [206, 208, 210]]] * 2, dtype=np.uint8)
 BANDS = np.random.RandomState(0).randint(0, 256, (5, 7, 12), dtype=np.uint8)
 
+# Three colors that are the same in 8 bits, of which the first shall be transparent.
+NEAR_16 = np.array([[[0x1234, 0x1200, 0x12FF], [0x1235, 0x1200, 0x12FF], [0x1200, 0x1234, 0x12FF]]] * 2, np.uint16)
+FADED = np.array([[255, 100, 255]] * 2, dtype=np.uint8)  # GRAY with ALPHA, on white
+TOGETHER = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
+SEPARATE = {"planarconfig": "separate", "photometric": "rgb"}
+
 
 def pillow(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
@@ -39,12 +45,17 @@ def palette(**options: object) -> bytes:
     return pillow(Image.fromarray(COLOR).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", **options)
 
 
-def png_16(pixels: np.ndarray) -> bytes:
-    """Write RGB or RGBA of 16 bits, which Pillow cannot."""
+def png_16(pixels: np.ndarray, key: tuple[int, ...] = ()) -> bytes:
+    """Write gray, RGB or RGBA of 16 bits, which Pillow cannot, maybe with a transparent color."""
     height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return png(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows, key)
+
+
+def png(width: int, height: int, depth: int, kind: int, rows: bytes, key: tuple[int, ...] = ()) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    transparent = [(b"tRNS", struct.pack(f">{len(key)}H", *key))] if key else []
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
               for name, data in chunks)  # fmt: skip
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
@@ -107,6 +118,71 @@ FORMATS: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {  # what is writte
     "TIFF CMYK": (
         lambda: pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), COLOR
     ),
+    "PNG gray, 16 bits, with a transparent gray": (
+        lambda: png_16(NEAR_16[..., :1], key=(0x1234,)), np.array([[[255] * 3, [18] * 3, [18] * 3]] * 2)
+    ),
+    "PNG gray and alpha, 16 bits": (
+        lambda: png_16(np.dstack([COLOR_16[..., :1], ALPHA.astype(np.uint16) * 257])),
+        np.array([[[255] * 3, [0] * 3, [206] * 3]] * 2),
+    ),
+    "PNG color, 16 bits, with a transparent color": (
+        lambda: png_16(NEAR_16, key=(0x1234, 0x1200, 0x12FF)), np.array([[[255] * 3, [18] * 3, [18] * 3]] * 2)
+    ),
+    "PNG gray, 4 bits, with a transparent gray": (
+        lambda: png(4, 1, 4, 0, b"\0\x05\xaf", key=(5,)), np.array([[0, 255, 170, 255]])
+    ),
+    "PNG gray, 2 bits, with a transparent gray": (
+        lambda: png(4, 1, 2, 0, b"\0\x1b", key=(1,)), np.array([[0, 255, 170, 255]])
+    ),
+    "PNG gray, 8 bits, with a transparent gray": (
+        lambda: png(3, 1, 8, 0, b"\0\x05\x06\x07", key=(6,)), np.array([[5, 255, 7]])
+    ),
+    **{
+        f"TIFF {name}, {order}": ((lambda write=write, order=order: tiff(*write[0], byteorder=order, **write[1])), seen)
+        for order in "<>"
+        for name, (write, seen) in {
+            "white is zero": (((GRAY,), {"photometric": "miniswhite"}), 255 - GRAY),
+            "white is zero, 1 bit": (((GRAY > 127,), {"photometric": "miniswhite"}), (GRAY <= 127) * 255),
+            "white is zero, 16 bits": (((GRAY_16,), {"photometric": "miniswhite"}), 255 - GRAY),
+            "white is zero, 16 bits, deflated": (
+                ((GRAY_16,), {"photometric": "miniswhite", "compression": "zlib", "predictor": True}), 255 - GRAY
+            ),
+            "white is zero, 16 bits, turned": (
+                ((GRAY_16,), {"photometric": "miniswhite", "extratags": [(274, 3, 1, 6, True)]}),
+                np.rot90(255 - GRAY, -1),
+            ),
+            "gray and alpha": (((np.dstack([GRAY, ALPHA]),), {**TOGETHER, "photometric": "minisblack"}), FADED),
+            "gray and alpha, 16 bits": (
+                ((np.dstack([GRAY, ALPHA]).astype(np.uint16) * 257,), {**TOGETHER, "photometric": "minisblack"}), FADED
+            ),
+            "gray and alpha, 16 bits, white is zero": (
+                ((np.dstack([255 - GRAY, ALPHA]).astype(np.uint16) * 257,), {**TOGETHER, "photometric": "miniswhite"}),
+                FADED,
+            ),
+            "color after color": (((COLOR.transpose(2, 0, 1),), SEPARATE), COLOR),
+            "color after color, 16 bits": (((COLOR_16.transpose(2, 0, 1),), SEPARATE), COLOR),
+            "color after color, 16 bits, turned": (
+                ((COLOR_16.transpose(2, 0, 1),), {**SEPARATE, "extratags": [(274, 3, 1, 6, True)]}),
+                np.rot90(COLOR, -1),
+            ),
+            "color after color, with alpha": (
+                ((RGBA.transpose(2, 0, 1),), {**SEPARATE, "extrasamples": ["unassalpha"]}), ON_WHITE
+            ),
+            "color after color, 16 bits, with alpha": (
+                ((RGBA.transpose(2, 0, 1).astype(np.uint16) * 257,), {**SEPARATE, "extrasamples": ["unassalpha"]}),
+                ON_WHITE,
+            ),
+            "color after color, with a band that is no alpha": (
+                ((RGBA.transpose(2, 0, 1),), {**SEPARATE, "extrasamples": ["unspecified"]}), COLOR
+            ),
+            "RGBA, 16 bits": (
+                ((RGBA.astype(np.uint16) * 257,), {"photometric": "rgb", "extrasamples": ["unassalpha"]}), ON_WHITE
+            ),
+            "the first of two pages, 16 bits": (
+                ((np.stack([GRAY_16, GRAY_16[:, ::-1]]),), {"photometric": "miniswhite"}), 255 - GRAY
+            ),
+        }.items()
+    },
     ".npy": (lambda: npy(COLOR), COLOR),
     ".npy, 16 bits": (lambda: npy(COLOR_16), COLOR),
 }  # fmt: skip
@@ -218,6 +294,10 @@ NOISE = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
         (array(NOISE, "TIFF")[:2000], 3, "Error"),
         (array(np.ones((4, 4), np.float32), "TIFF"), 3, "no known range"),
         (array(np.full((4, 4), 70000, np.int32), "TIFF"), 3, "more than 16 bits"),
+        (tiff(np.array([[0, np.nan]], np.float32)), 3, "no known range"),
+        (tiff(np.array([[0, np.nan]])), 3, "no known range"),
+        (tiff(np.ones((4, 4, 3), np.float32), photometric="rgb"), 3, "no known range"),
+        (tiff(np.ones((4, 4, 4), np.uint16), photometric="separated", planarconfig="separate"), 3, "a TIFF of 4 b"),
         (npy(np.ones((4, 4, 3), np.float32)), 3, "float32, neither uint8 nor uint16"),
         (npy(BANDS.transpose(2, 0, 1)), 12, r"\[12, 5, 7\], not \[height, width, 12\]"),
         (npy(COLOR)[:90], 3, "."),
