@@ -6,10 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spark.errors import UserError
 
@@ -54,6 +55,40 @@ def write_text(destination: Path | str, text: str) -> None:
 def write_json(destination: Path | str, value: Any) -> None:
     """Atomically write `value` as indented JSON; NaN and infinity are refused (they are not JSON)."""
     write_text(destination, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file to read; never wait for one that is none, such as a pipe.
+
+    Raises:
+        OSError: it is not there, or no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))
+    return file
+
+
+def read_regular(path: Path | str, what: str, most: int) -> bytes:
+    """Return the content of a file that people write.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        most: bytes that such a file has.
+
+    Raises:
+        UserError: it is not there, no regular file, or larger.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+    if len(content) > most:
+        raise UserError(f"{what} '{path}' has more than {most:,} bytes; is it another file?")
+    return content
 
 
 def sha256(path: Path | str) -> str:
