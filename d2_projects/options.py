@@ -41,7 +41,7 @@ class TrainOptions:
     auto_scale: bool = True  # with fewer GPUs than that, scale them (see d2_projects/solver/scaling.py)
     checkpointer: Checkpointer = field(default_factory=Checkpointer)
     eval_period: CountOrNone = 0  # iterations; 0: only at the end
-    precise_bn_iter: CountOrNone = 0  # batches for batch norms' statistics before each evaluation; 0: their running ones
+    precise_bn_iter: CountOrNone = 0  # batches for batch norms' statistics before evaluations; 0: running ones
     log_period: Count = 20
     smoke: bool = False  # True: the numbers only show that everything runs
 

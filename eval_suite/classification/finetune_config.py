@@ -73,7 +73,8 @@ class TrainConfig:
     epochs: Epochs = 300
     warmup_epochs: EpochsOrNone = 5
     batch: Count = 2048  # images of a step, over all devices
-    device_batch: Count | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    # At most so many images on a device at a time; null: its whole share of the batch.
+    device_batch: Count | None = None
     loss: str = "bce"  # bce | soft_target_ce
     ema_decay: Decay = 0.9999
     on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on

@@ -10,7 +10,18 @@ from typing import Any, ClassVar
 
 from eval_suite.classification.config import EvaluationConfig, those_that_hold
 from spark.config.identity import added
-from spark.config.values import Count, CountOrNone, Epochs, EpochsOrNone, Minutes, NotNegative, Part, Place, Positive, Share
+from spark.config.values import (
+    Count,
+    CountOrNone,
+    Epochs,
+    EpochsOrNone,
+    Minutes,
+    NotNegative,
+    Part,
+    Place,
+    Positive,
+    Share,
+)
 
 
 @dataclass

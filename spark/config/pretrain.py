@@ -83,7 +83,8 @@ class TrainConfig:
     epochs: Epochs = 1600
     warmup_epochs: EpochsOrNone = 40
     batch: Count = 4096  # images of a step, over all devices
-    device_batch: Count | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    # At most so many images on a device at a time; null: its whole share of the batch.
+    device_batch: Count | None = None
     accumulate: str = "auto"  # parts that a device's share is split into; auto: as few as device_batch allows
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes

@@ -110,10 +110,11 @@ def save_resolved(config: Any, destination: Path) -> None:
 def declarations(schema: type, prefix: str = "") -> dict[str, Any]:
     """Return the declared type of each setting, by dotted name."""
     declared: dict[str, Any] = {}
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints: dict[str, Any] = typing.get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         hint, name = hints[field.name], f"{prefix}{field.name}"
-        declared.update(declarations(hint, f"{name}.") if dataclasses.is_dataclass(hint) else {name: hint})
+        inner = dataclasses.is_dataclass(hint)
+        declared |= declarations(typing.cast(type, hint), f"{name}.") if inner else {name: hint}
     return declared
 
 

@@ -7,15 +7,13 @@ that computers can store.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 SHOWN = 60  # characters of a value in a message
@@ -40,21 +38,22 @@ class Range:
 
     def complaint(self, value: Any) -> str | None:
         """Say what a number must be; None if it is so."""
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or self._holds(value):
             return None
         if isinstance(value, float) and not math.isfinite(value):
             return "must be a finite number"
-        too_low = value <= self.low if self.above else value < self.low
-        too_high = value >= self.high if self.below else value > self.high
-        if not (too_low or too_high):
-            return None
         if self.high <= 1:
             return f"must be in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
-        if too_high:
+        if value > self.low:
             return f"must be at most {self.high:,}"
-        if self.low == 0:
-            return "must be positive" if self.above else "must not be negative"
-        return f"must be at least {self.low:,}"
+        if self.low:
+            return f"must be at least {self.low:,}"
+        return "must be positive" if self.above else "must not be negative"
+
+    def _holds(self, value: float) -> bool:
+        """Whether a number is one of these; NaN never is."""
+        enough = self.low < value if self.above else self.low <= value
+        return enough and (value < self.high if self.below else value <= self.high)
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,12 @@ EpochsOrNone = Annotated[int, Range(0, 10**6)]
 Pixels = Annotated[int, Range(1, 2**16)]
 Channels = Annotated[int, Range(1, 2**16)]
 Width = Annotated[int, Range(1, 2**16)]  # channels of a layer
+Jobs = Annotated[int, Range(1, 4096)]
 Workers = Annotated[int, Range(0, 4096)]
 Positive = Annotated[float, Range(0, 10**6, above=True)]
 NotNegative = Annotated[float, Range(0, 10**6)]
-Minutes = Annotated[float, Range(0, 10**6)]
+Minutes = Annotated[float, Range(0, 10**9)]
+Seconds = Annotated[float, Range(0, 10**6, above=True)]
 Share = Annotated[float, Range(0, 1, above=True)]  # of a whole: (0, 1]
 Part = Annotated[float, Range(0, 1, above=True, below=True)]  # of a whole: (0, 1)
 Probability = Annotated[float, Range(0, 1)]
@@ -141,7 +142,7 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
         value: of it, of the right type.
         declaration: a type, perhaps with limits.
     """
-    base, limits = _declared(declaration)
+    base, limits = declared(declaration)
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from wrong_value(f"{name}.{shown(key)}", inner)
@@ -165,33 +166,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
 
 
-def argument(declaration: Any) -> Callable[[str], Any]:
-    """Return the `type=` of a command line's argument that is declared as settings are."""
-    base, limits = _declared(declaration)
-
-    def read(text: str) -> Any:
-        value = base(text)
-        for limit in limits:
-            if complaint := limit.complaint(value):
-                raise argparse.ArgumentTypeError(f"{shown(value)} {complaint}")
-        return value
-
-    read.__name__ = base.__name__  # argparse names it to whoever gives it something else
-    return read
-
-
-def path_argument(text: str) -> Path:
-    """Return the path that a word of the command line is.
-
-    Raises:
-        argparse.ArgumentTypeError: no path can be so.
-    """
-    return Path(argument(Place)(text))
-
-
 def text_is_wanted(declaration: Any) -> bool:
     """Whether a setting is text, such as a path or a name."""
-    return _declared(declaration)[0] is str
+    return declared(declaration)[0] is str
 
 
 def is_optional(declaration: Any) -> bool:
@@ -199,8 +176,8 @@ def is_optional(declaration: Any) -> bool:
     return type(None) in typing.get_args(declaration)
 
 
-def _declared(declaration: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return the bare type and its limits, of `T | None` those of T."""
+def declared(declaration: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the bare type of a declaration and its limits, of `T | None` those of T."""
     if typing.get_origin(declaration) in (typing.Union, types.UnionType):
         declaration = next(option for option in typing.get_args(declaration) if option is not type(None))
     if typing.get_origin(declaration) is Annotated:

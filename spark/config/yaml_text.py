@@ -37,14 +37,18 @@ def read_yaml(path: Path, what: str = "recipe") -> Any:
         raise UserError(f"{what} '{path}' is not valid YAML: {_line(error)}") from None
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, loader: Any = None) -> Any:
     """Return what a text says.
+
+    Args:
+        text: of YAML.
+        loader: another of PyYAML's safe ones.
 
     Raises:
         ValueError: it is no YAML, or more than a person would write.
     """
     try:
-        content = yaml.load(text, Loader=get_yaml_loader())
+        content = yaml.load(text, Loader=loader or get_yaml_loader())
         _measure(content, {}, 0)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None

@@ -63,7 +63,7 @@ def open_regular(path: Path | str) -> BinaryIO:
     Raises:
         OSError: it is not there, or no regular file.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))

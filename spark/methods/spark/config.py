@@ -14,7 +14,8 @@ class MaskConfig:
     """What is hidden."""
 
     ratio: Part = 0.6
-    patch_size: Pixels | None = None  # side in pixels, a multiple of the encoder's total stride; null: that stride itself
+    # Side in pixels, a multiple of the encoder's total stride; null: that stride itself.
+    patch_size: Pixels | None = None
 
 
 @dataclass
