@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TextIO
 
+from spark.faults import fault
+
 
 class UserError(Exception):
     """Bad input. The command line prints the message without a traceback and exits with code 2."""
@@ -47,6 +49,11 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(*args, **kwargs) or 0
         except UserError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except (OSError, RuntimeError) as error:
+            if (told := fault(error)) is None:
+                raise
+            print("error:", told, file=sys.stderr)
             return 2
         except PostponedError as stopped:
             print(stopped, file=sys.stderr)

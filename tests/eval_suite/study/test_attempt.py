@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite.study.attempt import STALE_SECONDS, Attempt, HeldError, attempts, last_attempt, this_machine
+from eval_suite.study.attempt import STALE_SECONDS, Attempt, HeldError, attempts, last_attempt
+from spark.utils.process_identity import this_machine
 
 
 def leave(folder: Path, machine: str, process: tuple[int, int], job: str = "", age: float = 0.0) -> None:
