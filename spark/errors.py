@@ -50,11 +50,6 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         except UserError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
-        except (OSError, RuntimeError) as error:
-            if (told := fault(error)) is None:
-                raise
-            print("error:", told, file=sys.stderr)
-            return 2
         except PostponedError as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code
@@ -63,6 +58,11 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
             return 141  # what shells say of SIGPIPE
+        except (OSError, RuntimeError) as error:
+            if (told := fault(error)) is None:
+                raise
+            print("error:", told, file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -265,7 +265,7 @@ class Training:
                 epochs_done, into_epoch = divmod(self.step, learner.steps_per_epoch)
                 if into_epoch == 0 or self.step % schedule.record_steps == 0:
                     if ranks.is_main:
-                        check_still_there(run)
+                        check_still_there(run, CONFIG)
                     status = self._record(log, values) or status
                 progress.advance(status)
                 # Draw before the checkpoint: a run killed in between draws again.

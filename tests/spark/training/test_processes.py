@@ -80,7 +80,7 @@ class Runs:
 
     def trains(self) -> None:
         """Wait until there is a checkpoint."""
-        until(lambda: (self.out / "checkpoints" / "last.pt").is_file())
+        until((self.out / "checkpoints" / "last.pt").is_file)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line(runs: Runs) -> None:
     process = runs.start()
     runs.trains()
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    assert "error: a process that loads images ended (it is killed by signal: Killed)" in ended(process).splitlines()[-1]
+    assert "error: a process that loads images ended (it is killed by signal: Killed)" in ended(process)
     assert process.returncode == 2
 
 
@@ -168,7 +168,7 @@ def test_a_folder_that_vanishes_is_told_in_a_line(how: str, runs: Runs) -> None:
     if how == "removed":
         shutil.rmtree(runs.folder / "elsewhere")
     said = ended(process)
-    assert f"error: '{runs.out}' is gone" in said.splitlines()[-1]
+    assert f"error: '{runs.out}/config.yaml' is gone" in said.splitlines()[-1]
     assert "Traceback" not in said
     assert process.returncode == 2
     assert not runs.out.exists()
