@@ -43,6 +43,15 @@ def fault(error: BaseException, path: Path | None = None) -> str | None:
     return None
 
 
+def no_space(path: Path) -> str | None:
+    """Return, in words, that nothing more can be written to a path; None if it can, or nobody knows."""
+    try:
+        there = device(path)
+        return None if os.statvfs(there).f_bavail else ADVICE[errno.ENOSPC].format(device=f"'{there}'")
+    except OSError:
+        return None
+
+
 def device(path: Path) -> Path:
     """Return where the file system is mounted that a path lies on, or would."""
     there = Path(os.path.abspath(path))

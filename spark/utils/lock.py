@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it imports torch
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # file systems that know no locks
-CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
+CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # a file may be in the way
 PATIENCE_SECONDS = 120.0  # for what a broken machine held: a file server keeps its locks for a while
 
 
@@ -40,7 +40,7 @@ class TakenError(UserError):
 def sole_writer(folder: Path, ranks: Ranks | None = None) -> Iterator[None]:
     """Keep a folder, which is made if it is not there, while the body runs.
 
-    Where nothing can be written at all, there is nothing to keep.
+    Where nothing can be written at all there is nothing to keep, and the body itself will say why.
 
     Args:
         folder: to be written to.
@@ -70,8 +70,6 @@ def _kept(place: Path, path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor: int | None = _taken(path, place)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"'{path.parent}' cannot be a folder: a file is in the way") from None
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise cannot_write(path, error) from None
