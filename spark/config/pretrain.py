@@ -112,7 +112,7 @@ class PretrainConfig:
 
     # What neither decides about the numbers nor, but for rounding, touches them. `probe` is all of its settings.
     FREE: ClassVar[frozenset[str]] = frozenset({
-        "out", "resume", "device", "train.compile", "train.recompute", "data.root", "data.workers", "probe",
+        "out", "resume", "device", "train.compile", "train.recompute", "data.root", "data.workers", "probe", "check",
     })  # fmt: skip
     # A run that goes on may also change these. The first four do not touch the weights (though ids of exports count
     # them, as they did from the start); the others do, through rounding, drop path and, where a network has them, batch
@@ -131,6 +131,7 @@ class PretrainConfig:
     # reads, or timm:NAME.
     init: str | None = None
     init_allow_partial: bool = False  # begin even if less than nine tenths of the tensors match
+    check: bool = added(True)  # prove a network of the user's own before it is trained
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_of
+from spark.backbones.own_network import source_hash, source_of
 from spark.config.identity import acting, deciding_hash
 from spark.config.pretrain import AUTO, PretrainConfig
 from spark.data.dataset import ImagePool, Sample, build_loader
@@ -28,6 +28,7 @@ from spark.training.initialize import initialize
 from spark.training.loop import LOSS, Learner, Schedule
 from spark.training.optim import build_optimizer, parameter_groups, set_schedule, weight_decay_at
 from spark.training.parallel import data_parallel
+from spark.training.proof import prove_own
 from spark.utils.device import autocast, choose_device
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version
@@ -37,6 +38,7 @@ from spark.visualize.grid import reconstruction_grid, save_image
 
 RECONSTRUCTIONS = "reconstructions"
 RECONSTRUCTED = 6  # images
+SOURCE = "source"  # checkpoint key: hash of the file of the user's own network
 RECORD_STEPS = 10  # interval of steps at which the loss is read from the device and logged
 
 
@@ -68,7 +70,9 @@ class Pretraining(Learner):
         self._counts_precision = True
         engine = {"engine": self._model.engine} if self._model.engine else {}
         self.resolved = {"train.precision": self._precision, **engine}
-        self._source = source_of(config.model.name) if is_reference(config.model.name) else None  # hashed now
+        own = is_reference(config.model.name)
+        self._source = source_of(config.model.name) if own else None  # hashed now
+        self._source_hash = source_hash(config.model.name) if own else None
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         local_batch = self._ranks.local_batch(config.train.batch)
@@ -142,12 +146,14 @@ class Pretraining(Learner):
         self.step(Sample(noise, torch.empty(0)), 0, config.learning_rate)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Load the initial weights of the run.
+        """Prove a user's own network, and load the initial weights of the run.
 
         Raises:
-            UserError: they cannot be loaded, or too few match.
+            UserError: the network is not converted correctly; or weights cannot be loaded, or too few match.
         """
         config, ranks = self._config, self._ranks
+        if config.check and is_reference(config.model.name) and (proof := ranks.on_main(lambda: prove_own(config))):
+            ranks.log(proof)
         if config.init is None:
             return
         source = config.init
@@ -190,19 +196,26 @@ class Pretraining(Learner):
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "config": dataclasses.asdict(self._config),
+            **({SOURCE: self._source_hash} if self._source_hash else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state that `state_dict` returned.
 
         Raises:
-            UserError: the folder of images has changed since.
+            UserError: the folder of images, or the file of the user's own network, has changed since.
         """
         self._counts_precision = RESOLVED in state
         if state["images"] != self._pool.identity:
             raise UserError(
                 f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
                 "names); restore them, or pass resume=never to start again"
+            )
+        # Older versions did not keep the hash. An export tells this one, so all steps must be of the same source.
+        if state.get(SOURCE, self._source_hash) != self._source_hash:
+            raise UserError(
+                f"the source of '{self._config.model.name}' has changed since the run in '{self._config.out}' began; "
+                "restore it, or start again with another out= or with resume=never"
             )
         load_strictly(self._model, state["model"], f"the checkpoint in '{self._config.out}'", "the run's model")
         self._optimizer.load_state_dict(state["optimizer"])

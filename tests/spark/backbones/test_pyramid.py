@@ -357,3 +357,47 @@ def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Pat
         convert(folder / "checkpoints" / "last.pt", tmp_path / "timm", "timm")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(record["loss"]) for record in records)
+
+
+def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.read_text())
+    overrides = [
+        f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={file}:CifarResNet",
+        "model.drop_path=0", "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]",
+        "data.workers=0", "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
+    ]  # fmt: skip
+    folder = pretrain(read_recipe(None, overrides))
+    told = (folder / "encoder.json").read_bytes()
+    file.write_text(FILE.read_text() + "\n# edited\n")
+    with pytest.raises(UserError, match=r"source of '.*mine\.py:CifarResNet' has changed.*restore it.*resume=never"):
+        pretrain(read_recipe(None, overrides))
+    assert (folder / "encoder.json").read_bytes() == told
+    file.write_text(FILE.read_text())
+    (folder / "encoder.json").unlink()  # as a run that was killed before its export
+    pretrain(read_recipe(None, overrides))
+    assert (folder / "encoder.json").read_bytes() == told
+
+
+def test_a_network_that_the_check_refuses_is_not_trained(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pooling.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
+        "class Net(nn.Module):\n    channels, strides = [4, 8], [4, 8]\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 3, 2, 1)\n"
+        "    def mix(self, x): return F.avg_pool2d(x, 3, 1, 1)\n"
+        "    def forward(self, x):\n        a = self.mix(self.a(x))\n        return [a, self.b(a)]\n"
+        "    def example(self): return torch.zeros(1, 3, 32, 32)\n"
+        "class Rolled(Net):\n    def mix(self, x): return x + torch.roll(x, 1, -1)\n"
+    )
+    for name in ("Net", "Rolled"):
+        overrides = [
+            f"data.root={pictures}", f"out={tmp_path / name}", "device=cpu", f"model.name={file}:{name}",
+            "model.drop_path=0", "mask.patch_size=16", "data.input_size=[32,48]", "data.workers=0", "decoder.width=16",
+            "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
+        ]  # fmt: skip
+        with pytest.raises(UserError, match="check=false"):
+            pretrain(read_recipe(None, overrides))
+        assert not (tmp_path / name / "config.yaml").exists()
+    assert (pretrain(read_recipe(None, [*overrides, "check=false"])) / "encoder.safetensors").is_file()
