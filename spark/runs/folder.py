@@ -42,6 +42,21 @@ def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[
         _check_same(folder, config)
 
 
+def check_still_there(folder: Path, file: str = ".") -> None:
+    """Check that a running run still has its folder: what it would write into a new one could not be resumed.
+
+    Args:
+        folder: the run's.
+        file: that is in it from the start, if one is.
+
+    Raises:
+        UserError: it was removed or renamed.
+    """
+    if not (folder / file).exists():
+        raise UserError(f"'{folder / file}' is gone: it was removed or renamed during the run; put it back, and the "
+                        "same command goes on from its last checkpoint")
+
+
 def _check_same(folder: Path, config: Any) -> None:
     known: Any = OmegaConf.to_container(OmegaConf.structured(type(config)))
     found: Any = read_yaml(folder / CONFIG, "configuration")
