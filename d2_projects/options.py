@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from spark.config.values import Count, CountOrNone, NotNegative, Place, Positive, Seed
+
 
 @dataclass
 class Amp:
@@ -21,26 +23,26 @@ class Amp:
 class Checkpointer:
     """When to save; the last checkpoint and the one before it are kept, and the best if `eval_period` is set."""
 
-    period: int = 5000  # iterations
+    period: Count = 5000  # iterations
 
 
 @dataclass
 class TrainOptions:
     """How a recipe is trained; an iteration is one step of the optimizer."""
 
-    output_dir: str = "runs/detect"
-    seed: int = 0
+    output_dir: Place = "runs/detect"
+    seed: Seed = 0
     device: str = "auto"  # cuda if there is one
-    max_iter: int = 90_000
+    max_iter: Count = 90_000
     amp: Amp = field(default_factory=Amp)
-    accumulate: int = 1  # parts that a process computes one after the other; the total batch stays
-    clip_grad_norm: float = 0.0  # of all gradients together; 0: no clipping
-    reference_world_size: int = 0  # GPUs that batch, learning rate and schedule are meant for; 0: any number
+    accumulate: Count = 1  # parts that a process computes one after the other; the total batch stays
+    clip_grad_norm: NotNegative = 0.0  # of all gradients together; 0: no clipping
+    reference_world_size: CountOrNone = 0  # GPUs that batch, learning rate and schedule are meant for; 0: any number
     auto_scale: bool = True  # with fewer GPUs than that, scale them (see d2_projects/solver/scaling.py)
     checkpointer: Checkpointer = field(default_factory=Checkpointer)
-    eval_period: int = 0  # iterations; 0: only at the end
-    precise_bn_iter: int = 0  # batches for batch norms' statistics before each evaluation; 0: their running ones
-    log_period: int = 20
+    eval_period: CountOrNone = 0  # iterations; 0: only at the end
+    precise_bn_iter: CountOrNone = 0  # batches for batch norms' statistics before evaluations; 0: running ones
+    log_period: Count = 20
     smoke: bool = False  # True: the numbers only show that everything runs
 
 
@@ -49,7 +51,7 @@ class TestOptions:
     """How a recipe is evaluated, beside its test loader."""
 
     tta: bool = False  # evaluate once more with test-time augmentation: flips and scales
-    tta_scales: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5])  # of the test size
+    tta_scales: list[Positive] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5])  # of the test size
     tta_flip: bool = True
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import eval_suite.tasks
 from d2_projects.engine.run import main as detect
 from d2_projects.train_net import add_arguments as add_detect_arguments
 from eval_suite.study.cli import add_verbs as add_study_verbs
+from spark.config.arguments import Parser, a_name, a_path
 from spark.errors import exits_cleanly
 from spark.utils.version import __version__
 
@@ -65,21 +65,21 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("spark-eval", description="Evaluate checkpoints and report the results.")
+    parser = Parser("spark-eval", description="Evaluate checkpoints and report the results.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (_, purpose) in CLASSIFICATION.items():
         verb = verbs.add_parser(name, help=purpose, description=purpose, epilog=GOES_ON)
-        verb.add_argument("recipe", metavar="RECIPE", help="a file under configs/, or your own")
+        verb.add_argument("recipe", type=a_name, metavar="RECIPE", help="a file under configs/, or your own")
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="settings that differ from it")
     purpose = "train and evaluate Mask R-CNN on a COCO-format data set (needs Detectron2)"
     add_detect_arguments(verbs.add_parser("detect", help=purpose, description=purpose))
     add_study_verbs(verbs.add_parser("study", help="plan, run or submit a whole study, and follow it"))
     report = verbs.add_parser("report", help="collect results into tables and a page")
-    report.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="folders that hold runs")
-    report.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report, if there is one folder)")
+    report.add_argument("runs", metavar="RUNS", nargs="+", type=a_path, help="folders that hold runs")
+    report.add_argument("--out", type=a_path, help="folder to write to (default: RUNS/report, if there is one folder)")
     diff = verbs.add_parser("diff", help="show every setting in which two runs or recipes differ",
                             epilog="Exits with 0 if they are the same, with 1 if they differ.")
-    diff.add_argument("first", metavar="A", help="a run's folder, or a recipe")
-    diff.add_argument("second", metavar="B", help="likewise")
+    diff.add_argument("first", type=a_name, metavar="A", help="a run's folder, or a recipe")
+    diff.add_argument("second", type=a_name, metavar="B", help="likewise")
     return parser

@@ -20,11 +20,13 @@ from rich.text import Text
 from eval_suite.nested import ABSENT, leaves
 from eval_suite.task import Work
 from eval_suite.task_registry import find_task, task_names
+from spark.config.yaml_text import MOST_BYTES, parse_yaml
 from spark.errors import UserError
 from spark.formats.encoder import INFO
 from spark.runs.folder import CONFIG
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import load_record
+from spark.utils.files import read_regular
 
 PRETRAIN = "pretrain"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.
@@ -215,11 +217,13 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _PlainLoader.pla
 
 def _plain(source: Path | str) -> dict[str, Any]:
     """Read YAML, of a file or as text."""
+    where = "a protocol"
     try:
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        content = yaml.load(text, Loader=_PlainLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{source}' cannot be read: {' '.join(str(error).split())}") from None
+        if isinstance(source, Path):
+            source, where = read_regular(source, "configuration", MOST_BYTES).decode("utf-8"), f"'{source}'"
+        content = parse_yaml(source, _PlainLoader)
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"'{source}' is no configuration")
+        raise UserError(f"{where} is no configuration")
     return {str(key): value for key, value in content.items()}

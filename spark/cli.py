@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from spark.config.arguments import Parser, a_name, a_path, number
 from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
+from spark.config.values import Count, Part, Pixels, Seconds, Seed, Width
 from spark.errors import UserError, exits_cleanly
 from spark.utils.version import __version__
 
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="spark", description="Masked pre-training for convolutional networks.")
+    parser = Parser(prog="spark", description="Masked pre-training for convolutional networks.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -30,15 +32,17 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="pre-train a network on a folder of images",
         epilog="SIGTERM and SIGUSR1 finish the step, save and exit with 75: start it again to go on.",
     )
-    pretrain.add_argument("recipe", metavar="RECIPE", help="a YAML file such as configs/pretrain/resnet50.yaml")
+    pretrain.add_argument(
+        "recipe", type=a_name, metavar="RECIPE", help="a YAML file such as configs/pretrain/resnet50.yaml"
+    )
     pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos out=runs/a")
     pretrain.add_argument("--dry-run", action="store_true", help="print steps, time, memory, GPU-hours; write nothing")
     pretrain.set_defaults(run=_pretrain)
 
     convert = verbs.add_parser("convert", help="convert a checkpoint, explain every key, prove the result")
-    convert.add_argument("source", type=Path, metavar="SRC")
+    convert.add_argument("source", type=a_path, metavar="SRC")
     convert.add_argument(
-        "destination", type=Path, metavar="DST", help="a folder (timm), .pkl (detectron2), else .pth or .safetensors"
+        "destination", type=a_path, metavar="DST", help="a folder (timm), .pkl (detectron2), else .pth or .safetensors"
     )
     convert.add_argument("--to", choices=FORMATS, required=True)
     convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
@@ -47,10 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
 
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
-    check.add_argument("model", metavar="MODEL", help="timm name")
+    check.add_argument("model", type=a_name, metavar="MODEL", help="timm name")
     check.add_argument("--engine", help="compact, masked or auto; default: every engine that takes the model")
     check.add_argument(
-        "--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the costs: height [width]"
+        "--input-size", type=number(Pixels), nargs="+", default=[224], metavar="PIXELS",
+        help="of the costs: height [width]"
     )
     check.add_argument("--method", default=DEFAULT_METHOD, help="to pre-train it by; default: %(default)s")
     check.set_defaults(run=_check)
@@ -59,28 +64,34 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="e.g. 'resnet*'; default: all")
     models.add_argument("--verify", action="store_true", help="check those that match, and record the verdicts")
     models.add_argument("--missing", action="store_true", help="with --verify: only those without a verdict")
-    models.add_argument("--table", type=Path, help="another CSV file than the package's own")
+    models.add_argument("--table", type=a_path, help="another CSV file than the package's own")
     models.set_defaults(run=_models)
 
     bench = verbs.add_parser("bench", help="time a training step in each way that its method can compute it")
-    bench.add_argument("model", metavar="MODEL", help="timm name")
-    bench.add_argument("--batch", type=int, default=16)
-    bench.add_argument("--input-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="height [width]")
-    bench.add_argument("--mask-ratio", type=float, default=0.6)
-    bench.add_argument("--decoder-width", type=int, default=768)
+    bench.add_argument("model", type=a_name, metavar="MODEL", help="timm name")
+    bench.add_argument("--batch", type=number(Count), default=16)
+    bench.add_argument(
+        "--input-size", type=number(Pixels), nargs="+", default=[224], metavar="PIXELS", help="height [width]"
+    )
+    bench.add_argument("--mask-ratio", type=number(Part), default=0.6)
+    bench.add_argument("--decoder-width", type=number(Width), default=768)
     bench.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     bench.add_argument("--device", choices=DEVICES, default="auto")
-    bench.add_argument("--rounds", type=int, default=5)
+    bench.add_argument("--rounds", type=number(Count), default=5)
     bench.add_argument("--compile", action="store_true", help="time the compact engine under torch.compile too")
-    bench.add_argument("--ratios", type=float, nargs="*", default=[], help="more mask ratios, for the encoder alone")
-    bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for JSON, Markdown and chart")
+    bench.add_argument(
+        "--ratios", type=number(Part), nargs="*", default=[], help="more mask ratios, for the encoder alone"
+    )
+    bench.add_argument("--out", type=a_path, default=Path("runs/bench"), help="folder for JSON, Markdown and chart")
     bench.add_argument("--method", default=DEFAULT_METHOD, help="whose step to time; default: %(default)s")
     bench.set_defaults(run=_bench)
 
     bench_data = verbs.add_parser("bench-data", help="time a recipe's loader alone: images, decoding, augmentation")
-    bench_data.add_argument("recipe", metavar="RECIPE", help="as for pretrain")
+    bench_data.add_argument("recipe", type=a_name, metavar="RECIPE", help="as for pretrain")
     bench_data.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=photos data.workers=4")
-    bench_data.add_argument("--seconds", type=float, default=20.0, help="to measure for; default: %(default)s")
+    bench_data.add_argument(
+        "--seconds", type=number(Seconds), default=20.0, help="to measure for; default: %(default)s"
+    )
     bench_data.set_defaults(run=_bench_data)
 
     _add_visualize(verbs.add_parser("visualize", help="draw what a model reconstructs, or how mask patterns vanish"))
@@ -90,22 +101,28 @@ def _parser() -> argparse.ArgumentParser:
 def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     drawings = visualize.add_subparsers(required=True, metavar="WHAT")
     reconstruct = drawings.add_parser("reconstruct", help="images, masked and drawn again: a PNG and a page")
-    reconstruct.add_argument("checkpoint", type=Path, metavar="CKPT", help="a run's folder, or its checkpoints/last.pt")
-    reconstruct.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file, or a folder (eight of its)")
-    reconstruct.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the masks; default: 0")
-    reconstruct.add_argument("--mask-ratios", type=float, nargs="+", default=[], help="default: the training's")
-    reconstruct.add_argument("--out", type=Path, default=Path("runs/visualize"), help="folder; default: %(default)s")
+    reconstruct.add_argument(
+        "checkpoint", type=a_path, metavar="CKPT", help="a run's folder, or its checkpoints/last.pt"
+    )
+    reconstruct.add_argument(
+        "images", type=a_path, nargs="+", metavar="IMAGE", help="a file, or a folder (eight of its)"
+    )
+    reconstruct.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], help="of the masks; default: 0")
+    reconstruct.add_argument("--mask-ratios", type=number(Part), nargs="+", default=[], help="default: the training's")
+    reconstruct.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     reconstruct.add_argument("--device", choices=DEVICES, default="auto")
     reconstruct.set_defaults(run=_reconstruct)
 
     vanishing = drawings.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
-    vanishing.add_argument("model", metavar="MODEL", help="timm name")
-    vanishing.add_argument("image", type=Path, metavar="IMAGE")
-    vanishing.add_argument("--input-size", type=int, default=224, metavar="PIXELS", help="rounded to whole patches")
-    vanishing.add_argument("--mask-ratio", type=float, default=0.6)
-    vanishing.add_argument("--seed", type=int, default=0)
+    vanishing.add_argument("model", type=a_name, metavar="MODEL", help="timm name")
+    vanishing.add_argument("image", type=a_path, metavar="IMAGE")
+    vanishing.add_argument(
+        "--input-size", type=number(Pixels), default=224, metavar="PIXELS", help="rounded to whole patches"
+    )
+    vanishing.add_argument("--mask-ratio", type=number(Part), default=0.6)
+    vanishing.add_argument("--seed", type=number(Seed), default=0)
     vanishing.add_argument("--engine", default="auto", help="compact, masked or auto")
-    vanishing.add_argument("--out", type=Path, default=Path("runs/visualize"), help="folder; default: %(default)s")
+    vanishing.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     vanishing.set_defaults(run=_vanishing)
 
 
@@ -157,8 +174,6 @@ def _bench(options: argparse.Namespace) -> int:
     from spark.benchmark.report import save
     from spark.benchmark.step import Workload, benchmark
 
-    if min(options.batch, options.rounds) < 1:
-        raise UserError("--batch and --rounds must be positive")
     size = _input_size(options.input_size)
     workload = Workload(
         options.model, options.batch, size, options.mask_ratio, options.decoder_width, options.device, options.method

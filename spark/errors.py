@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TextIO
 
+from spark.faults import fault
+
 
 class UserError(Exception):
     """Bad input. The command line prints the message without a traceback and exits with code 2."""
@@ -56,6 +58,11 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
             return 141  # what shells say of SIGPIPE
+        except (OSError, RuntimeError) as error:
+            if (told := fault(error)) is None:
+                raise
+            print("error:", told, file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

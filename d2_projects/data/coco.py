@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from d2_projects.data.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected, valid_mask
 from d2_projects.data.demo import DEMO, demo_detection
 from d2_projects.data.lint import lint, lint_pair
+from spark.config.values import Name, Part, Place
 from spark.errors import UserError
 from spark.utils.files import sha256
 
@@ -27,16 +28,16 @@ ANNOTATED = "annotated"  # of a record: how many objects its image has, those wi
 class Pair:
     """Annotations and the folder of their images."""
 
-    images: str = ""
-    annotations: str = ""
+    images: Name = ""
+    annotations: Name = ""
 
 
 @dataclass
 class DataOptions(Pair):
     """A recipe's `data`: where it is; `locate` says which of these counts."""
 
-    root: str = "datasets/coco"  # a folder in COCO's layout, or "demo"
-    val_share: float = VAL_SHARE  # of the images, when `images` and `annotations` are for both
+    root: Place = "datasets/coco"  # a folder in COCO's layout, or "demo"
+    val_share: Part = VAL_SHARE  # of the images, when `images` and `annotations` are for both
     train: Pair = field(default_factory=Pair)
     val: Pair = field(default_factory=Pair)
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset, Sampler
 
 from spark.data.samplers import mixed_seed
-from spark.utils.signals import leave_to_parent
+from spark.utils.workers import keep_workers
 
 Record = dict[str, Any]  # an image in Detectron2's dataset format
 
@@ -132,8 +132,7 @@ def build_train_loader(
         "aspect_ratio_grouping": False,  # the sampler has done it
         "seed": seed,  # not of images, but each start of workers would draw from the model's generator without it
     })
-    loader.worker_init_fn = leave_to_parent  # Detectron2's would draw a seed, which is not needed
-    return loader
+    return keep_workers(loader)  # and not Detectron2's seed, which is not needed
 
 
 class FollowingBatches:

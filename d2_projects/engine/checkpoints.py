@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from torch import nn
 
 from d2_projects.engine.trainer import Trainer
 from spark.errors import UserError
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
-from spark.utils.files import atomic_path
+from spark.runs.folder import check_still_there
+from spark.utils.files import atomic_path, torch_save
 from spark.utils.state_dict import load_strictly
 
 BEST = "best.pt"
@@ -36,6 +36,7 @@ class Checkpoints:
     def save(self, iterations: int) -> None:
         """Save after so many iterations."""
         if self._writes:
+            check_still_there(self.folder.parent)
             save_checkpoint(self.folder, {
                 "model": self._model.state_dict(),
                 "optimizer": self._trainer.optimizer.state_dict(),
@@ -109,7 +110,7 @@ class BestHook(HookBase):
             self._best = float(value)
             content = {"model": self._model.state_dict(), "iterations": done, self._metric: self._best}
             with atomic_path(self._file) as temporary:
-                torch.save(content, temporary)
+                torch_save(content, temporary)
 
 
 def best_of(folder: Path, metric: str) -> float | None:

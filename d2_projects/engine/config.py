@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
 
-from d2_projects.options import called, complete
+from d2_projects.options import TestOptions, TrainOptions, called, complete
 from d2_projects.project import Project
 from d2_projects.solver.scaling import scaled, set_by_hand
 from spark.config.identity import deciding, first_names
 from spark.config.overrides import split_overrides
+from spark.config.recipe import read_text
+from spark.config.values import Count, Place, shown, wrong_value, wrong_values
 from spark.errors import UserError, nearest
 
 SHORTHANDS = {"out": "train.output_dir", "seed": "train.seed", "data": "data.root"}
 SCRATCH = "scratch"
+TOTAL_BATCH = "dataloader.train.total_batch_size"
 # Beside the recipe's own keys: whose weights, go on or start again, only evaluate, and then which checkpoint.
 OPTIONS = {"init": SCRATCH, "resume": "auto", "eval_only": "false", "weights": "last"}
 # Of a recipe that names none: at first there was no other.
@@ -159,30 +162,33 @@ def _names(tree: Any, prefix: str = "") -> Iterator[str]:
 def _update(cfg: DictConfig, key: str, text: str) -> list[str]:
     """Set a value that is written as YAML, and return what is wrong with it."""
     before = OmegaConf.select(cfg, key)
-    try:
-        value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-    except yaml.YAMLError as error:
-        return [f"{key}={text}: {' '.join(str(error).split())}"]
     expected = type(before)
-    if expected is str and text in ("", "''", '""'):
-        value = ""
+    try:
+        value = read_text(text, expected)
+    except ValueError as error:
+        return [f"{shown(f'{key}={text}')}: {error}"]
     # A whole number may stand where a fraction is meant, but True is no number.
     fits = type(value) is expected or (expected is float and type(value) is int)
     if expected in (bool, int, float, str) and not fits:
-        return [f"{key}={text}: expected {expected.__name__}, such as {before}"]
-    OmegaConf.update(cfg, key, value, merge=False)
+        return [f"{key}={shown(text)}: expected {expected.__name__}, such as {before}"]
+    try:
+        OmegaConf.update(cfg, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        return [f"{key}={shown(text)}: {str(error).splitlines()[0]}"]
     return []
 
 
 def _unsound(cfg: DictConfig, options: dict[str, str]) -> Iterator[str]:
-    for key in ("train.max_iter", "train.accumulate", "train.checkpointer.period", "train.log_period",
-                "dataloader.train.total_batch_size"):
-        if OmegaConf.select(cfg, key) < 1:
-            yield f"{key} must be at least 1"
-    for key in ("train.clip_grad_norm", "train.eval_period", "train.precise_bn_iter", "train.reference_world_size"):
-        if OmegaConf.select(cfg, key) < 0:
-            yield f"{key} must not be negative"
-    if cfg.test.tta and not (cfg.test.tta_scales and all(scale > 0 for scale in cfg.test.tta_scales)):
+    settings: Any = OmegaConf.to_container(cfg, resolve=False)
+    declared = {"data": project_of(cfg).data_options, "train": TrainOptions, "test": TestOptions}
+    for group, schema in declared.items():
+        yield from wrong_values(settings.pop(group), schema, f"{group}.")
+    for key, value in settings.items():
+        yield from wrong_value(key, value)
+    yield from wrong_value(TOTAL_BATCH, OmegaConf.select(cfg, TOTAL_BATCH), Count)
+    for name, value in options.items():
+        yield from wrong_value(name, value, Place)
+    if cfg.test.tta and not cfg.test.tta_scales:
         yield "test.tta_scales must be one or more positive numbers"
     for key, allowed in (("resume", ("auto", "never")), ("eval_only", ("true", "false"))):
         if options[key] not in allowed:

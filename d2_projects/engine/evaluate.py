@@ -17,6 +17,7 @@ from d2_projects.engine.processes import equal_buffers
 from d2_projects.options import complete
 from d2_projects.project import Project
 from spark.utils.distributed import Ranks
+from spark.utils.workers import keep_workers
 
 TTA = "tta"
 
@@ -28,9 +29,8 @@ def evaluate(cfg: DictConfig, model: nn.Module, ranks: Ranks) -> dict[str, dict[
     """
     equal_buffers(model, ranks)
     with contextlib.redirect_stdout(io.StringIO()):  # evaluators print their tables
-        return inference_on_dataset(
-            model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-        )
+        loader = keep_workers(instantiate(cfg.dataloader.test))
+        return inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
 
 
 def evaluate_with_tta(

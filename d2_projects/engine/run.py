@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from d2_projects.compat import quiet_detectron2, require_detectron2
 from d2_projects.data.demo import recipe_and_overrides
 from spark.errors import PostponedError, UserError, exits_cleanly
+from spark.utils.lock import sole_writer
 from spark.utils.signals import StopRequest
 
 if TYPE_CHECKING:  # Detectron2 may be absent until `run` has asked for it
@@ -68,7 +69,8 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
             return config
 
         config = said_once(read)
-        with processes(config.cfg.train.device) as ranks, stop_request() as request:
+        device, out = config.cfg.train.device, config.out
+        with processes(device) as ranks, sole_writer(out, ranks), stop_request() as request:
             try:
                 if config.eval_only:
                     return evaluate_and_write(config, ranks)

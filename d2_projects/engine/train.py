@@ -30,6 +30,7 @@ from d2_projects.modeling.load_backbone import load_backbone
 from d2_projects.options import complete
 from d2_projects.project import Project
 from spark.errors import PostponedError, UserError
+from spark.faults import fault
 from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
@@ -187,7 +188,15 @@ def explained(run: Path) -> Iterator[None]:
         raise UserError(f"the GPU's memory does not suffice: {str(error).splitlines()[0]} Raise train.accumulate, "
                         "lower dataloader.train.total_batch_size, or pass train.amp.enabled=true") from None
     except (OSError, SizeMismatchError) as error:  # a loader's worker process puts its traceback before the message
-        raise UserError(f"training stopped: {str(error).splitlines()[-1]}") from None
+        raise UserError(f"training stopped: {fault(error) or str(error).splitlines()[-1]}") from None
+
+
+class _LogFile(logging.FileHandler):
+    """A log that ends the run when it cannot be written, instead of telling so with a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what is being handled."""
+        raise  # noqa: PLE0704
 
 
 @contextlib.contextmanager
@@ -195,7 +204,7 @@ def logged_to(file: Path | None) -> Iterator[None]:
     """Append what Detectron2 says to `file`, or nowhere, instead of the terminal while the body runs."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8") if file else logging.NullHandler()
+    handler = _LogFile(file, encoding="utf-8") if file else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
     before = [(logger.propagate, logger.level) for logger in loggers]

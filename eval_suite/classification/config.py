@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from spark.config.choices import DEVICES, PRECISIONS, SCRATCH
 from spark.config.identity import deciding
+from spark.config.values import Level, Name, Pixels, Place, Positive, Seed, Share, Workers
 from spark.errors import nearest
 
 
@@ -18,15 +19,15 @@ from spark.errors import nearest
 class DataConfig:
     """The images. A split is a folder of class folders, shards that hold such, or shards with a .cls beside images."""
 
-    root: str = ""  # a folder with train/ and val/
-    train: str | None = None  # images to train on, if they are not root/train; shards: 'name-{000..127}.tar', quoted
-    val: str | None = None  # images to evaluate on, if they are not root/val
-    input_size: int = 224  # pixels, square
-    crop_pct: float = 0.95  # of the resized validation image that the centre crop keeps
+    root: Name = ""  # a folder with train/ and val/
+    train: Name | None = None  # images to train on, if they are not root/train; shards: 'name-{000..127}.tar', quoted
+    val: Name | None = None  # images to evaluate on, if they are not root/val
+    input_size: Pixels = 224  # pixels, square
+    crop_pct: Share = 0.95  # of the resized validation image that the centre crop keeps
     crop_mode: str = "center"  # center | squash (resize to a square, whatever the shape)
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    workers: int = 8
+    mean: list[Level] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[Positive] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    workers: Workers = 8
 
     @property
     def train_root(self) -> str:
@@ -43,10 +44,7 @@ class DataConfig:
         return [*not_one_of("data.crop_mode", self.crop_mode, ("center", "squash")), *those_that_hold({
             "'data.root' is required: pass data.root=…": not self.root and not (self.train and self.val),
             "data.input_size must be at least 32 pixels": self.input_size < 32,
-            "data.workers must not be negative": self.workers < 0,
-            "data.crop_pct must be in (0, 1]": not 0 < self.crop_pct <= 1,
-            "data.mean and data.std need three positive numbers each":
-                len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0,
+            "data.mean and data.std need three numbers each": len(self.mean) != 3 or len(self.std) != 3,
         })]
 
 
@@ -66,11 +64,11 @@ class EvaluationConfig:
         "train.checkpoint_minutes", "train.on_divergence", "train.device_batch",
     })  # fmt: skip
 
-    out: str = MISSING  # the run's folder
+    out: Place = MISSING  # the run's folder
     # scratch; a run's folder or its encoder.safetensors; a checkpoint of any format that `spark convert` reads;
     # timm:NAME (supervised weights)
-    init: str = SCRATCH
-    seed: int = 0
+    init: Place = SCRATCH
+    seed: Seed = 0
     origin: str = "measured"  # measured | smoke: is the number meant to be quoted?
     resume: str = "auto"  # auto: go on where the run in `out` stopped | never: start again
     device: str = "auto"  # auto | cpu | cuda
@@ -84,7 +82,6 @@ class EvaluationConfig:
             *not_one_of("resume", self.resume, ("auto", "never")),
             *not_one_of("device", self.device, DEVICES),
             *not_one_of("precision", self.precision, PRECISIONS),
-            *those_that_hold({"seed must not be negative": self.seed < 0}),
             *self.data.problems(),
         ]
 

@@ -18,7 +18,7 @@ from spark.data.decode import UnreadableImageError
 from spark.data.samplers import AUGMENT, SHUFFLE, ShareSampler, mixed_seed
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
-from spark.utils.signals import leave_to_parent
+from spark.utils.workers import keep_workers
 
 UNLABELED = -1  # the class of an image that could not be decoded
 
@@ -143,10 +143,10 @@ def train_loader(
     images: LabeledImages, sampler: TrainSampler, batch: int, workers: int, ranks: Ranks
 ) -> DataLoader[LabeledSample]:
     """Return this process's share of the batches: images [B, 3, H, W], labels [B], unreadable [B]."""
-    return DataLoader(
+    return keep_workers(DataLoader(
         images, ranks.local_batch(batch), sampler=ShareSampler(sampler, batch, ranks), num_workers=workers,
-        pin_memory=ranks.device.type == "cuda", drop_last=True, worker_init_fn=leave_to_parent,
-    )
+        pin_memory=ranks.device.type == "cuda", drop_last=True,
+    ))
 
 
 def plain_loader(images: LabeledImages, batch: int, workers: int, ranks: Ranks) -> DataLoader[LabeledSample]:
@@ -158,7 +158,6 @@ def plain_loader(images: LabeledImages, batch: int, workers: int, ranks: Ranks) 
     if len(images) < ranks.size:
         raise UserError(f"{len(images)} images cannot be shared by {ranks.size} processes; start fewer")
     share = [Draw(index) for index in range(ranks.rank, len(images), ranks.size)]
-    return DataLoader(
+    return keep_workers(DataLoader(
         images, batch, sampler=share, num_workers=workers, pin_memory=ranks.device.type == "cuda",
-        worker_init_fn=leave_to_parent,
-    )
+    ))

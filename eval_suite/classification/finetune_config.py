@@ -12,6 +12,20 @@ from eval_suite.classification.config import EvaluationConfig, not_one_of, those
 from spark.backbones.names import is_reference
 from spark.config.choices import ON_DIVERGENCE, OPTIMIZERS
 from spark.config.identity import added, deciding
+from spark.config.values import (
+    Count,
+    CountOrNone,
+    Decay,
+    Epochs,
+    EpochsOrNone,
+    Minutes,
+    NotNegative,
+    Place,
+    Positive,
+    Probability,
+    Seed,
+    Share,
+)
 from spark.errors import UserError
 
 LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
@@ -21,8 +35,8 @@ LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
 class ModelConfig:
     """The classifier."""
 
-    name: str = "resnet50"  # any timm classification model, or your own network: path/to/file.py:ClassName
-    drop_path: float = 0.05
+    name: Place = "resnet50"  # any timm classification model, or your own network: path/to/file.py:ClassName
+    drop_path: Decay = 0.05
     options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
 
 
@@ -30,15 +44,15 @@ class ModelConfig:
 class AugmentConfig:
     """What happens to the training images."""
 
-    min_crop: float = 0.08  # smallest area of a random crop, as a fraction of the image
-    flip: float = 0.5
+    min_crop: Share = 0.08  # smallest area of a random crop, as a fraction of the image
+    flip: Probability = 0.5
     policy: str = "trivial"  # trivial (TrivialAugmentWide) | autoaugment (from 384 pixels on) | none
-    random_erasing: float = 0.25
-    mixup: float = 0.1
-    cutmix: float = 1.0
-    mix_group: int = 128  # images that share a mixing ratio, as those on a device do in the usual implementation
-    label_smoothing: float = 0.1
-    repeated_augmentation: int = 0  # draws of each image in an epoch of as many draws as images; 0 for none
+    random_erasing: Probability = 0.25
+    mixup: NotNegative = 0.1
+    cutmix: NotNegative = 1.0
+    mix_group: Count = 128  # images that share a mixing ratio, as those on a device do in the usual implementation
+    label_smoothing: Decay = 0.1
+    repeated_augmentation: CountOrNone = 0  # draws of each image in an epoch of as many draws as images; 0 for none
 
 
 @dataclass
@@ -46,34 +60,35 @@ class OptimizerConfig:
     """LAMB with layer-wise learning rates."""
 
     name: str = "lamb"  # lamb | adamw
-    base_lr: float = 0.002  # for a batch of 256; the rate is base_lr * batch / 256
-    layer_decay: float = 0.7  # 1 for none
-    weight_decay: float = 0.02
-    clip: float = 0.0  # global gradient norm; 0 for none
+    base_lr: Positive = 0.002  # for a batch of 256; the rate is base_lr * batch / 256
+    layer_decay: Share = 0.7  # 1 for none
+    weight_decay: NotNegative = 0.02
+    clip: NotNegative = 0.0  # global gradient norm; 0 for none
 
 
 @dataclass
 class TrainConfig:
     """The schedule."""
 
-    epochs: int = 300
-    warmup_epochs: int = 5
-    batch: int = 2048  # images of a step, over all devices
-    device_batch: int | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    epochs: Epochs = 300
+    warmup_epochs: EpochsOrNone = 5
+    batch: Count = 2048  # images of a step, over all devices
+    # At most so many images on a device at a time; null: its whole share of the batch.
+    device_batch: Count | None = None
     loss: str = "bce"  # bce | soft_target_ce
-    ema_decay: float = 0.9999
+    ema_decay: Decay = 0.9999
     on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on
-    checkpoint_minutes: float = 10.0  # beside those at the ends of epochs
-    evaluate_epochs: int = 1  # an evaluation every so many epochs, beside the last
+    checkpoint_minutes: Minutes = 10.0  # beside those at the ends of epochs
+    evaluate_epochs: Epochs = 1  # an evaluation every so many epochs, beside the last
 
 
 @dataclass
 class LabelsConfig:
     """How many of the training images' labels may be used; which ones follows from the seed."""
 
-    fraction: float | None = None  # of each class's images, but at least one
-    per_class: int | None = None  # images of each class
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # the subsets of these make up the protocol
+    fraction: Share | None = None  # of each class's images, but at least one
+    per_class: Count | None = None  # images of each class
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # the subsets of these make up the protocol
 
     @property
     def limited(self) -> bool:
@@ -85,8 +100,6 @@ class LabelsConfig:
         return those_that_hold({
             "labels.fraction and labels.per_class exclude each other":
                 self.fraction is not None and self.per_class is not None,
-            "labels.fraction must be in (0, 1]": self.fraction is not None and not 0 < self.fraction <= 1,
-            "labels.per_class must be at least 1": self.per_class is not None and self.per_class < 1,
             f"seed={seed} is not one of labels.seeds={list(self.seeds)}, whose subsets are compared":
                 self.limited and seed not in self.seeds,
         })
@@ -138,28 +151,13 @@ class FinetuneConfig(EvaluationConfig):
             *not_one_of("train.on_divergence", train.on_divergence, ON_DIVERGENCE),
             *not_one_of("augment.policy", augment.policy, POLICIES),
         ] + those_that_hold({
-            "model.drop_path must be in [0, 1)": not 0 <= self.model.drop_path < 1,
-            "augment.min_crop must be in (0, 1]": not 0 < augment.min_crop <= 1,
-            "augment.flip and augment.random_erasing must be in [0, 1]":
-                not (0 <= augment.flip <= 1 and 0 <= augment.random_erasing <= 1),
-            "augment.label_smoothing must be in [0, 1)": not 0 <= augment.label_smoothing < 1,
-            "augment.mixup and augment.cutmix must not be negative": min(augment.mixup, augment.cutmix) < 0,
             "augment.mix_group must be even and at least 2": augment.mix_group < 2 or augment.mix_group % 2 == 1,
-            "augment.repeated_augmentation must not be negative": augment.repeated_augmentation < 0,
-            "optimizer.base_lr must be positive": self.optimizer.base_lr <= 0,
-            "optimizer.weight_decay and optimizer.clip must not be negative":
-                min(self.optimizer.weight_decay, self.optimizer.clip) < 0,
-            "optimizer.layer_decay must be in (0, 1]": not 0 < self.optimizer.layer_decay <= 1,
             f"optimizer.layer_decay must be 1: nothing says which layers your own {self.model.name} has":
                 is_reference(self.model.name) and self.optimizer.layer_decay != 1,
-            "train.epochs must be at least 1": train.epochs < 1,
             "train.warmup_epochs must be at least 0 and below train.epochs":
                 not 0 <= train.warmup_epochs < max(train.epochs, 1),
-            "train.evaluate_epochs must be at least 1": train.evaluate_epochs < 1,
             "train.batch must be at least 2": train.batch < 2,
-            "train.device_batch must be positive, or null": train.device_batch is not None and train.device_batch < 1,
             "train.batch must be even to mix pairs of images": self.mixes and train.batch % 2 == 1,
-            "train.ema_decay must be in [0, 1)": not 0 <= train.ema_decay < 1,
         })
 
     def protocol(self) -> dict[str, Any]:

@@ -10,37 +10,45 @@ from typing import Any, ClassVar
 
 from eval_suite.classification.config import EvaluationConfig, those_that_hold
 from spark.config.identity import added
+from spark.config.values import (
+    Count,
+    CountOrNone,
+    Epochs,
+    EpochsOrNone,
+    Minutes,
+    NotNegative,
+    Part,
+    Place,
+    Positive,
+    Share,
+)
 
 
 @dataclass
 class EncoderConfig:
     """The frozen network."""
 
-    name: str = "resnet50"  # any timm network that returns feature maps, or your own: path/to/file.py:ClassName
+    name: Place = "resnet50"  # any timm network that returns feature maps, or your own: path/to/file.py:ClassName
     options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
     # Batch norms' statistics are taken anew over so many whole training images. Those of sparse pre-training are over
     # visible patches only. 0: they stay as they are.
-    recalibrate: int = 0
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values."""
-        return those_that_hold({"model.recalibrate must not be negative": self.recalibrate < 0})
+    recalibrate: CountOrNone = 0
 
 
 @dataclass
 class ProbeTrainConfig:
     """The heads' training: SGD with momentum .9 and half a cosine, each head with a learning rate of its own."""
 
-    base_lrs: list[float] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])  # per 256 images
-    weight_decay: float = 0.0
-    epochs: int = 30
-    warmup_epochs: int = 0
-    batch: int = 1024  # images of a step, over all devices
-    min_crop: float = 0.08  # smallest area of a random crop, as a fraction of the image; beside it, flips alone
-    held_out: float = 0.02  # of each class's training images, at least one, to choose the learning rate by
-    statistics: int = 4096  # training images whose features' mean and deviation scale all features
-    checkpoint_minutes: float = 10.0  # beside those at the ends of epochs
-    evaluate_epochs: int = 10  # an evaluation every so many epochs, beside the last
+    base_lrs: list[Positive] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])  # per 256 images
+    weight_decay: NotNegative = 0.0
+    epochs: Epochs = 30
+    warmup_epochs: EpochsOrNone = 0
+    batch: Count = 1024  # images of a step, over all devices
+    min_crop: Share = 0.08  # smallest area of a random crop, as a fraction of the image; beside it, flips alone
+    held_out: Part = 0.02  # of each class's training images, at least one, to choose the learning rate by
+    statistics: Count = 4096  # training images whose features' mean and deviation scale all features
+    checkpoint_minutes: Minutes = 10.0  # beside those at the ends of epochs
+    evaluate_epochs: Epochs = 10  # an evaluation every so many epochs, beside the last
 
 
 @dataclass
@@ -55,18 +63,12 @@ class ProbeConfig(EvaluationConfig):
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         train = self.train
-        return super().problems() + self.model.problems() + those_that_hold({
-            "train.base_lrs must be positive, at least one, and each once":
-                min(train.base_lrs, default=0) <= 0 or len(set(train.base_lrs)) < len(train.base_lrs),
-            "train.weight_decay must not be negative": train.weight_decay < 0,
-            "train.epochs must be at least 1": train.epochs < 1,
+        return super().problems() + those_that_hold({
+            "train.base_lrs must be at least one, and each once":
+                not train.base_lrs or len(set(train.base_lrs)) < len(train.base_lrs),
             "train.warmup_epochs must be at least 0 and below train.epochs":
                 not 0 <= train.warmup_epochs < max(train.epochs, 1),
-            "train.batch must be at least 1": train.batch < 1,
-            "train.min_crop must be in (0, 1]": not 0 < train.min_crop <= 1,
-            "train.held_out must be in (0, 1)": not 0 < train.held_out < 1,
             "train.statistics must be at least 2": train.statistics < 2,
-            "train.evaluate_epochs must be at least 1": train.evaluate_epochs < 1,
         })
 
 
@@ -77,15 +79,13 @@ class KnnConfig(EvaluationConfig):
     FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"batch"}
 
     model: EncoderConfig = field(default_factory=EncoderConfig)
-    neighbours: list[int] = field(default_factory=lambda: [20, 10, 100, 200])  # the first is the main number's
-    temperature: float = 0.07
-    batch: int = 256  # images at a time
+    neighbours: list[Count] = field(default_factory=lambda: [20, 10, 100, 200])  # the first is the main number's
+    temperature: Positive = 0.07
+    batch: Count = 256  # images at a time
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        return super().problems() + self.model.problems() + those_that_hold({
-            "neighbours must be positive, at least one number, and each once":
-                min(self.neighbours, default=0) < 1 or len(set(self.neighbours)) < len(self.neighbours),
-            "temperature must be positive": self.temperature <= 0,
-            "batch must be at least 1": self.batch < 1,
+        return super().problems() + those_that_hold({
+            "neighbours must be at least one number, and each once":
+                not self.neighbours or len(set(self.neighbours)) < len(self.neighbours),
         })

@@ -15,6 +15,7 @@ from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_
 from eval_suite.reporting.tables import caution_of, collect, flatten, summarize
 from spark.errors import UserError
 from spark.utils.files import write_text
+from spark.utils.lock import sole_writer
 
 PAGE = "report.html"
 
@@ -39,8 +40,9 @@ def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path
         "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table),
         PAGE: render_page(collected, table, places, out),
     }
-    for name, text in texts.items():
-        write_text(out / name, text)
+    with sole_writer(out):
+        for name, text in texts.items():
+            write_text(out / name, text)
     _print_table(table)
     print(f"report: {(out / PAGE).resolve()}")
     return out / PAGE

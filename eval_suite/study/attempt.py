@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spark.errors import UserError
-from spark.utils.files import write_json
+from spark.utils.files import cannot_write, create_whole, write_json
+from spark.utils.process_identity import process_lives, process_start, this_machine
 
 ATTEMPTS = "attempts"
 BEAT_SECONDS = 20.0
@@ -65,23 +66,23 @@ class AttemptRecord:
         if self.ended is not None:
             return False
         if self.machine == this_machine():
-            return any(_process_lives(*process) for process in (self.process, *self.children))
-        return time.time() - self.touched < STALE_SECONDS
+            return any(process_lives(*process) for process in (self.process, *self.children))
+        return abs(time.time() - self.touched) < STALE_SECONDS  # a touch in the future: a clock was set back
 
     @property
     def watched(self) -> bool:
         """Whether, on this machine, the process that watches over the work lives."""
-        return _process_lives(*self.process)
+        return process_lives(*self.process)
 
     @property
     def workers(self) -> list[int]:
         """The processes, on this machine, that do the work and live; each leads a group."""
-        return [pid for pid, started in self.children if _process_lives(pid, started)]
+        return [pid for pid, started in self.children if process_lives(pid, started)]
 
     @property
     def seconds(self) -> float:
         """How long it has lasted."""
-        return (self.ended or self.touched) - self.started
+        return max(0.0, (self.ended or self.touched) - self.started)  # a clock may have been set back
 
     @property
     def place(self) -> str:
@@ -112,20 +113,23 @@ class Attempt:
         self._writing = threading.Lock()
 
     def __enter__(self) -> Attempt:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from None
         last = last_attempt(self._folder.parent)
         if last and not (self._job and last.job == self._job) and not self._is_over(last):
             raise HeldError(f"'{self._folder.parent}' is being worked on by {last.place}")
         self._record = AttemptRecord(
-            (last.number if last else 0) + 1, this_machine(), (os.getpid(), _started(os.getpid())), time.time(),
+            (last.number if last else 0) + 1, this_machine(), (os.getpid(), process_start(os.getpid())), time.time(),
             self._job, begin=self._begin,
         )
         try:
-            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            create_whole(self._path, json.dumps(_plain(self._record)))
         except FileExistsError:
             raise HeldError(f"'{self._folder.parent}' was taken by another process just now") from None
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(_plain(self._record), file)
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
         return self
@@ -143,7 +147,7 @@ class Attempt:
 
     def children(self, pids: Iterable[int]) -> None:
         """Note the processes that do the work: as long as one lives, the folder is taken."""
-        self._write(children=tuple((pid, _started(pid)) for pid in pids))
+        self._write(children=tuple((pid, process_start(pid)) for pid in pids))
 
     def end(self, outcome: str, reason: str = "") -> None:
         """Note how it ended."""
@@ -160,7 +164,7 @@ class Attempt:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            with self._writing:
+            with self._writing, suppress(OSError):  # a drive that fails now may be back at the next beat
                 os.utime(self._path)
 
 
@@ -173,15 +177,6 @@ def last_attempt(folder: Path) -> AttemptRecord | None:
     """Return a folder's latest attempt."""
     paths = sorted((folder / ATTEMPTS).glob("[0-9]*.json"))
     return _read(paths[-1]) if paths else None
-
-
-def this_machine() -> str:
-    """Return the name of the place in which a process id means something."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        namespace = ""
-    return f"{socket.gethostname()}/{namespace}"
 
 
 def _read(path: Path) -> AttemptRecord:
@@ -199,29 +194,3 @@ def _plain(record: AttemptRecord) -> dict[str, Any]:
     content = dataclasses.asdict(record)
     del content["touched"]  # the file itself tells
     return content
-
-
-def _process_lives(pid: int, started: int) -> bool:
-    return _started(pid) == started != 0
-
-
-def _started(pid: int) -> int:
-    """Return when a process started, in clock ticks; 0 if there is none. Ids are used again, but not at that tick."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        if Path("/proc/self").exists():
-            return 0
-        return _exists(pid)  # not Linux
-    fields = status.rpartition(")")[2].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])  # proc(5): state is field 3, starttime field 22
-
-
-def _exists(pid: int) -> int:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return 0
-    except PermissionError:
-        return 1
-    return 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from spark.config.arguments import a_name, number
+from spark.config.values import Jobs
+
 FAILED_ONES = "FAILED"
 
 
@@ -19,16 +22,18 @@ def add_verbs(study: argparse.ArgumentParser) -> None:
         ("retry", "start failed and stopped nodes again, and what builds upon them"),
     ):
         verb = verbs.add_parser(name, help=purpose, description=purpose)
-        verb.add_argument("study", metavar="STUDY", help="a file, or the name of one in configs/studies")
+        verb.add_argument("study", type=a_name, metavar="STUDY", help="a file, or the name of one in configs/studies")
         if name == "retry":
             verb.add_argument("words", metavar="NODE | key=value", nargs="*",
                               help=f"nodes by name ({FAILED_ONES}, default: all that failed or stopped), and settings")
         else:
             verb.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data=photos seeds=[0,1]")
         if name in ("plan", "run", "submit", "retry"):
-            verb.add_argument("--cluster", metavar="FILE", help="a file, or the name of one in configs/clusters")
+            verb.add_argument(
+                "--cluster", type=a_name, metavar="FILE", help="a file, or the name of one in configs/clusters"
+            )
         if name in ("run", "retry"):
-            verb.add_argument("--jobs", type=int, help="nodes at a time; default: as the GPUs allow, or 1")
+            verb.add_argument("--jobs", type=number(Jobs), help="nodes at a time; default: as the GPUs allow, or 1")
             verb.add_argument("--gpus", help="ids, such as 0,1; default: all")
         if name in ("submit", "retry"):
             verb.add_argument("--dry-run", action="store_true", help="print every sbatch script; submit nothing")

@@ -10,6 +10,7 @@ from typing import Any
 
 from eval_suite.study.config import typed
 from spark.config.recipe import load_recipe
+from spark.config.values import Count, CountOrNone, NotNegative, Share
 from spark.errors import UserError, nearest
 
 SCHEDULERS = ("local", "slurm")
@@ -19,12 +20,12 @@ SCHEDULERS = ("local", "slurm")
 class Resources:
     """What one node of a study is given."""
 
-    minutes: int = 1440  # time limit of one go; a run that needs more is stopped, saved and goes on in the next
-    nodes: int = 1  # machines
-    processes_per_node: int = 1  # one rank of a distributed training each
-    gpus_per_process: int = 1
-    cpus_per_process: int = 8
-    memory_gb: int = 0  # of each machine; 0 leaves it to the scheduler
+    minutes: Count = 1440  # time limit of one go; a run that needs more is stopped, saved and goes on in the next
+    nodes: Count = 1  # machines
+    processes_per_node: Count = 1  # one rank of a distributed training each
+    gpus_per_process: CountOrNone = 1
+    cpus_per_process: Count = 8
+    memory_gb: CountOrNone = 0  # of each machine; 0 leaves it to the scheduler
     slurm: dict[str, Any] = field(default_factory=dict)  # more of sbatch's options, by their names
 
     @property
@@ -43,8 +44,8 @@ class Device:
     """What estimates assume of a GPU."""
 
     name: str = ""
-    peak_tflops: float = 0.0  # dense bfloat16, of the data sheet; 0: hours are not estimated
-    utilisation: float = 0.33  # share of the peak that a training reaches; an assumption
+    peak_tflops: NotNegative = 0.0  # dense bfloat16, of the data sheet; 0: hours are not estimated
+    utilisation: Share = 0.33  # share of the peak that a training reaches; an assumption
 
 
 @dataclass
@@ -52,14 +53,14 @@ class ClusterConfig:
     """A cluster file."""
 
     scheduler: str = "slurm"
-    max_parallel: int = 8  # nodes of the graph that run at a time (on Slurm: of one job array)
+    max_parallel: Count = 8  # nodes of the graph that run at a time (on Slurm: of one job array)
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     setup: list[str] = field(default_factory=list)  # shell lines before each job, such as `module load cuda`
     # Seconds between the signal to stop and the end of the time limit: enough to finish a step and to save.
-    signal_seconds: int = 120
+    signal_seconds: Count = 120
     device: Device = field(default_factory=Device)
     resources: Resources = field(default_factory=Resources)  # of every node, unless
     tasks: dict[str, Any] = field(default_factory=dict)  # task: what differs from `resources`
@@ -70,8 +71,6 @@ class ClusterConfig:
         if self.scheduler not in SCHEDULERS:
             found.append(f"scheduler='{self.scheduler}' is not one of {', '.join(SCHEDULERS)}."
                          f"{nearest(self.scheduler, SCHEDULERS)}")
-        at_least_one = ("max_parallel", "signal_seconds")
-        found += [f"{name} must be at least 1" for name in at_least_one if getattr(self, name) < 1]
         for name, content in self.tasks.items():
             try:
                 given = changed(self.resources, content or {}, f"tasks.{name}")
@@ -95,13 +94,9 @@ class ClusterConfig:
         return resources
 
     def _unsound(self, resources: Resources) -> list[str]:
-        at_least_one = ("minutes", "nodes", "processes_per_node", "cpus_per_process")
-        found = [f"{name} must be at least 1" for name in at_least_one if getattr(resources, name) < 1]
-        found += [f"{name} must not be negative" for name in ("gpus_per_process", "memory_gb")
-                  if getattr(resources, name) < 0]
-        if self.scheduler == "slurm" and 0 < 60 * resources.minutes <= self.signal_seconds:
-            found.append(f"minutes={resources.minutes} must be longer than signal_seconds={self.signal_seconds}")
-        return found
+        if self.scheduler == "slurm" and 60 * resources.minutes <= self.signal_seconds:
+            return [f"minutes={resources.minutes} must be longer than signal_seconds={self.signal_seconds}"]
+        return []
 
 
 def load_cluster(path: str | None) -> ClusterConfig:

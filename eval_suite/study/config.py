@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spark.config.overrides import split_overrides
 from spark.config.recipe import load_recipe
+from spark.config.values import Count, Name, Place, Seed, wrong_values
 from spark.errors import UserError, nearest
 
 Schema = TypeVar("Schema")
@@ -30,11 +31,11 @@ OWN = "own"  # the only budget, where none are named: that of the recipe
 class InitializationChoice:
     """What a backbone begins with: nothing (scratch), a pre-training of this study, or a checkpoint."""
 
-    pretrain: str = ""  # recipe of a pre-training
+    pretrain: Name = ""  # recipe of a pre-training
     task: str = PRETRAIN  # that runs the recipe
     settings: dict[str, Any] = field(default_factory=dict)  # that differ from that recipe
-    seed: int | None = None  # of the pre-training; null: each seed of the study has its own
-    checkpoint: str = ""  # weights that are there already: a run's folder, an encoder, timm:NAME
+    seed: Seed | None = None  # of the pre-training; null: each seed of the study has its own
+    checkpoint: Name = ""  # weights that are there already: a run's folder, an encoder, timm:NAME
     checkpoints: dict[str, Any] = field(default_factory=dict)  # model: its own checkpoint, instead
 
 
@@ -42,10 +43,10 @@ class InitializationChoice:
 class TaskChoice:
     """A task with its recipe."""
 
-    task: str = MISSING  # name of a task, or path/to/file.py:Class
-    recipe: str = MISSING
+    task: Place = MISSING  # name of a task, or path/to/file.py:Class
+    recipe: Place = MISSING
     settings: dict[str, Any] = field(default_factory=dict)  # that differ from the recipe
-    images: int | None = None  # training images, for estimates where the data is not there
+    images: Count | None = None  # training images, for estimates where the data is not there
 
 
 @dataclass
@@ -71,15 +72,15 @@ class Point(NamedTuple):
 class StudyConfig:
     """A study file."""
 
-    out: str = MISSING  # folder of all its runs
-    data: str = ""  # folder of the data: what {data} stands for
-    images: int | None = None  # training images, for estimates where the data is not there
+    out: Place = MISSING  # folder of all its runs
+    data: Name = ""  # folder of the data: what {data} stands for
+    images: Count | None = None  # training images, for estimates where the data is not there
     prepare: str = ""  # command that makes {data}; it runs first, and once
-    models: list[str] = field(default_factory=list)
+    models: list[Place] = field(default_factory=list)
     initialisations: dict[str, Any] = field(default_factory=dict)  # name: InitializationChoice
     budgets: dict[str, Any] = field(default_factory=dict)  # name: settings of the pre-training
     tasks: dict[str, Any] = field(default_factory=dict)  # name: TaskChoice
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     include: list[Any] = field(default_factory=list)  # more points; an axis left out takes all of its values
     exclude: list[Any] = field(default_factory=list)  # points that are left out
     overrides: dict[str, Any] = field(default_factory=dict)  # name: Override
@@ -241,7 +242,12 @@ def typed(schema: type[Schema], content: Any, where: str) -> Schema:
             merged = OmegaConf.merge(OmegaConf.structured(schema), dict(content))
             problems = [f"{where}.{key} is required" for key in sorted(OmegaConf.missing_keys(merged))]
             if not problems:
-                return OmegaConf.to_object(merged)  # type: ignore[return-value]
-        except OmegaConfBaseException as error:
+                read: Any = OmegaConf.to_object(merged)
+                problems = list(wrong_values(read, prefix=f"{where}."))
+                if not problems:
+                    return read
+        except RecursionError:
+            problems = [f"{where}: its interpolations ${{…}} go round in a circle"]
+        except (OmegaConfBaseException, ArithmeticError, ValueError) as error:  # the latter two of huge numbers
             problems = [f"{where}: {str(error).splitlines()[0]}"]
     raise UserError("; ".join(problems))

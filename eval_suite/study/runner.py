@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,8 @@ from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, Attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import done_before, finished, mark_finished
 from spark.errors import UserError
+from spark.faults import fault, no_space
+from spark.utils.files import writing
 from spark.utils.signals import EXIT_CODE
 
 LOG = "output.log"
@@ -68,7 +70,8 @@ def run_node(
     with Attempt(node.folder, job, done_before(node), is_over) as attempt:
         if finished(graph, node):
             return Result(FINISHED)
-        with open(node.folder / LOG, "a", encoding="utf-8") as log:
+        begins = f"# attempt {attempt.number}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(node.command())}"
+        with _log(node, begins) as log:
             result = _run(node, environments, stopping, attempt, log)
         if result.outcome == FINISHED:
             result = _collect(node)
@@ -88,24 +91,20 @@ def _gets_nowhere(node: Node) -> bool:
 
 def run_rank(node: Node, environment: Mapping[str, str], stopping: Stopping) -> int:
     """Run one of the processes of a node that another process watches over; return its exit code."""
-    node.folder.mkdir(parents=True, exist_ok=True)  # the other one may be later
-    with open(node.folder / LOG, "a", encoding="utf-8") as log:
+    with _log(node) as log:
         return _wait([_start(node, environment, log)], stopping)[0]
 
 
 def _run(
     node: Node, environments: Sequence[Mapping[str, str]], stopping: Stopping, attempt: Attempt, log: IO[str]
 ) -> Result:
-    command = node.command()
-    log.write(f"# attempt {attempt.number}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}\n")
-    log.flush()
     children: list[subprocess.Popen[bytes]] = []
     try:
         children.extend(_start(node, environment, log) for environment in environments)
         attempt.children(child.pid for child in children)
         codes = _wait(children, stopping)
     except OSError as error:
-        return Result(FAILED, f"cannot start {command[0]}: {error.strerror}")
+        return Result(FAILED, fault(error) or f"cannot start {node.command()[0]}: {error.strerror}")
     finally:
         for child in children:
             _end_group(child)
@@ -115,6 +114,23 @@ def _run(
     if worst == EXIT_CODE or stopping.asked.is_set():  # what knows no such exit code has its checkpoints
         return Result(STOPPED, "stopped as asked" if stopping.asked.is_set() else "stopped by a signal, and saved")
     return Result(FAILED, reason_of(worst, node.folder / LOG))
+
+
+@contextlib.contextmanager
+def _log(node: Node, line: str = "") -> Iterator[IO[str]]:
+    """Open a node's log to append to it, and begin with a line.
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    path = node.folder / LOG
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # of several ranks' processes any may be the first
+        log = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+    with log:
+        with writing(path):
+            print(line, end="\n" if line else "", file=log, flush=True)
+        yield log
 
 
 def _start(node: Node, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[bytes]:
@@ -183,6 +199,8 @@ def reason_of(code: int, log: Path) -> str:
         return f"ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
     lines = [line.strip() for line in tail(log) if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")]
+    if not errors and (full := no_space(log)):  # where a command cannot even say so
+        errors = [full]
     return f"exit code {code}: {(errors or lines or ['no output'])[-1]}"
 
 

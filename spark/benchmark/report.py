@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from spark.benchmark.step import PARTS
 from spark.utils.files import atomic_path, write_json, write_text
+from spark.utils.lock import sole_writer
 from spark.utils.plots import GRAY, encode, quieten
 
 COLORS = ("#4c8eda", "#93bdf0", "#e0803c", "#f2b48a", "#3fa777")  # one per part; a part's backward is its lighter
@@ -22,13 +23,13 @@ Result = Mapping[str, Any]
 
 def save(result: Result, folder: Path) -> Path:
     """Write JSON, Markdown and chart; return the Markdown file, named after model, hardware, date and torch."""
-    folder.mkdir(parents=True, exist_ok=True)
     base = folder / file_name(result)
-    write_json(base.with_suffix(".json"), result)
-    with atomic_path(base.with_suffix(".png")) as temporary:
-        temporary.write_bytes(draw(result))
     page = base.with_suffix(".md")
-    write_text(page, markdown(result, base.with_suffix(".png").name))
+    with sole_writer(folder):
+        write_json(base.with_suffix(".json"), result)
+        with atomic_path(base.with_suffix(".png")) as temporary:
+            temporary.write_bytes(draw(result))
+        write_text(page, markdown(result, base.with_suffix(".png").name))
     return page
 
 

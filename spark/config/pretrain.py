@@ -5,6 +5,7 @@ Defaults are SparK's recipe for ResNet-50 at 224 pixels.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,19 +13,37 @@ from omegaconf import MISSING
 
 from spark.config.choices import DEFAULT_METHOD, DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
 from spark.config.identity import added
+from spark.config.values import (
+    Channels,
+    Count,
+    Decay,
+    Epochs,
+    EpochsOrNone,
+    Level,
+    Minutes,
+    Name,
+    NotNegative,
+    Pixels,
+    Place,
+    Positive,
+    Seed,
+    Share,
+    Workers,
+)
 from spark.errors import UserError, nearest
 
 AUTO = "auto"
+_POSITIVE = re.compile("0{0,9}[1-9][0-9]{0,8}")
 
 
 @dataclass
 class ModelConfig:
     """The encoder."""
 
-    name: str = "resnet50"  # any timm model that the engine supports, or your own: path/to/file.py:ClassName
-    drop_path: float = 0.05
+    name: Place = "resnet50"  # any timm model that the engine supports, or your own: path/to/file.py:ClassName
+    drop_path: Decay = 0.05
     # Channels of the images, too: 1 loads them as luminance, 3 as RGB, 4 as RGBA, others as bands (TIFF, .npy).
-    in_chans: int = 3
+    in_chans: Channels = 3
     options: dict[str, Any] = field(default_factory=dict)  # more for timm.create_model, or for your own class
 
 
@@ -34,12 +53,12 @@ class DataConfig:
 
     # A folder of images, nested or not; a list of files (.txt, or .csv with a column `path`); tar shards (a folder of
     # them, or 'name-{000..127}.tar', quoted: shells expand braces); a Hugging Face data set saved to disk.
-    root: str = MISSING
-    input_size: list[int] = field(default_factory=lambda: [224, 224])  # height, width in pixels
-    min_scale: float = 0.67  # smallest share of the area that a random crop takes
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    workers: int = 8
+    root: Place = MISSING
+    input_size: list[Pixels] = field(default_factory=lambda: [224, 224])  # height, width in pixels
+    min_scale: Share = 0.67  # smallest share of the area that a random crop takes
+    mean: list[Level] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[Positive] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    workers: Workers = 8
 
 
 @dataclass
@@ -47,11 +66,11 @@ class OptimizerConfig:
     """LAMB as in the paper."""
 
     name: str = "lamb"
-    base_lr: float = 2e-4  # per 256 images; the learning rate is base_lr * batch / 256
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # the paper: .95 for BN nets, .999 for ConvNeXt
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.2
-    clip_grad_norm: float = 5.0
+    base_lr: Positive = 2e-4  # per 256 images; the learning rate is base_lr * batch / 256
+    betas: list[Decay] = field(default_factory=lambda: [0.9, 0.95])  # the paper: .95 for BN nets, .999 for ConvNeXt
+    weight_decay: NotNegative = 0.04
+    weight_decay_end: NotNegative = 0.2
+    clip_grad_norm: Positive = 5.0
 
 
 @dataclass
@@ -61,25 +80,24 @@ class TrainConfig:
     # auto: batch, epochs, learning rate and more are sized for the images and the device, each with its reason (see
     # spark/training/preset.py); what is written beside or over this line stays, what a base recipe says does not.
     preset: str | None = None
-    epochs: int = 1600
-    warmup_epochs: int = 40
-    batch: int = 4096  # images of a step, over all devices
-    device_batch: int | None = None  # at most so many images on a device at a time; null: its whole share of the batch
+    epochs: Epochs = 1600
+    warmup_epochs: EpochsOrNone = 40
+    batch: Count = 4096  # images of a step, over all devices
+    # At most so many images on a device at a time; null: its whole share of the batch.
+    device_batch: Count | None = None
     accumulate: str = "auto"  # parts that a device's share is split into; auto: as few as device_batch allows
     precision: str = "auto"  # auto: bfloat16 on devices that have it, else float32
     compile: bool = False  # torch.compile of encoder, decoder and loss; the first step takes minutes
     recompute: bool = False  # activation checkpointing: a third more computing for a fraction of the memory
-    checkpoint_minutes: float = 10.0  # beside those at the ends of epochs
-    checkpoint_epochs: int = 1  # a checkpoint at the end of every so many epochs
+    checkpoint_minutes: Minutes = 10.0  # beside those at the ends of epochs
+    checkpoint_epochs: Epochs = 1  # a checkpoint at the end of every so many epochs
     on_divergence: str = "stop"  # or rollback: to the last checkpoint, with half the learning rate from there on
-    picture_epochs: int = 20  # a reconstruction picture every so many epochs
+    picture_epochs: Epochs = 20  # a reconstruction picture every so many epochs
 
     def problems(self) -> list[str]:
         """Say what is wrong with the values, each in a line."""
         found = []
-        if self.device_batch is not None and self.device_batch <= 0:
-            found.append(f"train.device_batch={self.device_batch} must be positive, or null")
-        if self.accumulate != "auto" and not (self.accumulate.isdecimal() and int(self.accumulate)):
+        if self.accumulate != "auto" and not _POSITIVE.fullmatch(self.accumulate):
             found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
         if self.on_divergence not in ON_DIVERGENCE:
             found.append(f"train.on_divergence={self.on_divergence} is not one of {', '.join(ON_DIVERGENCE)}")
@@ -98,12 +116,12 @@ class TrainConfig:
 class ProbeConfig:
     """Is it learning? Classify labeled images by the encoder's features, now and then; training is not touched."""
 
-    train: str | None = None  # a folder of class folders; null: no probe
-    val: str | None = None  # another one of the same classes; null: a fifth of the first is split off
-    epochs: int = 10  # a probe every so many epochs, beside the first, of the network as it begins, and the last
-    images: int = 10000  # at most so many of each folder, chosen at random
-    neighbours: int = 20  # of weighted k-NN
-    temperature: float = 0.07  # of weighted k-NN
+    train: Name | None = None  # a folder of class folders; null: no probe
+    val: Name | None = None  # another one of the same classes; null: a fifth of the first is split off
+    epochs: Epochs = 10  # a probe every so many epochs, beside the first, of the network as it begins, and the last
+    images: Count = 10000  # at most so many of each folder, chosen at random
+    neighbours: Count = 20  # of weighted k-NN
+    temperature: Positive = 0.07  # of weighted k-NN
 
 
 @dataclass
@@ -122,14 +140,14 @@ class PretrainConfig:
         "train.device_batch", "train.accumulate",
     }  # fmt: skip
 
-    out: str = MISSING  # the run's folder
+    out: Place = MISSING  # the run's folder
     method: str = added(DEFAULT_METHOD)  # how to pre-train (spark/methods); it decides which of the keys there are
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"  # auto: cuda if there is one
     resume: str = "auto"  # auto: go on from the run's last checkpoint if there is one; never: start it again
     # Weights to begin with: a run's folder or checkpoint (decoder too), an encoder in any format that `spark convert`
     # reads, or timm:NAME.
-    init: str | None = None
+    init: Name | None = None
     init_allow_partial: bool = False  # begin even if less than nine tenths of the tensors match
     check: bool = added(True)  # prove a network of the user's own before it is trained
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -169,40 +187,8 @@ class PretrainConfig:
     def problems(self) -> list[str]:
         """Say what is wrong with the values, each in a line."""
         found = self.train.problems()
-        positive = {
-            "train.epochs": self.train.epochs,
-            "train.batch": self.train.batch,
-            "train.picture_epochs": self.train.picture_epochs,
-            "train.checkpoint_epochs": self.train.checkpoint_epochs,
-            "probe.epochs": self.probe.epochs,
-            "probe.images": self.probe.images,
-            "probe.neighbours": self.probe.neighbours,
-            "probe.temperature": self.probe.temperature,
-            "optimizer.base_lr": self.optimizer.base_lr,
-            "optimizer.clip_grad_norm": self.optimizer.clip_grad_norm,
-            "model.in_chans": self.model.in_chans,
-        }
-        found += [f"{name}={value} must be positive" for name, value in positive.items() if value <= 0]
-        not_negative = {
-            "seed": self.seed,
-            "data.workers": self.data.workers,
-            "train.warmup_epochs": self.train.warmup_epochs,
-            "optimizer.weight_decay": self.optimizer.weight_decay,
-            "optimizer.weight_decay_end": self.optimizer.weight_decay_end,
-        }
-        found += [f"{name}={value} must not be negative" for name, value in not_negative.items() if value < 0]
         if self.probe.val and not self.probe.train:
             found.append(f"probe.val={self.probe.val} needs probe.train, a folder of the same classes")
-        if not 0 < self.data.min_scale <= 1:
-            found.append(f"data.min_scale={self.data.min_scale} must be more than 0 and at most 1")
-        if not 0 <= self.model.drop_path < 1:
-            found.append(f"model.drop_path={self.model.drop_path} must be at least 0 and less than 1")
-        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
-            found.append(f"optimizer.betas={list(self.optimizer.betas)} must be at least 0 and less than 1")
-        if not all(side > 0 for side in self.data.input_size):
-            found.append(f"data.input_size={list(self.data.input_size)} must be positive")
-        if not all(deviation > 0 for deviation in self.data.std):
-            found.append(f"data.std={list(self.data.std)} must be positive")
         for name, values in (("input_size", self.data.input_size), ("betas", self.optimizer.betas)):
             if len(values) != 2:
                 found.append(f"{name}={list(values)} must have two numbers")

@@ -9,22 +9,26 @@ Unknown keys fail with the nearest known one, and all mistakes are listed at onc
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spark.config.overrides import split_overrides
+from spark.config.values import is_optional, shown, text_is_wanted, wrong_values
+from spark.config.yaml_text import parse_yaml, read_yaml
 from spark.errors import UserError, nearest
 from spark.utils.files import write_text
 
 Config = TypeVar("Config")
 BASE = "base"  # a recipe's key that names the recipe it differs from
+NULLS = ("", "null", "Null", "NULL", "~")
+MOST_OF_A_KEY = 200  # characters that are compared with the known ones
 
 
 def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -35,26 +39,21 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
     Raises:
         UserError: one message that lists every unknown key, wrong type and unsound value.
     """
-    known = sorted(_dotted_names(schema))
-    layers = _layers(known, recipe, overrides)
+    declared = declarations(schema)
     problems = []
     config = OmegaConf.structured(schema)
-    for layer in layers:
+    for layer in _layers(declared, recipe, overrides):
         for key, value in layer.items():
-            if key not in known:
-                problems.append(f"unknown key '{key}'.{nearest(key, known)}")
+            if key not in declared:
+                problems.append(_unknown(key, sorted(declared)))
                 continue
             try:
                 OmegaConf.update(config, key, value, merge=False)
-            except OmegaConfBaseException as error:
-                problems.append(f"{key}={value!r}: {_explained(error, value)}")
+            except (OmegaConfBaseException, ArithmeticError, ValueError) as error:  # the latter two of huge numbers
+                problems.append(f"{key}={shown(value)}: {_explained(error, value)}")
     loaded: Any = None
     if not problems:
-        missing = [f"'{key}' is required: pass {key}=…" for key in sorted(OmegaConf.missing_keys(config))]
-        problems.extend(missing)
-        if not missing:
-            loaded = OmegaConf.to_object(config)
-            problems.extend(loaded.problems() if hasattr(loaded, "problems") else [])
+        loaded, problems = _finished(config)
     if problems:
         where = f"{recipe}: " if recipe is not None else ""
         raise UserError(where + "; ".join(problems))
@@ -70,7 +69,7 @@ def written_with(key: str, schema: type, recipe: str | Path | None, overrides: S
     Raises:
         UserError: as for `load_recipe`.
     """
-    layers = _layers(sorted(_dotted_names(schema)), recipe, overrides)
+    layers = _layers(declarations(schema), recipe, overrides)
     topmost = max((number for number, layer in enumerate(layers) if key in layer), default=len(layers))
     return frozenset().union(*layers[topmost:])
 
@@ -81,7 +80,7 @@ def value_in(key: str, recipe: str | Path | None, overrides: Sequence[str], defa
     Raises:
         UserError: the recipe cannot be read.
     """
-    layers = _layers([key], recipe, overrides)
+    layers = _layers({key: str}, recipe, overrides)
     return next((layer[key] for layer in reversed(layers) if layer.get(key) is not None), default)
 
 
@@ -108,10 +107,57 @@ def save_resolved(config: Any, destination: Path) -> None:
     write_text(destination, to_yaml(config))
 
 
-def _layers(known: Sequence[str], recipe: str | Path | None, overrides: Sequence[str]) -> list[dict[str, Any]]:
+def declarations(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Return the declared type of each setting, by dotted name."""
+    declared: dict[str, Any] = {}
+    hints: dict[str, Any] = typing.get_type_hints(schema, include_extras=True)
+    for field in dataclasses.fields(schema):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        inner = dataclasses.is_dataclass(hint)
+        declared |= declarations(typing.cast(type, hint), f"{name}.") if inner else {name: hint}
+    return declared
+
+
+def read_text(text: str, declaration: Any = Any) -> Any:
+    """Return the value that a word of the command line stands for.
+
+    Where text is wanted, it is taken as it stands, though it look like a date, a number or a list, but for quotes
+    around it and, where there may be none, for `null`; elsewhere it is read as YAML.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    if text_is_wanted(declaration) and text[:1] not in ("'", '"'):
+        return None if is_optional(declaration) and text in NULLS else text.strip()
+    return parse_yaml(text) if text else None
+
+
+def _finished(config: DictConfig) -> tuple[Any, list[str]]:
+    """Return a configuration as an instance of its dataclass, and what is wrong with its values."""
+    try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            return None, [f"'{key}' is required: pass {key}=…" for key in missing]
+        loaded: Any = OmegaConf.to_object(config)
+    except RecursionError:
+        return None, ["its interpolations ${…} go round in a circle"]
+    except (OmegaConfBaseException, ArithmeticError, ValueError) as error:
+        return None, [str(error).splitlines()[0]]
+    wrong = list(wrong_values(loaded))
+    return loaded, wrong + (loaded.problems() if hasattr(loaded, "problems") else [])
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    """Say that a key is unknown; or that it is a group, which has no value of its own."""
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"'{key}' is a group of settings, such as {inside[0]}, and has no value of its own"
+    return f"unknown key '{shown(key)}'.{nearest(key[:MOST_OF_A_KEY], known)}"
+
+
+def _layers(declared: Mapping[str, Any], recipe: str | Path | None, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """Return bases, recipe and overrides as {dotted key: value}, the most basic one first."""
     recipes = [] if recipe is None else _read_with_bases(Path(recipe))
-    return [*(_flatten(content, known) for content in recipes), _parse_overrides(overrides)]
+    return [*(_flatten(content, declared) for content in recipes), _parse_overrides(overrides, declared)]
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
@@ -131,7 +177,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str,
     return [*_read_with_bases(path.parent / base, (*above, path.resolve())), content]
 
 
-def _explained(error: OmegaConfBaseException, value: Any) -> str:
+def _explained(error: Exception, value: Any) -> str:
     """Return what is wrong in words of recipes rather than of OmegaConf's classes."""
     if "is not a ListConfig" in str(error):
         return f"one value where a list is needed, such as [{value},{value}]"
@@ -139,36 +185,28 @@ def _explained(error: OmegaConfBaseException, value: Any) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"recipe '{path}' does not exist.{nearest(str(path), siblings)}")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"recipe '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
     return typing.cast(dict[str, Any], content)
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Turn ['a.b=1', 'c=[2,3]'] into {'a.b': 1, 'c': [2, 3]}; values are read as YAML."""
+def _parse_overrides(overrides: Sequence[str], declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ['a.b=1', 'c=[2,3]'] into {'a.b': 1, 'c': [2, 3]}."""
     parsed: dict[str, Any] = {}
-    for key, value in split_overrides(overrides):
+    for key, text in split_overrides(overrides):
         try:
-            content = OmegaConf.create({"value": yaml.safe_load(value)})["value"] if value else None
-            # OmegaConf's YAML reader knows that 4e-4 is a number; PyYAML's does not.
-            if isinstance(content, str):
-                content = OmegaConf.from_dotlist([f"value={value}"])["value"]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"'{key}={value}': {' '.join(str(error).split())}") from None
-        if isinstance(content, DictConfig | ListConfig):
-            content = OmegaConf.to_container(content)
-        parsed[key] = content
+            parsed[key] = read_text(text, declared.get(key, Any))
+        except ValueError as error:
+            raise UserError(f"'{shown(f'{key}={text}')}': {error}") from None
     return parsed
 
 
-def _flatten(tree: dict[str, Any], known: Sequence[str], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
     """Turn nested keys into dotted ones, down to the names that the schema knows as values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -178,12 +216,3 @@ def _flatten(tree: dict[str, Any], known: Sequence[str], prefix: str = "") -> di
         else:
             flat[name] = value
     return flat
-
-
-def _dotted_names(schema: type, prefix: str = "") -> Iterator[str]:
-    types = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(types[field.name]):
-            yield from _dotted_names(types[field.name], f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 from spark.data.decode import UnreadableImageError, decode
 from spark.data.samplers import AUGMENT, Draw, mixed_seed
 from spark.data.source import open_source
+from spark.utils.workers import keep_workers
 
 SUBSTITUTES = 16  # images that are tried in place of an unreadable one
 
@@ -103,7 +104,7 @@ class ImagePool(Dataset[Sample]):
 
 def build_loader(pool: ImagePool, sampler: Sampler[Draw], batch: int, workers: int, pin: bool) -> DataLoader[Sample]:
     """Return a loader of batches (uint8 [B, C, H, W], unreadable [B])."""
-    return DataLoader(
+    loader = DataLoader(
         pool,
         batch_size=batch,
         sampler=sampler,
@@ -112,5 +113,6 @@ def build_loader(pool: ImagePool, sampler: Sampler[Draw], batch: int, workers: i
         persistent_workers=workers > 0,
         drop_last=True,
     )
+    return keep_workers(loader)
 
 

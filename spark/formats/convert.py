@@ -20,6 +20,7 @@ from spark.formats.naming import Conversion
 from spark.formats.proofs import Difference, randomize_statistics
 from spark.formats.reader import Source, optional, read
 from spark.formats.registry import FORMATS
+from spark.utils.lock import sole_writer, sole_writer_of_file
 from spark.utils.state_dict import load_strictly
 
 PLAIN = re.compile(
@@ -63,9 +64,11 @@ def convert(
         elif name in (found.format, to):
             prove(name, info, found.encoder.state)
     if to == "timm":
-        written = [save_encoder(destination, found.encoder)]
+        with sole_writer(destination):
+            written = [save_encoder(destination, found.encoder)]
     else:
-        written = FORMATS[to].save(destination, converted.state, info)
+        with sole_writer_of_file(destination):
+            written = FORMATS[to].save(destination, converted.state, info)
     print(f"wrote {', '.join(map(str, written))}")
     if to != "timm":
         print(FORMATS[to].USAGE)

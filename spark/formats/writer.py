@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spark.errors import UserError
-from spark.utils.files import atomic_path
+from spark.utils.files import atomic_path, torch_save
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -26,14 +25,11 @@ def save_tensors(destination: Path, state: Mapping[str, Tensor], content: Mappin
     if destination.suffix not in SUFFIXES:
         raise UserError(f"'{destination}': this format is written to a file that ends in {', '.join(SUFFIXES)}")
     with atomic_path(destination) as temporary:
-        try:
-            if destination.suffix == ".safetensors":
-                # Copies, as the format has no way to say that two names share their numbers.
-                copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                          for name, tensor in state.items()}
-                save_file(copies, temporary, metadata={"format": "pt"})
-            else:
-                torch.save(dict(content), temporary)
-        except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
-            raise UserError(f"cannot write '{destination}': {str(error).splitlines()[0]}") from None
+        if destination.suffix == ".safetensors":
+            # Copies, as the format has no way to say that two names share their numbers.
+            copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                      for name, tensor in state.items()}
+            save_file(copies, temporary, metadata={"format": "pt"})
+        else:
+            torch_save(dict(content), temporary)
     return [destination]

@@ -29,7 +29,7 @@ from spark.probes.knn import knn_predict
 from spark.probes.linear import linear_predict
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
-from spark.utils.signals import leave_to_parent
+from spark.utils.workers import keep_workers
 
 SPLIT_OFF = 5  # without a validation folder, every n-th image is used for validation
 BATCH = 128  # images at a time, as no gradient is kept
@@ -108,7 +108,7 @@ class Probe:
         """Return features [N, D] and classes [N] of this process's share of the images."""
         config, ranks = self._config, self._ranks
         share = Subset(images, range(ranks.rank, len(images), ranks.size))  # type: ignore[arg-type]
-        loader = DataLoader(share, BATCH, num_workers=config.data.workers, worker_init_fn=leave_to_parent)
+        loader = keep_workers(DataLoader(share, BATCH, num_workers=config.data.workers))
         features, classes = [torch.empty(0, encoder.channels[-1])], [torch.empty(0, dtype=torch.long)]
         for batch, labels in loader:
             normal = normalize(batch, config.data.mean, config.data.std, ranks.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spark.errors import UserError
-from spark.utils.files import atomic_path
+from spark.utils.files import atomic_path, torch_save
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may be intact
@@ -30,10 +30,7 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
         UserError: it cannot be written; existing checkpoints are kept.
     """
     with atomic_path(folder / LAST) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch's error for a full disk
-            raise UserError(f"cannot write '{folder / LAST}': {str(error).splitlines()[0]}") from None
+        torch_save(content, temporary)
         _keep_as_previous(folder)
 
 

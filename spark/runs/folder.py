@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from spark.config.identity import flat, without
+from spark.config.yaml_text import read_yaml
 from spark.errors import UserError
 from spark.runs.metrics import FILE_NAME as METRICS
 
@@ -41,9 +42,26 @@ def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[
         _check_same(folder, config)
 
 
+def check_still_there(folder: Path, file: str = ".") -> None:
+    """Check that a running run still has its folder: what it would write into a new one could not be resumed.
+
+    Args:
+        folder: the run's.
+        file: that is in it from the start, if one is.
+
+    Raises:
+        UserError: it was removed or renamed.
+    """
+    if not (folder / file).exists():
+        raise UserError(f"'{folder / file}' is gone: it was removed or renamed during the run; put it back, and the "
+                        "same command goes on from its last checkpoint")
+
+
 def _check_same(folder: Path, config: Any) -> None:
     known: Any = OmegaConf.to_container(OmegaConf.structured(type(config)))
-    found: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    found: Any = read_yaml(folder / CONFIG, "configuration")
+    if not isinstance(found, dict):
+        raise UserError(f"'{folder / CONFIG}' is no configuration; pass another out=…, or resume=never to replace it")
     if set(known) - set(found) and set(found) - set(known):
         raise UserError(f"'{folder}' holds a run of another kind (its {CONFIG} has {', '.join(map(str, found))}); "
                         "pass another out=…")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spark.utils.files import write_text
+from spark.utils.files import write_text, writing
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,11 +26,12 @@ class MetricsLog:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow import, not needed by readers
 
-        path = run / FILE_NAME
+        self._path = path = run / FILE_NAME
         kept = [record for record in read_metrics(run) if record["step"] <= resume_step > 0]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+        with writing(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -39,18 +41,25 @@ class MetricsLog:
     ) -> None:
         if self._quiet:
             return
-        self._file.close()
-        self._board.close()
+        # What could not be written has been told already, and would be tried once more here.
+        with suppress(OSError) if error else writing(self._path):
+            self._file.close()
+            self._board.close()
 
     def write(self, step: int, **values: Any) -> None:
-        """Record the values that belong to optimizer step `step` (the first is 1)."""
+        """Record the values that belong to optimizer step `step` (the first is 1).
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
         if self._quiet:
             return
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

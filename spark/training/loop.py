@@ -22,7 +22,7 @@ from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import NamedImages, UnreadableFiles
 from spark.errors import UserError
 from spark.runs.checkpoint import load_latest, save_checkpoint
-from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder
+from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder, check_still_there
 from spark.runs.metrics import MetricsLog
 from spark.training.guard import LR_FACTOR, Counts, DivergedError, NonFiniteGuard, check_counts, check_rollback
 from spark.training.optim import learning_rate_at
@@ -264,6 +264,8 @@ class Training:
                 self.steps_done_here += 1
                 epochs_done, into_epoch = divmod(self.step, learner.steps_per_epoch)
                 if into_epoch == 0 or self.step % schedule.record_steps == 0:
+                    if ranks.is_main:
+                        check_still_there(run, CONFIG)
                     status = self._record(log, values) or status
                 progress.advance(status)
                 # Draw before the checkpoint: a run killed in between draws again.

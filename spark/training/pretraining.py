@@ -32,7 +32,6 @@ from spark.training.proof import prove_own
 from spark.utils.device import autocast, choose_device
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version
-from spark.utils.signals import leave_to_parent
 from spark.utils.state_dict import load_strictly
 from spark.visualize.curve import Curve
 from spark.visualize.grid import reconstruction_grid, save_image
@@ -121,10 +120,8 @@ class Pretraining(Learner):
         batch, workers = self._config.train.batch, self._config.data.workers
         sampler = ShareSampler(self._sampler(first_step), batch, self._ranks)
         pin = self._device.type == "cuda"
-        loader = build_loader(self._pool, sampler, self._ranks.local_batch(batch), workers, pin)
-        loader.worker_init_fn = leave_to_parent
         self._model.train()
-        return loader
+        return build_loader(self._pool, sampler, self._ranks.local_batch(batch), workers, pin)
 
     def step(self, batch: Sample, number: int, lr: float) -> dict[str, Any]:
         """Run one training step; see `Learner.step`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spark.utils.distributed import Ranks, process_group
+from spark.utils.lock import sole_writer
 from spark.utils.signals import EXIT_CODE, PostponedError, StopRequest
 
 Result = TypeVar("Result")
@@ -15,10 +16,10 @@ Result = TypeVar("Result")
 def in_processes(
     run: Path, device: str, work: Callable[[Ranks, StopRequest], Result | None]
 ) -> tuple[Result, Ranks]:
-    """Run the work on all ranks.
+    """Run the work on all ranks, while nobody else writes into the run's folder.
 
     Args:
-        run: the run's folder, for the message.
+        run: the run's folder.
         device: compute device, as for `choose_device`.
         work: returns None if it was asked to stop and has saved its state.
 
@@ -26,11 +27,11 @@ def in_processes(
         What the work returned in this process, and the processes.
 
     Raises:
-        UserError: raised by the work.
+        UserError: raised by the work; or another process writes into the folder.
         PostponedError: the work was asked to stop.
         SystemExit: raised instead on all ranks but the main process, which reports the error.
     """
-    with process_group(device) as ranks, StopRequest() as request:
+    with process_group(device) as ranks, sole_writer(run, ranks), StopRequest() as request:
         result = work(ranks, request)
     if result is None and not ranks.is_main:
         raise SystemExit(EXIT_CODE)

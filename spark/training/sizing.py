@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from spark.config.pretrain import AUTO, PretrainConfig
 from spark.config.recipe import with_values
+from spark.config.yaml_text import read_yaml
 from spark.data.dataset import ImagePool
 from spark.errors import UserError
 from spark.runs.folder import CHECKPOINTS, CONFIG
@@ -56,7 +57,7 @@ def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] 
     run = Path(config.out)
     if config.resume == "never" or not (run / CHECKPOINTS).is_dir() or not (run / CONFIG).is_file():
         return None
-    before = OmegaConf.load(run / CONFIG)
+    before = OmegaConf.create(read_yaml(run / CONFIG, "configuration"))
     if OmegaConf.select(before, "train.preset") != AUTO:
         return None
     stored = {key: OmegaConf.select(before, key) for key in SIZED}

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spark.errors import UserError
 from spark.utils.device import choose_device
+from spark.utils.process_identity import end_with_parent
 
 Result = TypeVar("Result")
 LOST = "Connection closed by peer"  # what gloo says of a process that is gone
@@ -170,6 +171,8 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Ran
             raise UserError(f"more processes are started here than the {there} CUDA devices; lower --nproc-per-node")
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and ends it, unless it is killed itself
+        end_with_parent()
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
     control = distributed.new_group(backend="gloo", timeout=timeout)
     rank = distributed.get_rank()

@@ -33,9 +33,3 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-
-
-def leave_to_parent(worker: int) -> None:
-    """Make a loader's worker ignore the signals, which often go to all processes of a job: the loop still needs it."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

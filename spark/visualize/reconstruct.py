@@ -23,6 +23,7 @@ from spark.methods.base import Method
 from spark.methods.load import Pretrained, load_pretrained
 from spark.utils.device import choose_device
 from spark.utils.files import atomic_path, write_text
+from spark.utils.lock import sole_writer
 from spark.utils.provenance import code_version
 from spark.visualize.contact_sheet import Row, contact_sheet, enlargement
 from spark.visualize.grid import GRAY, displayable
@@ -82,9 +83,10 @@ def visualize_reconstructions(
         for subject in subjects
         for attempt in subject.attempts
     ]
-    with atomic_path(out / "reconstruct.png") as temporary:
-        contact_sheet(COLUMNS, rows).save(temporary)
-    write_text(out / "reconstruct.html", _page(pretrained, checkpoint, subjects))
+    with sole_writer(out):
+        with atomic_path(out / "reconstruct.png") as temporary:
+            contact_sheet(COLUMNS, rows).save(temporary)
+        write_text(out / "reconstruct.html", _page(pretrained, checkpoint, subjects))
     return out / "reconstruct.png", out / "reconstruct.html"
 
 

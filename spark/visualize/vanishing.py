@@ -26,6 +26,7 @@ from spark.masking import enlarge, random_mask
 from spark.sparse.convert import sparsify
 from spark.sparse.rule import sparse_layers_of
 from spark.utils.files import atomic_path
+from spark.utils.lock import sole_writer
 from spark.utils.plots import COLORS, GRAY, encode, quieten
 
 FIRST, MAPS = 3, 8  # the first maps, where it happens, are all drawn, and this many altogether
@@ -67,7 +68,7 @@ def visualize_vanishing(model: str, image: Path, out: Path, size: int, ratio: fl
     traces = trace(network, (pixels[None].double() + 1) / 256, mask, engine)  # + 1: black is not zero
     name = re.sub(r"[^\w.-]+", "-", model)  # of one's own, its path has slashes
     path = out / f"vanishing_{name}.png"
-    with atomic_path(path) as temporary:
+    with sole_writer(out), atomic_path(path) as temporary:
         temporary.write_bytes(draw(model, traces))
     return path
 

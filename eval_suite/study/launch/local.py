@@ -14,12 +14,13 @@ from typing import Any
 
 from rich.live import Live
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, HeldError, last_attempt, this_machine
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, HeldError, last_attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import finished
 from eval_suite.study.runner import Result, Stopping, run_node
 from eval_suite.study.status import BLOCKED, ELSEWHERE, RUNNING, WAITING, State, console, status_table, summary
 from spark.errors import UserError
+from spark.utils.process_identity import this_machine
 from spark.utils.signals import EXIT_CODE
 
 POLL_SECONDS = 0.2

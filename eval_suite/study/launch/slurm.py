@@ -33,6 +33,7 @@ from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_sn
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import Job
 from spark.errors import UserError
+from spark.utils.files import cannot_write
 
 SUBMISSIONS = "submissions.jsonl"
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
@@ -179,8 +180,12 @@ class Slurm:
         ids = [job.job_id for job in jobs]
         if not self._dry_run:
             now = time.time()
-            _note(graph.out, {node.name: Job(id, now, folder / LOG.format(job=id))
-                              for node, id in zip(nodes, ids, strict=True)})
+            try:
+                _note(graph.out, {node.name: Job(id, now, folder / LOG.format(job=id))
+                                  for node, id in zip(nodes, ids, strict=True)})
+            except OSError as error:  # nobody would know of them, and they would be submitted again
+                ask_slurm(["scancel", *ids])
+                raise cannot_write(graph.out / SUBMISSIONS, error) from None
         return ids
 
     def _parameters(self, resources: Resources, code: Path) -> dict[str, Any]:

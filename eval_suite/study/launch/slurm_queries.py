@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from eval_suite.study.attempt import AttemptRecord, this_machine
+from eval_suite.study.attempt import AttemptRecord
 from eval_suite.study.status import ENDED
 from spark.errors import UserError
+from spark.utils.process_identity import this_machine
 
 
 def is_over(attempt: AttemptRecord) -> bool:

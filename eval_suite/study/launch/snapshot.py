@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import eval_suite
+from spark.utils.files import cannot_write
 from spark.utils.provenance import VERSION_FILE, code_version
 
 PACKAGES = ("spark", "d2_projects", "eval_suite")
@@ -44,12 +45,16 @@ def take_snapshot(folder: Path, data: Iterable[Path] = ()) -> Path:
     if destination.is_dir():
         return destination
     making = folder / f".{destination.name}.{os.getpid()}"
-    for file in files:
-        (making / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / file, making / file)
-    (making / VERSION_FILE).write_text(code_version(), encoding="utf-8")
-    if _is_checkout(root):
-        _link_others(root, making, linked)
+    try:
+        for file in files:
+            (making / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / file, making / file)
+        (making / VERSION_FILE).write_text(code_version(), encoding="utf-8")
+        if _is_checkout(root):
+            _link_others(root, making, linked)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise cannot_write(making, error) from None
     try:
         making.rename(destination)
     except OSError:  # somebody else was faster

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite.study.attempt import STALE_SECONDS, Attempt, HeldError, attempts, last_attempt, this_machine
+from eval_suite.study.attempt import STALE_SECONDS, Attempt, HeldError, attempts, last_attempt
+from spark.utils.process_identity import this_machine
 
 
 def leave(folder: Path, machine: str, process: tuple[int, int], job: str = "", age: float = 0.0) -> None:
@@ -112,3 +113,10 @@ def test_of_many_at_once_one_succeeds(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert won == [2]
+
+
+def test_a_clock_that_was_set_back_keeps_no_folder_and_makes_no_negative_times(tmp_path: Path) -> None:
+    leave(tmp_path, "elsewhere/pid:[1]", (1, 1), age=-STALE_SECONDS - 60)
+    with Attempt(tmp_path):
+        pass
+    assert all(attempt.seconds >= 0 for attempt in attempts(tmp_path))

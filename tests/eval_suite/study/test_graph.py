@@ -137,7 +137,7 @@ def test_a_saved_graph_is_the_same_graph(study: StudyFolder) -> None:
     ({"exclude": [{"init": ["scratch", "spark"]}]}, "no point is left"),
     ({"models": []}, "'models' is required and empty"),
     ({"overrides": {"o": {"resources": {"gpu": 1}}}}, "unknown key 'gpu'"),
-    ({"overrides": {"o": {"resources": {"minutes": 0}}}}, "minutes must be at least 1"),
+    ({"overrides": {"o": {"resources": {"minutes": 0}}}}, "minutes=0 must be at least 1"),
     ({"overrides": {"o": {"when": {"task": "count"}, "resources": {"nodes": 2}}}}, "runs in one process"),
     ({"prepare": "make"}, "needs 'data'"),
 ])
@@ -170,7 +170,7 @@ def test_studies_are_found_by_name() -> None:
     ("scheduler: slrum", "Did you mean slurm"),
     ("resources: {node: 1}", "unknown key 'resources.node'"),
     ("tasks: {pretrain: {node: 1}}", "tasks.pretrain: unknown key 'node'. Did you mean nodes"),
-    ("tasks: {pretrain: {nodes: 0}}", "tasks.pretrain.nodes must be at least 1"),
+    ("tasks: {pretrain: {nodes: 0}}", "tasks.pretrain.nodes=0 must be at least 1"),
     ("resources: {minutes: 2}", "resources.minutes=2 must be longer than signal_seconds=120"),
 ])
 def test_mistakes_in_cluster_files(tmp_path: Path, text: str, message: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 from paths import ROOT
 from quick_task import ASKED, ENVIRONMENT
+from small_disk import fill, small_disk
 from study_folder import StudyFolder
 from synthetic import record
 
@@ -289,3 +290,21 @@ def test_a_task_without_a_result_has_failed(
     study.change(models=["a"], initialisations={"scratch": {}})
     assert run(study) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_a_full_disk_fails_in_a_line_and_blocks_nothing(
+    study: StudyFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What could not be begun leaves no attempt behind that would have to become stale first."""
+    with small_disk(study.folder / "disk", 256) as disk:
+        study.change(out=str(disk / "runs"), models=["a"], initialisations={"scratch": {}})
+        assert run(study) == 0
+        study.change(models=["b"])
+        study.graph().save()  # so that it is the attempt that finds the disk full
+        full = fill(disk)
+        assert run(study) != 0
+        said = capsys.readouterr().err
+        assert f"no space left on '{disk}'" in said
+        assert "Traceback" not in said
+        full.unlink()
+        assert run(study) == 0

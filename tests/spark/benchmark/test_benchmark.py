@@ -78,7 +78,7 @@ def test_bench_verb_writes_its_page(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("resnet18 --batch 0", "must be positive"),
+        ("resnet18 --batch 0", "--batch: 0 must be at least 1"),
         ("resnet18 --input-size 100", "not divisible by the encoder's stride 32"),
         ("resnet_18", "Did you mean"),
         ("resnet18 --input-size 64 --mask-ratio 0.99", "at least one must be visible"),

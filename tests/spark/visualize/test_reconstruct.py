@@ -119,7 +119,7 @@ def test_the_columns_show_what_they_say(run: Path) -> None:
         (["run", "pictures/none.png"], ["image 'pictures/none.png' does not exist"]),
         (["run", "recipe.yaml"], ["image 'recipe.yaml' cannot be read: not an image"]),
         (["run", "pictures", "--mask-ratios", "0.99"], ["mask ratio 0.99 leaves 0 of 6 patches visible"]),
-        (["run", "pictures", "--mask-ratios", "2"], ["mask ratio 2.0 leaves"]),
+        (["run", "pictures", "--mask-ratios", "2"], ["--mask-ratios: 2.0 must be in (0, 1)"]),
         (["run", "pictures", "--seeds", "-1"], ["--seeds"]),
     ],
     ids=lambda value: value[0] if len(value) < 3 else None,

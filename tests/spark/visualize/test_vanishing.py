@@ -60,8 +60,8 @@ def test_the_picture_does_not_depend_on_the_engine(
         (["resnet5O", "a/00.png"], "unknown model 'resnet5O'"),
         (["resnet18", "none.png"], "image 'none.png' cannot be read: No such file"),
         (["resnet18", "a/00.png", "--engine", "fast"], "unknown engine 'fast'"),
-        (["resnet18", "a/00.png", "--mask-ratio", "1"], "mask ratio 1.0 leaves 0"),
-        (["resnet18", "a/00.png", "--input-size", "0"], "at least one must be visible and one masked"),
+        (["resnet18", "a/00.png", "--mask-ratio", "1"], "--mask-ratio: 1.0 must be in (0, 1)"),
+        (["resnet18", "a/00.png", "--input-size", "0"], "--input-size: 0 must be at least 1"),
         (["ghostnetv2_100", "a/00.png"], "GhostModuleV2"),
     ],
 )
