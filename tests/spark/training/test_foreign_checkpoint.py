@@ -21,8 +21,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     (folder / "photos").mkdir()
     for number in range(2):
         Image.new("RGB", (64, 64), (90 * number, 50, 200)).save(folder / "photos" / f"{number}.png")
-    command = ["pretrain", f"data.root={folder / 'photos'}", f"out={folder / 'run'}", "model.name=test_resnet",
-               "data.input_size=[32,32]", "data.workers=0", "decoder.width=32", "train.epochs=2",
+    (folder / "recipe.yaml").write_text("{}")
+    command = ["pretrain", str(folder / "recipe.yaml"),
+               f"data.root={folder / 'photos'}", f"out={folder / 'run'}", "model.name=test_resnet",
+               "data.input_size=[64,64]", "data.workers=0", "decoder.width=32", "train.epochs=2",
                "train.warmup_epochs=0", "train.batch=2", "device=cpu", "resume=auto"]  # fmt: skip
     assert main(command) == 0
     return folder / "run", command
