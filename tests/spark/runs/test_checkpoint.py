@@ -184,6 +184,7 @@ def test_one_of_something_else_is_passed_over_if_the_one_before_is_of_this(two: 
 
 
 def test_nothing_is_renamed_where_none_is_of_this_run(two: Path) -> None:
-    with pytest.warns(UserWarning, match="before"), pytest.raises(UserError, match=r"previous\.pt' is not one of this run"):
+    refusal = r"previous\.pt' is not one of this run"
+    with pytest.warns(UserWarning, match="before"), pytest.raises(UserError, match=refusal):
         load_latest(two, lambda saved: saved["optimizer"])
     assert sorted(path.name for path in two.iterdir()) == [LAST, PREVIOUS]
