@@ -63,9 +63,7 @@ def load_optimizer(optimizer: Optimizer, state: Any, source: str) -> None:
     own = optimizer.state_dict()["param_groups"]
     try:
         groups, moments = state["param_groups"], state["state"]
-        fits = [group["params"] for group in groups] == [group["params"] for group in own] and all(
-            group.keys() == mine.keys() for group, mine in zip(groups, own, strict=True)
-        )
+        fits = [group["params"] for group in groups] == [group["params"] for group in own]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         fits = fits and all(
             not isinstance(value, Tensor) or value.dim() == 0 or value.shape == parameters[number].shape
@@ -76,7 +74,9 @@ def load_optimizer(optimizer: Optimizer, state: Any, source: str) -> None:
         fits = False
     if not fits:
         raise MisfitError(f"{source} does not fit the run's optimizer")
-    optimizer.load_state_dict(state)
+    # Older versions of torch, or another scheduler, keep fewer or more settings of a group.
+    whole = [{**mine, **group} for group, mine in zip(groups, own, strict=True)]
+    optimizer.load_state_dict({"state": moments, "param_groups": whole})
 
 
 def digest(content: Any) -> str:
