@@ -85,7 +85,8 @@ def _retry(options: argparse.Namespace) -> int:
         console().print("nothing has failed or stopped")
         return 0
     # What builds upon them comes along; a report that is there already must be made again.
-    names = {name for name in graph.below(chosen) if name in chosen or states[name].name not in (RUNNING, QUEUED, UNKNOWN)}
+    theirs = {name for name, state in states.items() if state.name in (RUNNING, QUEUED, UNKNOWN)}
+    names = {name for name in graph.below(chosen) if name in chosen or name not in theirs}
     return _start(graph, names, _launcher(options, cluster), options.dry_run)
 
 

@@ -207,7 +207,10 @@ class Slurm:
         }
         # `python -m` looks into the folder that it is started in first: there the code must be the copy, too.
         copy = shlex.quote(str(code))
-        setup = [*traps(out, sys.executable), *cluster.setup, f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {copy}"]
+        setup = [
+            *traps(out, sys.executable), *cluster.setup,
+            f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {copy}",
+        ]
         return {
             **{name: value for name, value in given.items() if value is not None},
             "time": resources.minutes, "nodes": resources.nodes, "ntasks_per_node": resources.processes_per_node,

@@ -24,8 +24,8 @@ REASON = "ended by a signal to the whole job, and goes on from its last checkpoi
 def traps(out: Path, python: str) -> list[str]:
     """Return the lines that a batch script begins with; a `trap … EXIT` in a cluster file's `setup` replaces them."""
     names = " ".join(number.name[3:] for number in SIGNALS)
-    put_back = f"{shlex.quote(python)} -m {__name__} {shlex.quote(str(out))}"
-    return [f"trap 'signalled=1' {names}", f'put_back() {{ [ -z "$signalled" ] || {put_back}; }}', "trap put_back EXIT"]
+    command = f"{shlex.quote(python)} -m {__name__} {shlex.quote(str(out))}"
+    return [f"trap 'signalled=1' {names}", f'put_back() {{ [ -z "$signalled" ] || {command}; }}', "trap put_back EXIT"]
 
 
 def main(out: Path) -> None:
