@@ -45,9 +45,12 @@ class FrozenEncoder:
     def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return features [B, width] in float32: of the coarsest map, and of the two coarsest side by side."""
         x = images_BCHW.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with autocast(self._device, self._precision):
-            pooled = [map_.float().mean((2, 3)) for map_ in self._encoder(x)[-2:]]
+        pooled = [map_.float().mean((2, 3)) for map_ in self._maps(x)[-2:]]
         return {LAST: pooled[-1], LAST_TWO: torch.cat(pooled, 1)}
+
+    def _maps(self, x_BCHW: Tensor) -> Any:
+        with autocast(self._device, self._precision):
+            return self._encoder(x_BCHW)
 
     def recalibrate(self, images: LabeledImages, workers: int) -> None:
         """Take the running statistics of all batch norms anew, as plain averages over batches of these images.
@@ -55,7 +58,7 @@ class FrozenEncoder:
         The batches are of one size, which no setting changes: it decides about the statistics. What is left over when
         they are filled is left out.
         """
-        recalibrate([self._encoder], self, full_batches(images, RECALIBRATION_BATCH, workers, self._device))
+        recalibrate([self._encoder], self._maps, full_batches(images, RECALIBRATION_BATCH, workers, self._device))
 
     def statistics(self, images: LabeledImages, batch: int, workers: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return mean and deviation [width] of each sort of features over these images."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eval_suite.classification.data import LabeledImages, plain_loader
+from spark.sparse.synchronize import SynchronizedNorm
 from spark.utils.distributed import Ranks
 
 START_SHARE = 1e-3  # of the start in a statistic: less is nothing
@@ -42,7 +43,7 @@ def recalibrate(networks: Sequence[nn.Module], forward: Callable[[Tensor], Any],
     Args:
         networks: in evaluation mode, where they are left.
         forward: runs each of them once.
-        batches: of images, as `forward` takes them.
+        batches: of images, as `forward` takes them; the same in every process, so none asks another.
     """
     norms = [norm for network in networks for norm in _batch_norms(network)]
     momenta = [norm.momentum for norm in norms]
@@ -50,6 +51,8 @@ def recalibrate(networks: Sequence[nn.Module], forward: Callable[[Tensor], Any],
         norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # a plain average
+        if isinstance(norm, SynchronizedNorm):
+            norm.alone = True
     try:
         for batch in batches:
             forward(batch)
@@ -57,6 +60,8 @@ def recalibrate(networks: Sequence[nn.Module], forward: Callable[[Tensor], Any],
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum
+            if isinstance(norm, SynchronizedNorm):
+                norm.alone = False
 
 
 @contextmanager
