@@ -121,7 +121,7 @@ class _Known:
 
 
 def _listed(path: str) -> tuple[list[str], list[str]]:
-    folders, files = [], []
+    folders, files = list[str](), list[str]()
     try:
         with os.scandir(path) as entries:
             for entry in entries:
