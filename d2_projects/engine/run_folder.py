@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,24 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
     write_json(out / IDENTITY, identity)
     write_text(out / CONFIG, to_yaml(config.cfg))
     return (out / RESULT).is_file()
+
+
+@contextlib.contextmanager
+def nothing_left(config: DetectConfig, writes: bool) -> Iterator[None]:
+    """Let a new run that fails before its first number leave nothing behind, or the mended one would be another's.
+
+    Args:
+        config: of the run.
+        writes: whether this process does.
+    """
+    out = config.out
+    new = not (out / IDENTITY).exists()
+    try:
+        yield
+    except UserError:
+        if writes and new and not (out / METRICS).exists() and not (out / CHECKPOINTS / LAST).exists():
+            remove_run(out, config.project.outputs)
+        raise
 
 
 def remove_run(out: Path, outputs: Iterable[str]) -> None:
