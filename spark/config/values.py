@@ -139,7 +139,7 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
 
     Args:
         name: of the setting.
-        value: of it, of the right type.
+        value: of it.
         declaration: a type, perhaps with limits.
     """
     base, limits = declared(declaration)
@@ -150,6 +150,8 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
         inner_declaration = (typing.get_args(base) or (Any,))[0]
         found = (complaint for entry in value for complaint in wrong_value("", entry, inner_declaration))
         yield from (f"{name}={shown(value)}: each {complaint.partition(' ')[2]}" for complaint in list(found)[:1])
+    elif base in (int, float) and _is_no_number(value):
+        yield f"{name}={shown(value)} must be a number"
     else:
         for limit in limits or (ANY_NUMBER, ANY_TEXT):
             if complaint := limit.complaint(value):
@@ -164,6 +166,13 @@ def shown(value: Any, most: int = SHOWN) -> str:
         return "a number of thousands of digits"
     text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether a value is of another kind, which recipes that are programs may hold; references are resolved later."""
+    if value is None or (isinstance(value, str) and value.startswith("${")):
+        return False
+    return isinstance(value, bool | str)
 
 
 def text_is_wanted(declaration: Any) -> bool:
