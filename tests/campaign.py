@@ -68,10 +68,16 @@ class Commands:
         process.join(after)
         running = process.exitcode is None
         if running:
-            # The group: its data workers die with it, as they do when a machine is switched off.
-            os.killpg(os.getpgid(process.pid or 0), signal.SIGKILL)
+            kill_all(process.pid or 0)
             process.join(30)
         return running
+
+
+def kill_all(leader: int) -> None:
+    """Kill a command and its data workers, as when a machine is switched off."""
+    # Before it leads a group of its own, its group is that of the tests.
+    leads = os.getpgid(leader) == leader
+    (os.killpg if leads else os.kill)(leader, signal.SIGKILL)
 
 
 def campaign(commands: Commands, argv: Sequence[str], runs: int, folder: Path, seed: int) -> list[str]:
