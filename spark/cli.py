@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spark.config.arguments import Parser, a_name, a_path, number
+from spark.config.arguments import Parser, a_name, a_path, add_trust, number
 from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
 from spark.config.values import Count, Part, Pixels, Seconds, Seed, Width
 from spark.errors import UserError, exits_cleanly
@@ -111,6 +111,7 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     reconstruct.add_argument("--mask-ratios", type=number(Part), nargs="+", default=[], help="default: the training's")
     reconstruct.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     reconstruct.add_argument("--device", choices=DEVICES, default="auto")
+    add_trust(reconstruct, "the checkpoint")
     reconstruct.set_defaults(run=_reconstruct)
 
     vanishing = drawings.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
@@ -199,7 +200,8 @@ def _reconstruct(options: argparse.Namespace) -> int:
     from spark.visualize.reconstruct import visualize_reconstructions
 
     written = visualize_reconstructions(
-        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device
+        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device,
+        options.trust,
     )
     print("\n".join(f"written to {path}" for path in written))
     return 0

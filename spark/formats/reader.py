@@ -16,6 +16,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.options import require_own_options
 from spark.backbones.timm_model import REFUSALS, cannot_build
 from spark.backbones.timm_pyramid import deepest_per_stride
 from spark.config.choices import DEFAULT_METHOD
@@ -276,6 +277,7 @@ def _empty(name: str, **options: Any) -> Any:
 
 
 def _built(name: str, options: Mapping[str, Any]) -> Any:
+    require_own_options(options)
     try:
         return timm.create_model(name, num_classes=0, **options)
     except REFUSALS as error:
