@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
     convert.add_argument("--model", help="timm name, where the checkpoint does not tell")
     convert.add_argument("--method", help="how the weights were trained, e.g. supervised, where nothing tells")
+    convert.add_argument("--ema", action="store_true", help="take the weights' moving average, where there is one")
     convert.set_defaults(run=_convert)
 
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
@@ -147,7 +148,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from spark.formats.convert import convert
 
-    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose)
+    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose,
+            options.ema)
     return 0
 
 

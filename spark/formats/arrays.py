@@ -123,7 +123,7 @@ def load_arrays(path: Path) -> Any:
         with open(path, "rb") as file:
             size = path.stat().st_size
             for opcode, argument, _ in pickletools.genops(file):  # or a number in it makes room for a million objects
-                if opcode.name.endswith("PUT") and int(argument) > size:
+                if opcode.name.endswith("PUT") and int(argument or 0) > size:
                     raise ValueError("more objects than bytes")
             file.seek(0)
             content = _ArrayUnpickler(file, size).load()
