@@ -87,8 +87,8 @@ def _without_objects(path: Path, error: HoldsObjects) -> Foreign:
     if unknown := sorted(name for name in names if not LEFT_OUT.fullmatch(name)):
         raise UserError(f"checkpoint '{path}' holds objects other than tensors ({', '.join(unknown[:3])}); it is not "
                         "loaded: save its state dict alone, with torch.save(checkpoint['state_dict'], FILE)") from None
-    stand_ins = [({"collections.deque": _a_list, "collections.defaultdict": _a_dict}.get(name, _LeftOut), name)
-                 for name in names]
+    filled: dict[str, Any] = {"collections.deque": _a_list, "collections.defaultdict": _a_dict}
+    stand_ins: list[Any] = [(filled.get(name, _LeftOut), name) for name in names]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = load_file(path)
