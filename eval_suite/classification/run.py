@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from eval_suite.classification.config import EvaluationConfig
-from eval_suite.task import Prepared
-from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash
+from eval_suite.task import Prepared, Work
 from spark.config.identity import acting
 from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS
@@ -89,11 +87,9 @@ def run_evaluation(config: EvaluationConfig, evaluate: Callable[[Evaluation], Re
     return run / RESULT if ranks.is_main else None
 
 
-def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
+def prepared(config: EvaluationConfig, model: str, length: float, work: Work) -> Prepared:
     """Return what a study must know of a run: the protocol, the model and the seed decide about its result."""
-    settings = {**config.protocol(), "model_name": model, "seed": config.seed}
-    if is_reference(model):
-        settings["source"] = source_hash(model)
+    settings = {**config.protocol(), "model_name": model, "seed": config.seed, **work.source(model)}
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,10 @@ class Section:
     grid: Grid
 
 
-def render_page(collected: Collected, table: pd.DataFrame, folders: Sequence[Path], out: Path) -> str:
-    """Return the page on some folders' runs, to lie in the folder `out`."""
+def render_page(
+    collected: Collected, table: pd.DataFrame, folders: Sequence[Path], out: Path, trust: Collection[str] = ()
+) -> str:
+    """Return the page on some folders' runs, to lie in the folder `out`; of own networks, `trust`'s are counted."""
     records = collected.records
     where = Addresses(out, records, folders)
     found = efforts(records, folders)
@@ -58,7 +60,7 @@ def render_page(collected: Collected, table: pd.DataFrame, folders: Sequence[Pat
         caution=caution_of(table), left_out=collected.left_out, code_version=code_version(),
         sections=list(_sections(table, records, where)), interval_note=interval_note(table),
         scaling=[(from_svg(plot.drawing, plot.title), plot.note)
-                 for plot in scaling_plots(table, records, effort_by_checkpoint(found))],
+                 for plot in scaling_plots(table, records, effort_by_checkpoint(found), trust)],
         missing=grids.missing_grid(unfinished(folders)), published=grids.published_grid(),
         curves=list(_curves(records, folders, where)), reconstructions=list(_reconstructions(folders, where)),
         courses=list(_all_of(CURVE, folders, where)), detections=list(_detections(folders, where)),

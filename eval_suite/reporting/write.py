@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ from rich.text import Text
 from eval_suite.reporting.page import render_page
 from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_latex, to_markdown
 from eval_suite.reporting.tables import caution_of, collect, flatten, summarize
+from spark.backbones.names import is_reference
 from spark.errors import UserError
 from spark.utils.files import write_text
 from spark.utils.lock import sole_writer
@@ -20,12 +21,15 @@ from spark.utils.lock import sole_writer
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path | str], out: Path | None = None, trust: Collection[str] = ()
+) -> Path:
     """Write the report on everything under some folders; return the page's path.
 
     Args:
         folders: that hold runs.
         out: where it is written; default: `report` in the folder, if there is one alone.
+        trust: own networks whose code may run, to count their parameters.
 
     Raises:
         UserError: there is nothing to report, or it is not said where to write a report on several folders.
@@ -38,12 +42,15 @@ def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path
     out = out or places[0] / "report"
     texts = {
         "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table),
-        PAGE: render_page(collected, table, places, out),
+        PAGE: render_page(collected, table, places, out, trust),
     }
     with sole_writer(out):
         for name, text in texts.items():
             write_text(out / name, text)
     _print_table(table)
+    models = {record.model for record in collected.records.values()}
+    for model in sorted(model for model in models if is_reference(model) and model not in trust):
+        print(f"note: parameters of '{model}' are not counted, as its code would run; pass --trust '{model}'")
     print(f"report: {(out / PAGE).resolve()}")
     return out / PAGE
 

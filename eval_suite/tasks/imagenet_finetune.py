@@ -44,7 +44,7 @@ class ImagenetFinetune(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol, the model and the seed decide."""
         config = self.read(work)
-        return prepared(config, config.model.name, config.train.epochs)
+        return prepared(config, config.model.name, config.train.epochs, work)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval finetune RECIPE key=value …`."""

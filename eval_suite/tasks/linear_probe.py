@@ -47,7 +47,7 @@ class LinearProbe(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol, the model and the seed decide."""
         config = _read(work)
-        return prepared(config, config.model.name, config.train.epochs)
+        return prepared(config, config.model.name, config.train.epochs, work)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval probe RECIPE key=value …`."""

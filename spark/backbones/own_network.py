@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from spark.backbones.pyramid import Pyramid, require_pyramid
 from spark.errors import UserError, nearest
 from spark.utils.files import sha256
@@ -32,7 +34,7 @@ def build_own(
     Raises:
         UserError: there is no such class, it cannot be built so, or it is no pyramid.
     """
-    network_class = _load(reference)
+    network_class: Any = _load(reference)
     arguments = dict(options or {})
     taken = inspect.signature(network_class).parameters
     if "in_chans" in taken and in_chans is not None:
@@ -68,7 +70,7 @@ def _source_file(reference: str) -> Path:
     return Path(inspect.getfile(_load(reference))).resolve()
 
 
-def _load(reference: str) -> Any:
+def _load(reference: str) -> type[nn.Module]:
     where, _, class_name = reference.rpartition(":")
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
@@ -80,6 +82,8 @@ def _load(reference: str) -> Any:
     if not inspect.isclass(found):
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
         raise UserError(f"'{where}' has no class '{class_name}'.{nearest(class_name, classes)}")
+    if not issubclass(found, nn.Module):  # a recipe builds networks, and nothing else
+        raise UserError(f"'{reference}' is no torch.nn.Module; see `spark.Pyramid` for what a network has to have")
     return found
 
 
