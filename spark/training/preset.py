@@ -9,7 +9,8 @@ Sources:
     Woo et al. 2023 (ConvNeXt V2, arXiv 2301.00808): AdamW for masked pre-training of convolutional networks, 1.5e-4
         per 256 images at a batch of 4096.
     Malladi et al. 2022 (arXiv 2205.10287), You et al. 2020 (LAMB, arXiv 1904.00962): the learning rate of adaptive
-        optimizers follows the square root of the batch.
+        optimizers follows the square root of the batch. So it is taken from LARGE_BATCH on. What these papers tuned is
+        too little for small batches: see what was measured.
     El-Nouby et al. 2021 (arXiv 2112.10740): masked pre-training on a tenth of ImageNet or less is as good, if the
         number of steps stays.
     Ma and Yarats 2021 (arXiv 1910.04209): 2 / (1 - beta2) steps of warm-up are enough for Adam.
@@ -27,6 +28,7 @@ from spark.config.pretrain import PretrainConfig
 
 PAPER_BATCH, PAPER_EPOCHS, PAPER_WARMUP = 4096, 1600, 40 / 1600
 PEAK: Mapping[str, float] = MappingProxyType({"lamb": 3.2e-3, "adamw": 2.4e-3})  # learning rates at PAPER_BATCH
+SMALL_PEAK: Mapping[str, float] = MappingProxyType({"lamb": 8e-3, "adamw": 2.4e-3})  # below LARGE_BATCH: see above
 LARGE_BATCH = 1024  # LAMB from this batch size on
 SHARE = {"gpu": 256, "cpu": 64}  # maximum images of a batch per process
 LEAST_BATCH, LEAST_STEPS = 16, 16  # minimum batch size, and steps per epoch
@@ -179,11 +181,12 @@ def _optimizer(batch: int) -> tuple[str, str]:
 
 
 def _base_lr(optimizer: str, batch: int) -> tuple[float, str]:
-    if optimizer == "adamw":
-        peak, why = PEAK[optimizer], "ConvNeXt V2's, and about the best that was measured at batches of 16 to 256"
+    if batch < LARGE_BATCH:
+        peak, why = SMALL_PEAK[optimizer], f"measured on few images, much the same at any batch below {LARGE_BATCH}"
     else:
         peak = PEAK[optimizer] * math.sqrt(batch / PAPER_BATCH)
-        why = f"the paper's {PEAK[optimizer]:g} at {PAPER_BATCH}, and as the square root of the batch"
+        source = "the paper's" if optimizer == "lamb" else "ConvNeXt V2's"
+        why = f"{source} {PEAK[optimizer]:g} at {PAPER_BATCH}, and as the square root of the batch"
     base = float(f"{peak * 256 / batch:.3g}")
     return base, f"a peak of {base * batch / 256:.2g}: {why}"
 
