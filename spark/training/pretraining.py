@@ -38,6 +38,8 @@ from spark.visualize.grid import reconstruction_grid, save_image
 
 RECONSTRUCTIONS = "reconstructions"
 RECONSTRUCTED = 6  # images
+FEW_A_SIDE = 3
+FEW_PATCHES = FEW_A_SIDE**2  # of an image; with fewer there is next to nothing to predict, or to predict it from
 SOURCE = "source"  # checkpoint key: hash of the file of the user's own network
 RECORD_STEPS = 10  # interval of steps at which the loss is read from the device and logged
 
@@ -56,6 +58,7 @@ class Pretraining(Learner):
     """
 
     guard: NonFiniteGuard
+    images: ImagePool
 
     def __init__(
         self, config: PretrainConfig, ranks: Ranks | None = None, pool: ImagePool | None = None,
@@ -152,7 +155,7 @@ class Pretraining(Learner):
             UserError: the network is not converted correctly; or weights cannot be loaded, or too few match.
         """
         config, ranks = self._config, self._ranks
-        if config.check and is_reference(config.model.name) and (proof := ranks.on_main(lambda: prove_own(config))):
+        if proof := self.prove():
             ranks.log(proof)
         if config.init is None:
             return
@@ -163,9 +166,37 @@ class Pretraining(Learner):
         ranks.broadcast(self._model)
         ranks.log(line)
 
+    def prove(self) -> str:
+        """Prove a user's own network unless check=false; return the result in a line, "" if nothing was to be proved.
+
+        Raises:
+            UserError: it is not converted correctly, or cannot be proved.
+        """
+        config = self._config
+        if not (config.check and is_reference(config.model.name)):
+            return ""
+        return self._ranks.on_main(lambda: prove_own(config))
+
+    def warnings(self) -> list[str]:
+        """Say, each in a line, what leaves little to learn."""
+        rows, columns = self._grid
+        if rows * columns >= FEW_PATCHES:
+            return []
+        height, width = (
+            max(side, FEW_A_SIDE * side // patches)
+            for side, patches in zip(self._config.data.input_size, self._grid, strict=True)
+        )
+        return [
+            f"warning: an image has only {rows * columns} patches ({rows} x {columns}) to hide and draw again, which "
+            f"leaves little to learn; set data.input_size=[{height},{width}] or more, or take a network of a smaller "
+            "total stride (tools/examples/cifar_resnet.py has 8)"
+        ]
+
     def describe(self) -> None:
         """Log how the steps are computed."""
         steps, ranks = self._accumulation_steps, self._ranks
+        for line in self.warnings():
+            ranks.log(line)
         for line in self._model.describe():
             ranks.log(line)
         local_batch = ranks.local_batch(self._config.train.batch)
