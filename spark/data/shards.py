@@ -11,7 +11,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 
 from spark.errors import UserError
 from spark.faults import fault
-from spark.utils.files import write_text
+from spark.utils.files import user_cache, write_text
 from spark.utils.provenance import content_hash
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -149,7 +148,7 @@ def read_index(shard: Path) -> list[Member]:
     """
     status = shard.stat()
     key = content_hash([_SCAN, str(shard.resolve()), status.st_size, status.st_mtime_ns])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spark-transfer" / "shards"
+    cache = user_cache("shards")
     try:
         return [Member(*entry) for entry in json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):  # not there, or torn

@@ -32,7 +32,7 @@ from spark.training.proof import prove_own
 from spark.utils.device import autocast, choose_device
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version
-from spark.utils.state_dict import load_strictly
+from spark.utils.state_dict import load_optimizer, load_strictly
 from spark.visualize.curve import Curve
 from spark.visualize.grid import reconstruction_grid, save_image
 
@@ -249,7 +249,7 @@ class Pretraining(Learner):
                 "restore it, or start again with another out= or with resume=never"
             )
         load_strictly(self._model, state["model"], f"the checkpoint in '{self._config.out}'", "the run's model")
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"], f"the checkpoint in '{self._config.out}'")
 
     def encoder(self, steps: int) -> Encoder:
         """Return the dense encoder after `steps` steps, in timm's naming, with its provenance."""
