@@ -78,7 +78,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether it will not come back."""
-        return not self.silence and (not self.state or self.state in ENDED)
+        return not self.state or self.state in ENDED
 
     def began(self, attempt: AttemptRecord | None) -> bool:
         """Whether an attempt is of this job, or newer."""
