@@ -174,7 +174,7 @@ def test_strange_file_names_are_read_and_told(coco: Path, name: str, tmp_path: P
     (tmp_path / "detections.json").write_text("[]")
     write_gallery(tmp_path, data.val.source, tmp_path / "detections.json", "", {})
     (coco / "val2017" / name).unlink()
-    with pytest.raises(UserError, match="1 of 2 images .* such as ") as caught:
+    with pytest.raises(UserError, match=r"1 of 2 images .* such as ") as caught:
         check(coco)
     assert str(caught.value).isprintable()
     pair = {"images": str(coco / "val2017"), "annotations": str(file), "val_share": 0.5}

@@ -29,7 +29,8 @@ def oblong(tmp_path: Path) -> Path:
         content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
         for image in content["images"]:
             image.update(height=HEIGHT)
-            Image.new("RGB", (WIDTH, HEIGHT)).save(root / split / image["file_name"])
+            color = "white" if split == "train2017" else "black"
+            Image.new("RGB", (WIDTH, HEIGHT), color).save(root / split / image["file_name"])
         for number, entry in enumerate(content["annotations"]):
             left, top, right, bottom = 30 + number, 5, 60, 20
             entry.update(bbox=[left, top, right - left, bottom - top],
@@ -38,7 +39,10 @@ def oblong(tmp_path: Path) -> Path:
     return root
 
 
-def edit(root: Path, change: Callable[[dict[str, Any]], Any], only: int | None = None, split: str = "train2017") -> None:
+Change = Callable[[dict[str, Any]], Any]
+
+
+def edit(root: Path, change: Change, only: int | None = None, split: str = "train2017") -> None:
     file = root / "annotations" / f"instances_{split}.json"
     content = json.loads(file.read_text())
     for entry in content["annotations"]:
