@@ -12,7 +12,7 @@ import torch
 from eval_suite.classification.config import EvaluationConfig
 from eval_suite.task import Prepared
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash
+from spark.backbones.own_network import helper_hashes, source_hash
 from spark.config.identity import acting
 from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS
@@ -95,6 +95,11 @@ def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
     if is_reference(model):
         settings["source"] = source_hash(model)
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
+
+
+def own_source(model: str) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a user's own network, by content; {} for others."""
+    return {"source": {"file": source_hash(model), **helper_hashes(model)}} if is_reference(model) else {}
 
 
 def _save(record: ResultRecord, run: Path, ranks: Ranks) -> None:
