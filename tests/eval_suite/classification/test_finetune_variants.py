@@ -133,6 +133,22 @@ def test_an_own_network_is_fine_tuned(recipe: str, tmp_path: Path) -> None:
     assert record.protocol["model"]["options"] == {"width": 4, "blocks": 1}
 
 
+def test_a_run_does_not_go_on_with_another_source_of_its_own_network(recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    code = Path(OWN.rpartition(":")[0]).read_text()
+    file.write_text(code)
+    own = [f"model.name={file}:CifarResNet", "model.options={width: 4, blocks: 1}", "optimizer.layer_decay=1"]
+    result = imagenet_finetune.finetune(recipe, own)
+    assert result
+    before = result.read_bytes()
+    file.write_text(code + "\n# edited\n")
+    with pytest.raises(UserError, match=r"another source of the own network; pass another out=.*resume=never"):
+        imagenet_finetune.finetune(recipe, own)
+    file.write_text(code)
+    imagenet_finetune.finetune(recipe, own)
+    assert result.read_bytes() == before
+
+
 def test_other_checkpoints_begin_it_too(recipe: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = timm.create_model("resnet18")
@@ -219,7 +235,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(recipe: str, tmp_path: 
     result = imagenet_finetune.finetune(recipe, ["precision=bfloat16"])
     assert result is not None
     record = load_record(result)
-    assert record.resolved == {"precision": "bfloat16"}
+    assert record.resolved == {"precision": "bfloat16", "model.recalibrate": "2048"}
     assert record.protocol["precision"] == "bfloat16"  # it rounds more, so numbers are not comparable
     with pytest.raises(UserError, match=r"was begun in bfloat16; pass precision=bfloat16, another out="):
         imagenet_finetune.finetune(recipe, ["precision=float32"])
