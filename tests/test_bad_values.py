@@ -38,8 +38,8 @@ SECONDS = 30
 EXECUTED = "executed"  # the file that whatever is executed would leave
 NO_NUMBERS = (
     "nan", ".nan", ".inf", "-.inf", "inf", "1e300", "-1e300", str(2**64), str(-(2**65)), "9" * 5000, "word", "[]",
-    "{}", "{a: 1}", "[[1]]", "2024-01-01", "1 2", "0x", "''", "true", "1e", "${seed.x}", "${oc.env:HOME}", "[", "\ud800",
-    "a\0b", f"!!python/object/apply:os.system ['touch {EXECUTED}']",
+    "{}", "{a: 1}", "[[1]]", "2024-01-01", "1 2", "0x", "''", "true", "1e", "${seed.x}", "${oc.env:HOME}", "[",
+    "\ud800", "a\0b", f"!!python/object/apply:os.system ['touch {EXECUTED}']",
     "*alias", "&a [*a]", "- 1", "1_0_x", "\x07",
 )  # fmt: skip
 NO_TEXT = ("x" * 300, "a/" * 2100 + "b", "\0", "a\0b", "\ud800", "x" * 70_000)
@@ -49,8 +49,9 @@ NO_LISTS = ("3", "word", "{a: 1}", "[.nan]", "[.inf, 1]", "[[1]]", "[word]", "[1
 NO_MAPPINGS = ("3", "word", "[1]", "true", "{a: .nan}", "{a: {b: .inf}}", "{1: {2: [.nan]}}", f"{{a: {2**70}}}",
                "{a: 'x\0'}")  # fmt: skip
 NO_FILES = (
-    "", "x" * 300, "\0", "\ud800", "nowhere/at/all.yaml", ".", "/dev/null", "fifo.yaml", "42", "{scalar}",
-    "{list}", "{bomb}", "{deep}", "{cyclic}", "{object}", "{new}", "{binary}", "{twice}", "{utf16}", "{tab}", "{big}", "{own}", "{cut}",
+    "", "x" * 300, "\0", "\ud800", "nowhere/at/all.yaml", ".", "/dev/null", "fifo.yaml", "42",
+    "{scalar}", "{list}", "{bomb}", "{deep}", "{cyclic}", "{object}", "{new}", "{binary}",
+    "{twice}", "{utf16}", "{tab}", "{big}", "{own}", "{cut}",
 )  # fmt: skip
 FILES = {
     "scalar": "42", "list": "- 1\n- 2\n", "deep": "a: " + "{b: " * 3000, "cyclic": "a: &a [*a]\n",

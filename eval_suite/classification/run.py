@@ -18,6 +18,8 @@ from eval_suite.classification.config import (
     images_asked,
 )
 from eval_suite.task import Prepared, Work
+from spark.backbones.names import is_reference
+from spark.backbones.own_network import helper_hashes, source_hash
 from spark.config.identity import acting
 from spark.config.recipe import value_at
 from spark.runs.checkpoint import LAST
@@ -123,6 +125,11 @@ def prepared(config: EvaluationConfig, model: str, length: float, work: Work) ->
     if images_asked(value_at(config, RECALIBRATE)) == 0:
         settings["recalibrate"] = False  # which `auto`, that has the same protocol before it is resolved, is not
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
+
+
+def own_source(model: str) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a user's own network, by content; {} for others."""
+    return {"source": {"file": source_hash(model), **helper_hashes(model)}} if is_reference(model) else {}
 
 
 def _save(record: ResultRecord, run: Path, ranks: Ranks) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from spark.backbones.pyramid import Pyramid, require_pyramid
+from spark.backbones.sources import helpers
 from spark.errors import UserError, nearest
 from spark.utils.files import sha256
 
@@ -56,14 +57,22 @@ def build_own(
 
 
 def source_of(reference: str) -> str:
-    """Return the file that a reference names, and the hash of its content, for an export to tell."""
+    """Return the file that a reference names, and the hash of its content, for an export to tell; helpers too."""
     file = _source_file(reference)
-    return f"{file} (sha256 {sha256(file)})"
+    files = {str(file): sha256(file), **helper_hashes(reference)}
+    return ", ".join(f"{name} (sha256 {content})" for name, content in files.items())
 
 
 def source_hash(reference: str) -> str:
     """Return the hash of the content of the file that a reference names, wherever it lies."""
     return sha256(_source_file(reference))
+
+
+def helper_hashes(reference: str) -> dict[str, str]:
+    """Return the hashes of the modules that the file imports from its own folder, by path; see `helpers`."""
+    file = _source_file(reference)
+    root = file.parent if reference.rpartition(":")[0].endswith(".py") else Path.cwd()
+    return helpers(file, root)
 
 
 def _source_file(reference: str) -> Path:

@@ -14,6 +14,23 @@ Sources:
     El-Nouby et al. 2021 (arXiv 2112.10740): masked pre-training on a tenth of ImageNet or less is as good, if the
         number of steps stays.
     Ma and Yarats 2021 (arXiv 1910.04209): 2 / (1 - beta2) steps of warm-up are enough for Adam.
+
+Measured (tools/tune_preset.py, whose docstring has the protocol; all runs, one seed each): mean loss of the last tenth
+of 200 steps (photos: 270; batch 256: 150) by peak learning rate. Drawing each patch's mean has 1.
+
+    images                   pixels  batch  optimizer  1.5e-4   5e-4   1e-3   2e-3   4e-3   8e-3  3.2e-2
+    CIFAR-10, 100                32     16  AdamW        .894   .807   .746   .726   .732   .758
+    CIFAR-10, 1,000              32     32  AdamW        .895   .805   .742   .720   .710   .740
+    CIFAR-10, 10,000             32     64  AdamW        .853   .716   .675   .659   .658   .667
+    CIFAR-10, 50,000             32    256  AdamW               .750          .656   .650
+    Tiny-ImageNet, 1,000         64     32  AdamW               .780          .738   .738
+    the demo's photos, 151       64     16  AdamW        .884                 .755   .760
+    CIFAR-10, 100                32     16  LAMB         .989                 .900          .763    .739
+
+The photos were learnt by a ResNet-18, the others by tools/examples/cifar_resnet.py. Below LARGE_BATCH the peak is
+therefore one number: ConvNeXt V2's 2.4e-3, between the two best columns, for AdamW. For LAMB it is 8e-3: the best is
+larger, but it was not bracketed, and only measured on one set. Long runs and networks without batch norms were not
+measured.
 """
 
 from __future__ import annotations

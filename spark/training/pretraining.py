@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash, source_of
+from spark.backbones.own_network import helper_hashes, source_hash, source_of
 from spark.config.identity import acting, deciding_hash
 from spark.config.pretrain import AUTO, PretrainConfig
 from spark.data.dataset import ImagePool, Sample, build_loader
@@ -40,7 +40,7 @@ RECONSTRUCTIONS = "reconstructions"
 RECONSTRUCTED = 6  # images
 FEW_A_SIDE = 3
 FEW_PATCHES = FEW_A_SIDE**2  # of an image; with fewer there is next to nothing to predict, or to predict it from
-SOURCE = "source"  # checkpoint key: hash of the file of the user's own network
+SOURCE, HELPERS = "source", "helpers"  # checkpoint keys: hash of the file of the user's own network; of its helpers
 RECORD_STEPS = 10  # interval of steps at which the loss is read from the device and logged
 
 
@@ -76,6 +76,7 @@ class Pretraining(Learner):
         own = is_reference(config.model.name)
         self._source = source_of(config.model.name) if own else None  # hashed now
         self._source_hash = source_hash(config.model.name) if own else None
+        self._helpers = helper_hashes(config.model.name) if own else None
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         local_batch = self._ranks.local_batch(config.train.batch)
@@ -227,7 +228,7 @@ class Pretraining(Learner):
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "config": dataclasses.asdict(self._config),
-            **({SOURCE: self._source_hash} if self._source_hash else {}),
+            **({SOURCE: self._source_hash, HELPERS: self._helpers} if self._source_hash else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -242,10 +243,14 @@ class Pretraining(Learner):
                 f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
                 "names); restore them, or pass resume=never to start again"
             )
-        # Older versions did not keep the hash. An export tells this one, so all steps must be of the same source.
-        if state.get(SOURCE, self._source_hash) != self._source_hash:
+        # Older versions kept fewer hashes. An export tells these, so all steps must be of the same sources.
+        name, helpers = self._config.model.name, self._helpers or {}
+        before = state.get(HELPERS) or helpers
+        edited = [f"'{name}'"] if state.get(SOURCE, self._source_hash) != self._source_hash else []
+        edited += [f"its module '{file}'" for file in sorted(before) if before[file] != helpers.get(file)]
+        if edited:
             raise UserError(
-                f"the source of '{self._config.model.name}' has changed since the run in '{self._config.out}' began; "
+                f"the source of {' and of '.join(edited)} has changed since the run in '{self._config.out}' began; "
                 "restore it, or start again with another out= or with resume=never"
             )
         load_strictly(self._model, state["model"], f"the checkpoint in '{self._config.out}'", "the run's model")
