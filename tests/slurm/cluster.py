@@ -58,7 +58,7 @@ MinJobAge=300
 SlurmdTimeout=5
 MessageTimeout=5
 TCPTimeout=1
-UnkillableStepTimeout=30
+UnkillableStepTimeout=120
 NodeName=n[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP

@@ -290,7 +290,7 @@ def test_scancel_is_no_request_to_begin_again(study: SlurmStudy) -> None:
 
 def test_while_the_controller_is_away(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
     """What runs goes on, and is not called lost; nothing is submitted twice, then or afterwards."""
-    study.change(models=["a"], overrides={"slow": {"settings": {"pause": 1, "steps": STEPS}}})
+    study.change(models=["a"], overrides={"slow": {"settings": {"pause": 4, "steps": STEPS}}})
     study.submit()
     wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 2)
     before = study.jobs()
