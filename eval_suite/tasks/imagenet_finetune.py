@@ -18,9 +18,9 @@ from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
 from eval_suite.classification.initialize import build_classifier, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
-from eval_suite.classification.recalibration import carries_start
 from eval_suite.classification.run import Evaluation, own_source, prepared, run_evaluation
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
+from spark.backbones.batch_norms import carries_start
 from spark.config.recipe import load_recipe
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import Metric, ResultRecord

@@ -13,8 +13,9 @@ from colored import write_folders
 from torch import Tensor, nn
 
 from eval_suite.classification.finetuning import Finetuning
-from eval_suite.classification.recalibration import carries_start, recalibrate, statistics_put_back
+from eval_suite.classification.recalibration import recalibrate, statistics_put_back
 from eval_suite.tasks import imagenet_finetune, knn, linear_probe
+from spark.backbones.batch_norms import carries_start
 from spark.errors import UserError
 from spark.runs.metrics import read_metrics
 from spark.runs.record import ResultRecord, load_record
