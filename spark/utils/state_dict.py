@@ -76,7 +76,9 @@ def load_optimizer(optimizer: Optimizer, state: Any, source: str) -> None:
         fits = False
     if not fits:
         raise MisfitError(f"{source} does not fit the run's optimizer")
-    optimizer.load_state_dict(state)
+    # Older versions of torch, or another scheduler, keep fewer or more settings of a group.
+    whole = [{**mine, **group} for group, mine in zip(groups, own, strict=True)]
+    optimizer.load_state_dict({"state": moments, "param_groups": whole})
 
 
 def digest(content: Any) -> str:
