@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import signal
 import types
@@ -88,7 +89,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in FILES.items():
         Path(f"{name}.yaml").write_text(text, encoding="utf-8")
     Path("utf16.yaml").write_bytes("out: x\n".encode("utf-16"))
-    __import__("os").mkfifo("fifo.yaml")
+    os.mkfifo("fifo.yaml")
     Path("empty.yaml").write_text("{}")
     Path("study.yaml").write_text(
         "out: studies/a\nmodels: [resnet18]\ninitialisations: {scratch: {}}\n"
@@ -166,7 +167,7 @@ def settings_of_verbs() -> Iterator[Maker]:
     probing = [*labeled, "train.epochs=1", "train.batch=4"]
     for program, verb, schema, known in (
         (spark_main, ["pretrain"], SparKConfig, pretraining),
-        (spark_main, ["bench-data"], SparKConfig, [*pretraining, ]),
+        (spark_main, ["bench-data"], SparKConfig, pretraining),
         (eval_main, ["finetune"], FinetuneConfig, finetuning),
         (eval_main, ["probe"], ProbeConfig, probing),
         (eval_main, ["knn"], KnnConfig, knn),
@@ -204,7 +205,7 @@ def a_value(rng: random.Random, hint: Any, in_file: bool) -> str:
     if base is bool:
         return rng.choice([value for value in NO_NUMBERS if value != "true"])
     if base is str:
-        texts = [value for value in NO_TEXT if len(value) > 65_535 or limits or not {"x", "/"} & {*value}]
+        texts = [value for value in NO_TEXT if len(value) > 65_535 or limits or ("x" not in value and "/" not in value)]
         return rng.choice([*texts, *(NO_TEXT_IN_FILES * in_file)])
     return rng.choice(NO_NUMBERS)
 
@@ -215,14 +216,14 @@ def written(text: str) -> str:
 
 
 def a_study(rng: random.Random, verb: list[str], hints: dict[str, Any]) -> Case:
-    key = rng.choice(sorted(hints))
+    key = rng.choice([key for key in sorted(hints) if key != "models"])  # a model may be called nan
     if rng.random() < 0.3:
         return Case(eval_suite.cli.main, [*verb, a_file(rng)])
     if rng.random() < 0.5:
         return Case(eval_suite.cli.main, [*verb, "study.yaml", f"{key}={a_value(rng, hints[key], False)}"])
     text = Path("study.yaml").read_text(encoding="utf-8")
     place = rng.choice(["studies/a", "[resnet18]", "{scratch: {}}", "{}", "knn", "labeled", "empty.yaml"])
-    bad = rng.choice(["[.nan]", ".inf", f"[{2**64}]", "x" * 300, "[", "&a [*a]", "${a}", "'\\0'", "3: {4: 5}"])
+    bad = rng.choice(["[.nan]", ".inf", f"[{2**64}]", "x" * 300, "[", "&a [*a]", "${a}", "3: {4: 5}"])
     return Case(eval_suite.cli.main, [*verb, written(text.replace(place, bad, 1))])
 
 
@@ -276,8 +277,8 @@ def arguments_of_verbs() -> Iterator[Maker]:
     for verb, (words, options) in lines.items():
         yield lambda rng, v=verb, w=words, o=options: Case(spark.cli.main, [*v.split(), *w, *an_option(rng, o)])
     yield lambda rng: Case(spark.cli.main, ["convert", a_file(rng), "converted", "--to", "timm"])
-    no_networks = [*NO_TEXT, "", "nowhere.py:A", "[1]", "1e3", "..", "a:b"]
-    yield lambda rng: Case(spark.cli.main, ["check", rng.choice(no_networks)])
+    models = (*NO_TEXT, "", "nowhere.py:A", "[1]", "1e3", "..", "a:b")
+    yield lambda rng: Case(spark.cli.main, ["check", rng.choice(models)])
     yield lambda rng: Case(spark.cli.main, ["visualize", "vanishing", "test_resnet", a_file(rng), "--out", "out"])
     yield lambda rng: Case(spark.cli.main, ["visualize", "reconstruct", a_file(rng), "photos", "--out", "out"])
     yield lambda rng: Case(eval_suite.cli.main, ["report", rng.choice(NO_TEXT), "--out", "report"])
@@ -292,5 +293,5 @@ def an_option(rng: random.Random, options: dict[str, Any]) -> list[str]:
     option = rng.choice(sorted(options))
     kind = options[option]
     values = {"number": NO_NUMBERS, "word": ("word", "\0", "x" * 300, "\ud800", ""),
-              "path": ("x" * 300, "\0", "\ud800", "empty.yaml", "/proc/nowhere", "", "a/" * 2100)}
+              "path": ("x" * 300, "\0", "\ud800", "scalar.yaml", "/proc/nowhere", "", "a/" * 2100)}
     return [option] if kind is None else [option, rng.choice(values[kind])]

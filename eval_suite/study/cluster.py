@@ -10,7 +10,7 @@ from typing import Any
 
 from eval_suite.study.config import typed
 from spark.config.recipe import load_recipe
-from spark.config.values import Count, CountOrNone, NotNegative, Share
+from spark.config.values import Count, CountOrNone, NotNegative, Share, shown
 from spark.errors import UserError, nearest
 
 SCHEDULERS = ("local", "slurm")
@@ -69,7 +69,7 @@ class ClusterConfig:
         """Return what is wrong with the values."""
         found = []
         if self.scheduler not in SCHEDULERS:
-            found.append(f"scheduler='{self.scheduler}' is not one of {', '.join(SCHEDULERS)}."
+            found.append(f"scheduler='{shown(self.scheduler)}' is not one of {', '.join(SCHEDULERS)}."
                          f"{nearest(self.scheduler, SCHEDULERS)}")
         for name, content in self.tasks.items():
             try:
