@@ -13,13 +13,14 @@ from eval_suite.classification.backbone_cost import USUAL_SIZE, backbone_cost
 from eval_suite.reporting.effort import Effort
 from eval_suite.reporting.figures import draw_scaling
 from spark.backbones.names import is_reference, shown_name
-from spark.runs.record import ResultRecord, options_of
+from spark.runs.record import ResultRecord, options_of, setting_of
 
 AXES = {
     "parameters": "parameters (millions)",
     "flops": "GFLOPs of a forward pass",
     "hours": "pre-training: hours x devices",
 }
+LARGEST_SIZE = 2048  # pixels of an input whose FLOPs are counted
 APART = ["task", "version", "origin", "metric", "unit"]  # never in one plot
 
 
@@ -68,7 +69,8 @@ def _sizes(
 
 
 def _input_size(record: ResultRecord) -> int:
-    return int(record.protocol.get("data", {}).get("input_size", USUAL_SIZE))
+    size = setting_of(record, "data", "input_size")
+    return size if isinstance(size, int) and 0 < size <= LARGEST_SIZE else USUAL_SIZE
 
 
 def _pretraining_hours(

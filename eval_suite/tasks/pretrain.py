@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +16,10 @@ from spark.checks.model_summary import ModelSummary, describe
 from spark.config.identity import deciding
 from spark.config.pretrain import OptimizerConfig, PretrainConfig, ProbeConfig, TrainConfig
 from spark.config.recipe import to_yaml, with_values
+from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS
 from spark.methods.registry import config_class, read_recipe
+from spark.utils.json_text import read_json
 
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32
@@ -44,7 +45,9 @@ class Pretrain(Task):
         """Return for how many epochs the exported encoder was trained."""
         if not (work.out / WEIGHTS).is_file() or not (work.out / INFO).is_file():
             return None
-        info = json.loads((work.out / INFO).read_text(encoding="utf-8"))
+        info = read_json(work.out / INFO, "description of an encoder")
+        if not isinstance(info, dict) or "epochs" not in info:
+            raise UserError(f"'{work.out / INFO}' is damaged: it does not say for how many epochs")
         return {"epochs": str(info["epochs"])}
 
     def cost(self, work: Work, images: int | None) -> Cost | None:
