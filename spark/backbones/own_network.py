@@ -43,7 +43,7 @@ def build_own(
         raise UserError(f"'{reference}' has no parameter drop_path; set model.drop_path=0")
     try:
         network = network_class(**arguments)
-    except Exception as error:  # whatever goes wrong in someone else's code
+    except (Exception, SystemExit) as error:  # whatever goes wrong in someone else's code
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise UserError(f"'{reference}' cannot be built with ({given}): {type(error).__name__}: {error}") from error
     require_pyramid(network)
@@ -74,7 +74,7 @@ def _load(reference: str) -> Any:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     except UserError:
         raise
-    except Exception as error:  # whatever goes wrong in someone else's code
+    except (Exception, SystemExit) as error:  # whatever goes wrong in someone else's code
         raise UserError(f"'{where}' cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
