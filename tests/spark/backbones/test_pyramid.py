@@ -338,6 +338,16 @@ def test_a_file_with_a_mistake_is_one_line(tmp_path: Path) -> None:
         build_pyramid(f"{tmp_path / 'broken.py'}:Net")
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_network_that_ends_python_is_told(code: int, tmp_path: Path) -> None:
+    (tmp_path / "exit.py").write_text(f"import sys\nsys.exit({code})\n")
+    with pytest.raises(UserError, match=rf"exit.py' cannot be imported: SystemExit: {code}"):
+        build_pyramid(f"{tmp_path / 'exit.py'}:Net")
+    (tmp_path / "late.py").write_text(f"import sys\nclass Net:\n    def __init__(self): sys.exit({code})\n")
+    with pytest.raises(UserError, match=rf"late.py:Net' cannot be built with \(\): SystemExit: {code}"):
+        build_pyramid(f"{tmp_path / 'late.py'}:Net")
+
+
 def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Path) -> None:
     overrides = [
         f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={CIFAR}", "model.drop_path=0",
