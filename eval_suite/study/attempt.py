@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -177,6 +178,23 @@ def last_attempt(folder: Path) -> AttemptRecord | None:
     """Return a folder's latest attempt."""
     paths = sorted((folder / ATTEMPTS).glob("[0-9]*.json"))
     return _read(paths[-1]) if paths else None
+
+
+def attempt_of_job(out: Path, job: str) -> tuple[Path, AttemptRecord] | None:
+    """Return the latest attempt that is of a job of the scheduler, with its node's folder, in a study's folder."""
+    latest = [(path.parent, last_attempt(path.parent)) for path in out.glob(f"*/{ATTEMPTS}")]
+    found = [(folder, attempt) for folder, attempt in latest if attempt and attempt.job == job]
+    return max(found, key=lambda pair: pair[1].started, default=None)
+
+
+def end_for(folder: Path, attempt: AttemptRecord, outcome: str, reason: str) -> None:
+    """Note how an attempt ended whose process could not, and end what it started on this machine."""
+    if attempt.machine == this_machine():
+        for pid in attempt.workers:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+    ended = dataclasses.replace(attempt, ended=time.time(), outcome=outcome, reason=reason)
+    write_json(folder / ATTEMPTS / f"{attempt.number:04d}.json", _plain(ended))
 
 
 def _read(path: Path) -> AttemptRecord:
