@@ -100,9 +100,9 @@ class ClusterConfig:
         return resources
 
     def _unsound(self, resources: Resources) -> list[str]:
-        if bad := [f"slurm.{shown(str(name))}={shown(str(value))} {IN_SCRIPTS}" for name, value in resources.slurm.items()
+        if bad := [(name, value) for name, value in resources.slurm.items()
                    if not (may_stand_in_script(str(name)) and may_stand_in_script(str(value)))]:
-            return bad
+            return [f"slurm.{shown(str(name))}={shown(str(value))} {IN_SCRIPTS}" for name, value in bad]
         if self.scheduler == "slurm" and 60 * resources.minutes <= self.signal_seconds:
             return [f"minutes={resources.minutes} must be longer than signal_seconds={self.signal_seconds}"]
         return []
