@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite.study.attempt import Attempt, last_attempt
-from eval_suite.study.cluster import ClusterConfig, Resources
+from eval_suite.study.cluster import IN_SCRIPTS, ClusterConfig, Resources, may_stand_in_script
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.launch.slurm_batch import traps
 from eval_suite.study.launch.slurm_job import REQUEUE_SECONDS, WARNING, NodeJob
@@ -34,6 +34,7 @@ from eval_suite.study.launch.slurm_queries import ask_slurm, commented, ended_la
 from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import Job
+from spark.config.values import shown
 from spark.errors import UserError
 from spark.utils.files import cannot_write, read_regular
 from spark.utils.json_text import as_instance, parse_json
@@ -70,6 +71,8 @@ class Slurm:
         Raises:
             UserError: Slurm refuses a job, or somebody else submits this study just now.
         """
+        if not may_stand_in_script(str(graph.out.absolute())):
+            raise UserError(f"out={shown(str(graph.out))} {IN_SCRIPTS}")
         if self._dry_run:
             with tempfile.TemporaryDirectory() as temporary, _stand_ins(Path(temporary)) as scripts:
                 jobs = self._submit(graph, names, {}, Path(temporary))

@@ -24,10 +24,7 @@ def resnet(**options: Any) -> torch.nn.Module:
     return timm.create_model("resnet18", **options)
 
 
-PREFIXES = ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_wrappers_are_taken_off(prefix: str, tmp_path: Path) -> None:
     torch.save({f"{prefix}{key}": value for key, value in resnet().state_dict().items()}, tmp_path / "x.pth")
     assert read(tmp_path / "x.pth").encoder.info.model == "resnet18"
