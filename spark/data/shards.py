@@ -20,7 +20,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from spark.config.values import shown
 from spark.errors import UserError
 from spark.faults import fault
 from spark.utils.files import user_cache, write_text
@@ -208,7 +207,7 @@ def _expand(pattern: str) -> list[str]:
     parts = _BRACES.split(pattern)  # text, braces, text, braces, ..., text
     count = math.prod(_count(inside) for inside in parts[1::2])
     if count > MOST_SHARDS:
-        raise UserError(f"'{shown(pattern)}' stands for more than {MOST_SHARDS:,} shards; see data.root")
+        raise UserError(f"'{pattern:.200}' stands for more than {MOST_SHARDS:,} shards; see data.root")
     choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
