@@ -19,7 +19,7 @@ import torch
 from spark.runs.checkpoint import load_file
 
 # Times are measured, and no two runs' are the same; everything else must be.
-MEASURED = frozenset({"seconds", "wall_seconds", "images_per_second", "checksum"})
+MEASURED = frozenset({"seconds", "wall_seconds", "training_seconds", "images_per_second", "checksum"})
 LEFT_OUT = frozenset({"log", ".lock"})
 
 
