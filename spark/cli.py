@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spark.config.arguments import Parser, a_name, a_path, number
+from spark.config.arguments import Parser, a_name, a_path, add_trust, number
 from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
 from spark.config.values import Count, Part, Pixels, Seconds, Seed, Width
 from spark.errors import UserError, exits_cleanly
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--method", type=a_name, help="how the weights were trained, e.g. supervised, where nothing tells"
     )
+    convert.add_argument("--ema", action="store_true", help="take the weights' moving average, where there is one")
     convert.set_defaults(run=_convert)
 
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
@@ -115,6 +116,7 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     reconstruct.add_argument("--mask-ratios", type=number(Part), nargs="+", default=[], help="default: the training's")
     reconstruct.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     reconstruct.add_argument("--device", choices=DEVICES, default="auto")
+    add_trust(reconstruct, "the checkpoint")
     reconstruct.set_defaults(run=_reconstruct)
 
     vanishing = drawings.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
@@ -150,7 +152,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from spark.formats.convert import convert
 
-    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose)
+    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose,
+            options.ema)
     return 0
 
 
@@ -205,7 +208,8 @@ def _reconstruct(options: argparse.Namespace) -> int:
     from spark.visualize.reconstruct import visualize_reconstructions
 
     written = visualize_reconstructions(
-        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device
+        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device,
+        options.trust,
     )
     print("\n".join(f"written to {path}" for path in written))
     return 0

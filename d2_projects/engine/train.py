@@ -32,7 +32,6 @@ from d2_projects.options import complete
 from d2_projects.project import Project
 from spark.errors import PostponedError, UserError
 from spark.faults import fault
-from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
 from spark.utils.signals import StopRequest
@@ -81,7 +80,7 @@ def train(
     ranks = ranks or Ranks(pick_device(cfg.train.device))
     model, trainer = ranks.on_all(lambda: build(cfg, ranks, backbone))
     checkpoints = Checkpoints(run / CHECKPOINTS, model, trainer, stopwatch, writes=ranks.is_main)
-    ranks.on_main(lambda: load_latest(run / CHECKPOINTS) is not None)  # a damaged one is set aside before others look
+    ranks.on_main(checkpoints.resume)  # one that is damaged, or of another run, is set aside before others look
     start = ranks.on_all(checkpoints.resume)
     if start:
         ranks.log(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
