@@ -192,6 +192,6 @@ def _unsound(cfg: DictConfig, options: dict[str, str]) -> Iterator[str]:
         yield "test.tta_scales must be one or more positive numbers"
     for key, allowed in (("resume", ("auto", "never")), ("eval_only", ("true", "false"))):
         if options[key] not in allowed:
-            yield f"{key}={options[key]}: expected {' or '.join(allowed)}"
+            yield f"{key}={shown(options[key])}: expected {' or '.join(allowed)}"
     if options["weights"] != OPTIONS["weights"] and options["eval_only"] != "true":
         yield "weights=… is what eval_only=true evaluates; training begins with init=…"
