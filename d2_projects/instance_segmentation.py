@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import DatasetMapper
 from omegaconf import DictConfig
 from torch import nn
 
 from d2_projects.data.coco import CocoData, DataOptions, check, locate, registered
+from d2_projects.data.pictures import PictureMapper
 from d2_projects.evaluation import coco, gallery
 from d2_projects.evaluation.outputs import COURSE, write_course
 from d2_projects.evaluation.rehearsal import rehearse_evaluation
 from d2_projects.evaluation.tta import augmented_detector, original_images
+from d2_projects.options import called
 from d2_projects.project import Names, Project
 from spark.errors import UserError
 from spark.utils.distributed import Ranks
@@ -23,6 +26,7 @@ from spark.utils.distributed import Ranks
 CLASSES = "model.roi_heads.num_classes"
 DETECTIONS = tuple(map(coco.detections_file, ("segm", "bbox")))  # the gallery shows masks where there are any
 HEADLINE = ("/AP", "/AP50", "/AP75")
+DECODED = 2  # version for data with images that Detectron2's own reader, of version 1, shows otherwise
 
 
 class InstanceSegmentation(Project[CocoData]):
@@ -39,13 +43,20 @@ class InstanceSegmentation(Project[CocoData]):
         """Read both annotation files and find what is wrong with them."""
         return check(locate(data))
 
+    def version_for(self, data: CocoData) -> int:
+        """Return DECODED where Detectron2's own reader would lead to other numbers."""
+        return DECODED if data.read_otherwise else self.version
+
     def registered(self, data: CocoData) -> AbstractContextManager[Names]:
         """Register both splits."""
         return registered(data)
 
     def point_at(self, cfg: DictConfig, data: CocoData, names: Names) -> None:
-        """Set the loaders' data sets, the number of classes and the form of masks."""
+        """Set the loaders' data sets, their reader (if it is Detectron2's), the classes and the form of masks."""
         cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = names
+        for loader in (cfg.dataloader.train, cfg.dataloader.test):
+            if called(loader.mapper) is DatasetMapper:
+                loader.mapper["_target_"] = PictureMapper
         cfg.model.roi_heads.num_classes = len(data.train.categories)
         if data.train.run_length:
             cfg.dataloader.train.mapper.instance_mask_format = "bitmask"

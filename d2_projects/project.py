@@ -82,6 +82,10 @@ class Project(ABC, Generic[DataT]):
             UserError: it is missing, or cannot be trained on.
         """
 
+    def version_for(self, data: DataT) -> int:
+        """Return the version of the task for some data; a later one where only some data lead to other numbers."""
+        return self.version
+
     @abstractmethod
     def registered(self, data: DataT) -> AbstractContextManager[Names]:
         """Register the data with Detectron2 while the body runs; yield the names."""

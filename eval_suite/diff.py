@@ -28,7 +28,7 @@ from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import load_record
 from spark.utils.files import read_regular
 
-PRETRAIN = "pretrain"
+PRETRAIN, AUTO = "pretrain", "auto"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.
 PLACEHOLDERS = {"data.root": "unset"}
 # What is a column of tables and no part of the protocol, though it decides about the numbers.
@@ -102,11 +102,17 @@ def differences(a: Side, b: Side) -> list[Difference]:
     found = [Difference(*entry, entry[0] in deciding - COLUMNS)
              for entry in _pairs(a.values, b.values) if entry[0] not in PLACES]
     if a.data is None or b.data is None:
-        found = [difference for difference in found if difference.name in deciding]
+        found = [difference for difference in found if difference.name in deciding and not _left_to_run(difference)]
     else:
         found += [Difference(*entry, True) for entry in _pairs(a.data, b.data)]
         found += [Difference(*entry, False) for entry in _pairs(a.start, b.start)]
     return sorted(found, key=lambda difference: not difference.protocol)
+
+
+def _left_to_run(difference: Difference) -> bool:
+    """Whether a run came to something where its recipe leaves it open."""
+    values = difference.first, difference.second
+    return any(str(value).startswith(f"{AUTO} (") for value in values) and any(value in (ABSENT, 0) for value in values)
 
 
 def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -142,7 +148,10 @@ def _of_run(name: str, task: str) -> Side:
     if not (folder / RESULT).is_file():
         return Side(name, task, values, frozenset(deciding), {})
     record = load_record(folder / RESULT)
-    data = {key: value for key, value in leaves(record.protocol).items() if key not in {*values, *SUMMED_UP}}
+    protocol = leaves(record.protocol)
+    data = {key: value for key, value in protocol.items() if key not in {*values, *SUMMED_UP}}
+    values |= {key: f"{AUTO} ({value})" for key, value in record.resolved.items() if values.get(key) == AUTO}
+    deciding = {*deciding, *(protocol.keys() & record.resolved.keys())}
     start = leaves({"began_with": dataclasses.asdict(record.init)})
     return Side(name, task, values, frozenset(deciding), data, start)
 

@@ -72,6 +72,7 @@ class CocoData:
     val: CocoSplit
     warnings: tuple[str, ...]  # what looks wrong, though training can do with it
     notes: tuple[str, ...]  # what is worth knowing
+    read_otherwise: bool = False  # some images are shown otherwise by Detectron2's own reader
 
     @property
     def summary(self) -> str:
@@ -162,6 +163,7 @@ def check(data: Sources | Path) -> CocoData:
         val,
         tuple(warning for finding in findings for warning in finding.warnings),
         tuple(note for finding in findings for note in finding.notes),
+        any(finding.read_otherwise for finding in findings),
     )
 
 

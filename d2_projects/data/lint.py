@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from d2_projects.data.annotations import Content, Source, numbers, valid_mask
+from d2_projects.data.pictures import read_otherwise, read_picture
 from spark.utils.files import sha256
 
 SAMPLE = 32  # images of a split that are opened
@@ -31,6 +32,7 @@ class Findings:
     errors: list[str]
     warnings: list[str]
     notes: list[str]
+    read_otherwise: bool = False  # see CocoData
 
     def warn(self, hits: np.ndarray, what: str, examples: Sequence[Any]) -> None:
         """Warn of the entries that `hits` marks, if there are any; `examples` says how each is called."""
@@ -92,6 +94,10 @@ def _lint_images(content: Content, folder: Path, findings: Findings) -> None:
         findings.notes.append(f"{findings.where}: {_of(bare)} images have no annotation: training leaves them out, "
                               "evaluation counts what is found on them as wrong")
     present = [image for image, lost in zip(images, missing, strict=True) if not lost]
+    for matter, count in read_otherwise([folder / image["file_name"] for image in present]).items():
+        findings.read_otherwise = True
+        findings.notes.append(f"{findings.where}: {count:,} of {len(images):,} images {matter}; they are seen as "
+                              "in pre-training (on white, in 8 bits), which numbers of the task's version 1 were not")
     for image in present[:: max(1, -(-len(present) // SAMPLE))]:
         problem = _image_problem(folder / image["file_name"], image["width"], image["height"])
         if problem:
@@ -118,6 +124,11 @@ def _image_problem(path: Path, width: int, height: int) -> str | None:
         with Image.open(path) as image:
             size = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+    except UnidentifiedImageError:  # Pillow is not all that the decoder has
+        try:
+            size, turned = read_picture(path).size, False
+        except OSError as error:
+            return str(error)
     except (OSError, Image.DecompressionBombError) as error:
         return f"image '{path}' cannot be read: {error}"
     if (size[::-1] if turned else size) != (width, height):

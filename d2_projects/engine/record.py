@@ -27,6 +27,13 @@ def protocol_of(config: DetectConfig, data: Data) -> dict[str, Any]:
     }
 
 
+def identity_of(config: DetectConfig, data: Data, protocol: dict[str, Any], init: Initialization) -> dict[str, Any]:
+    """Return what a run folder holds one run of; a version that only some data have stands beside the rest."""
+    identity = {"protocol": content_hash(protocol), "seed": config.cfg.train.seed, "init": init}
+    version = config.project.version_for(data)
+    return identity if version == config.project.version else {**identity, "task version": version}
+
+
 def metrics_of(project: Project[Any], outcome: Outcome) -> dict[str, Metric]:
     """Return the metrics of the last state, and with "best/" before its name the main metric of the best one.
 
@@ -45,7 +52,7 @@ def record(
     cfg, project = config.cfg, config.project
     return ResultRecord(
         task=project.name,
-        task_version=project.version,
+        task_version=project.version_for(data),
         model=backbone_of(cfg).name,
         init=init,
         metrics=metrics_of(project, outcome),

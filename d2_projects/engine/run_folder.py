@@ -51,6 +51,15 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
     return (out / RESULT).is_file()
 
 
+def begun_as(config: DetectConfig, protocol: str) -> bool:
+    """Whether the folder holds a run of a protocol, by its hash, and this is to go on with it."""
+    file = config.out / IDENTITY
+    if config.resume == "never" or not file.is_file():
+        return False
+    before = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(before, dict) and before.get("protocol") == protocol
+
+
 def remove_run(out: Path, outputs: Iterable[str]) -> None:
     """Remove what a run writes, and nothing else.
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from d2_projects.data.annotations import Content, Source
+from d2_projects.data.pictures import read_picture
 from d2_projects.evaluation.matching import Matches, best_score, match
 from d2_projects.evaluation.visualize import annotated, detected, draw, sheet
 from spark.utils.files import atomic_path, write_text
@@ -74,8 +75,7 @@ class Gallery:
         image, matches = self._images[id_], self._matches[id_]
         kept = matches.scores_D >= self.least_score
         sure = Matches(matches.order_D[kept], matches.scores_D[kept], matches.found_D[kept], matches.objects)
-        with Image.open(self._folder / image["file_name"]) as file:
-            photo = ImageOps.exif_transpose(file).convert("RGB")
+        photo = read_picture(self._folder / image["file_name"])
         size = image["width"], image["height"]
         found, missed, wrong = matches.counts(self.least_score)
         return Example(

@@ -11,8 +11,13 @@ from omegaconf import MISSING
 
 from spark.config.choices import DEVICES, PRECISIONS, SCRATCH
 from spark.config.identity import deciding
-from spark.config.values import Level, Name, Pixels, Place, Positive, Seed, Share, Workers
+from spark.config.values import CountOrNone, Level, Name, Pixels, Place, Positive, Seed, Share, Workers
 from spark.errors import nearest
+
+AUTO = "auto"
+RECALIBRATE = "model.recalibrate"
+RECALIBRATION_IMAGES = 2048  # a channel's mean over so many is off by 2 % of its deviation, were they single pixels
+Recalibrate = CountOrNone | bool | str  # auto, true, false, or a number of training images
 
 
 @dataclass
@@ -88,6 +93,20 @@ class EvaluationConfig:
     def protocol(self) -> dict[str, Any]:
         """Return the settings that two runs must share for their accuracies to be comparable."""
         return deciding(self, self.FREE)
+
+
+def images_asked(setting: Recalibrate) -> int | None:
+    """Return over how many images statistics are to be taken anew; 0: never; None: wherever it matters."""
+    if setting == AUTO:
+        return None
+    return RECALIBRATION_IMAGES * setting if isinstance(setting, bool) else int(setting)
+
+
+def no_recalibration(setting: Recalibrate) -> list[str]:
+    """Return the complaint that this is no value of RECALIBRATE, if so."""
+    if not isinstance(setting, str) or setting == AUTO:
+        return []
+    return [f"{RECALIBRATE}='{setting}' is none of auto, true, false and a number of training images"]
 
 
 def not_one_of(name: str, value: str, known: Iterable[str]) -> list[str]:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from eval_suite.classification.config import EvaluationConfig, not_one_of, those_that_hold
+from eval_suite.classification.config import (
+    AUTO,
+    RECALIBRATE,
+    EvaluationConfig,
+    Recalibrate,
+    images_asked,
+    no_recalibration,
+    not_one_of,
+    those_that_hold,
+)
 from spark.backbones.names import is_reference
 from spark.config.choices import ON_DIVERGENCE, OPTIMIZERS
 from spark.config.identity import added, deciding
@@ -38,6 +47,9 @@ class ModelConfig:
     name: Place = "resnet50"  # any timm classification model, or your own network: path/to/file.py:ClassName
     drop_path: Decay = 0.05
     options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
+    # Before each evaluation, batch norms' statistics are taken anew over training images: true (2,048 of them), or how
+    # many; false: never. auto: in trainings so short that the running ones would still hold their start (< 66 steps).
+    recalibrate: Recalibrate = AUTO
 
 
 @dataclass
@@ -150,6 +162,7 @@ class FinetuneConfig(EvaluationConfig):
             *not_one_of("train.loss", train.loss, LOSSES),
             *not_one_of("train.on_divergence", train.on_divergence, ON_DIVERGENCE),
             *not_one_of("augment.policy", augment.policy, POLICIES),
+            *no_recalibration(self.model.recalibrate),
         ] + those_that_hold({
             "augment.mix_group must be even and at least 2": augment.mix_group < 2 or augment.mix_group % 2 == 1,
             f"optimizer.layer_decay must be 1: nothing says which layers your own {self.model.name} has":
@@ -160,6 +173,13 @@ class FinetuneConfig(EvaluationConfig):
             "train.batch must be even to mix pairs of images": self.mixes and train.batch % 2 == 1,
         })
 
-    def protocol(self) -> dict[str, Any]:
-        """Return the settings that two runs must share for their accuracies to be comparable."""
-        return deciding(self, self.FREE if self.labels.limited else self.FREE | {"labels"})
+    def protocol(self, recalibrated: int | None = None) -> dict[str, Any]:
+        """Return the settings that two runs must share for their accuracies to be comparable.
+
+        Args:
+            recalibrated: what `model.recalibrate` came to, in images; None: nobody knows yet.
+        """
+        free = self.FREE | {RECALIBRATE} if self.labels.limited else self.FREE | {RECALIBRATE, "labels"}
+        settings = deciding(self, free)
+        images = images_asked(self.model.recalibrate) if recalibrated is None else recalibrated
+        return {**settings, "model": {**settings["model"], "recalibrate": images}} if images else settings

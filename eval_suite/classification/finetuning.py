@@ -7,6 +7,7 @@ accuracies of the last weights, the best epoch's and the average are told apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 from eval_suite.classification.accuracy import accuracies
 from eval_suite.classification.augment import PairMixer
+from eval_suite.classification.config import RECALIBRATE
 from eval_suite.classification.data import Data, LabeledSample, plain_loader
 from eval_suite.classification.finetune_config import FinetuneConfig
+from eval_suite.classification.frozen import some_images
 from eval_suite.classification.layer_decay import parameter_groups
+from eval_suite.classification.recalibration import full_batches, recalibrate, statistics_put_back
 from eval_suite.classification.supervised import RECORD_STEPS, SupervisedLearner
 from spark.data.samplers import STEP, mixed_seed
 from spark.data.unreadable import UnreadableFiles
@@ -31,6 +35,7 @@ from spark.utils.distributed import Ranks
 from spark.utils.state_dict import load_strictly
 
 WEIGHTS = ("last", "ema")
+RECALIBRATION_BATCH = 64  # images; without gradients, they take no more memory than a few to train on
 
 
 class Finetuning(SupervisedLearner):
@@ -55,7 +60,7 @@ class Finetuning(SupervisedLearner):
             config, schedule_of(config), data, ranks, origin, resolved, config.train.evaluate_epochs,
             config.augment.repeated_augmentation,
         )
-        self._precision = resolved["precision"]
+        self._precision, self._recalibrated = resolved["precision"], int(resolved.get(RECALIBRATE, 0))
         self._config, self._data, self._ranks = config, data, ranks
         self._device = ranks.device
         self._local_batch = ranks.local_batch(config.train.batch)
@@ -83,9 +88,22 @@ class Finetuning(SupervisedLearner):
         self._ema.update(self._model)
         return {"lr": lr, LOSS: torch.where(bad, torch.nan, loss)}
 
-    def evaluate(self) -> dict[str, float]:
-        """Return top-1 and top-5 accuracy of the weights as they are ("last") and of their average ("ema")."""
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """Return top-1 and top-5 accuracy of the weights as they are ("last") and of their average ("ema").
+
+        Training goes on with its own running statistics; at its end, what was evaluated stays, to be saved.
+        """
         self._model.eval()
+        if not self._recalibrated:
+            return self._accuracies()
+        networks = (self._model, self._ema.module)
+        with nullcontext() if last else statistics_put_back(networks):
+            sample = some_images(self._data.train.images, self._recalibrated, self._config.data)
+            batches = full_batches(sample, RECALIBRATION_BATCH, self._config.data.workers, self._device)
+            recalibrate(networks, self._classify, batches)
+            return self._accuracies()
+
+    def _accuracies(self) -> dict[str, float]:
         loader = plain_loader(self._data.val, self._evaluated_at_once, self._config.data.workers, self._ranks)
         found = accuracies(self._classify, loader, self._data.classes, self._ranks, self._unreadable)
         return {f"top{k}_{name}": value for name, by_k in found.items() for k, value in by_k.items()}

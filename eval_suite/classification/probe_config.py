@@ -5,14 +5,22 @@ No published protocol of SparK's is behind the defaults, as the paper has none; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from eval_suite.classification.config import EvaluationConfig, those_that_hold
+from eval_suite.classification.config import (
+    AUTO,
+    RECALIBRATE,
+    EvaluationConfig,
+    Recalibrate,
+    images_asked,
+    no_recalibration,
+    those_that_hold,
+)
 from spark.config.identity import added
 from spark.config.values import (
     Count,
-    CountOrNone,
     Epochs,
     EpochsOrNone,
     Minutes,
@@ -30,9 +38,10 @@ class EncoderConfig:
 
     name: Place = "resnet50"  # any timm network that returns feature maps, or your own: path/to/file.py:ClassName
     options: dict[str, Any] = added(dict)  # more for timm.create_model, or for your own class
-    # Batch norms' statistics are taken anew over so many whole training images. Those of sparse pre-training are over
-    # visible patches only. 0: they stay as they are.
-    recalibrate: CountOrNone = 0
+    # Batch norms' statistics are taken anew over whole training images: true (2,048 of them), or how many; false: they
+    # stay as they are (those of sparse pre-training are over visible patches only). auto: of random weights and of
+    # pre-trainings so short that the statistics hold their start, they are; each network then has its own.
+    recalibrate: Recalibrate = AUTO
 
 
 @dataclass
@@ -51,8 +60,28 @@ class ProbeTrainConfig:
     evaluate_epochs: Epochs = 10  # an evaluation every so many epochs, beside the last
 
 
+class FrozenConfig(EvaluationConfig):
+    """What evaluations of a frozen network have."""
+
+    FORMER: ClassVar[Mapping[str, Any]] = {RECALIBRATE: 0}
+
+    model: EncoderConfig
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return super().problems() + no_recalibration(self.model.recalibrate)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings that two runs must share for their accuracies to be comparable.
+
+        What `auto` came to is none of them: it follows from the weights, as what they are of does.
+        """
+        settings = super().protocol()
+        return {**settings, "model": {**settings["model"], "recalibrate": images_asked(self.model.recalibrate) or 0}}
+
+
 @dataclass
-class ProbeConfig(EvaluationConfig):
+class ProbeConfig(FrozenConfig):
     """Everything that decides a linear probe."""
 
     FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"train.checkpoint_minutes", "train.evaluate_epochs"}
@@ -73,7 +102,7 @@ class ProbeConfig(EvaluationConfig):
 
 
 @dataclass
-class KnnConfig(EvaluationConfig):
+class KnnConfig(FrozenConfig):
     """Everything that decides a k-NN classification; the seed, only where weights are random."""
 
     FREE: ClassVar[frozenset[str]] = EvaluationConfig.FREE | {"batch"}

@@ -120,7 +120,7 @@ class Probing(SupervisedLearner):
         losses = self._ranks.mean(losses.detach())
         return {"lr": lr, LOSS: losses.where(losses.isfinite(), torch.inf).min()}
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, last: bool = True) -> dict[str, float]:
         """Return top-1 and top-5 accuracy of every head, such as "val/top1/last/lr=0.1"; "top1" is the chosen one's."""
         found: dict[str, float] = {}
         for name, split in self._splits.items():

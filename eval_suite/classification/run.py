@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,24 @@ from typing import Any
 
 import torch
 
-from eval_suite.classification.config import EvaluationConfig
+from eval_suite.classification.config import (
+    RECALIBRATE,
+    RECALIBRATION_IMAGES,
+    EvaluationConfig,
+    Recalibrate,
+    images_asked,
+)
 from eval_suite.task import Prepared
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import source_hash
 from spark.config.identity import acting
+from spark.config.recipe import value_at
 from spark.runs.checkpoint import LAST
 from spark.runs.folder import CHECKPOINTS
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import ResultRecord
-from spark.training.auto import resolved_before, resolved_precision
+from spark.training.auto import goes_on, resolved_before, resolved_precision
 from spark.training.processes import in_processes
 from spark.utils.distributed import Ranks
 from spark.utils.provenance import code_version, environment, hardware
@@ -35,12 +43,34 @@ class Evaluation:
         ranks: the processes.
         request: to stop.
         resolved: what settings that say `auto` came to.
+        before: what they came to when the run began; None if it begins now.
     """
 
     config: EvaluationConfig
     ranks: Ranks
     request: StopRequest
     resolved: Mapping[str, str]
+    before: Mapping[str, str] | None = None
+
+    @property
+    def recalibrated(self) -> int:
+        """Over how many training images batch norms' statistics are taken anew before evaluations; 0: never."""
+        return int(self.resolved.get(RECALIBRATE, 0))
+
+    def recalibrating(self, setting: Recalibrate, matters: Callable[[], bool]) -> Evaluation:
+        """Return this with `model.recalibrate` resolved.
+
+        Args:
+            setting: what the recipe says.
+            matters: whether statistics would otherwise hold what they started from; decides where nobody else did. A
+                run that an earlier version began, which knew of no such thing, goes on as it began.
+        """
+        images = images_asked(setting)
+        if images is None and self.before is not None:
+            images = int(self.before.get(RECALIBRATE, 0))
+        if images is None:
+            images = RECALIBRATION_IMAGES * matters()
+        return dataclasses.replace(self, resolved={**self.resolved, RECALIBRATE: str(images)})
 
     def protocol(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return what two runs must share for their numbers to be comparable; `data` identifies the images."""
@@ -80,7 +110,7 @@ def run_evaluation(config: EvaluationConfig, evaluate: Callable[[Evaluation], Re
     def work(ranks: Ranks, request: StopRequest) -> ResultRecord | None:
         before = resolved_before(config, ranks)
         resolved = {"precision": resolved_precision(config, "precision", ranks.device, before)}
-        record = evaluate(Evaluation(config, ranks, request, resolved))
+        record = evaluate(Evaluation(config, ranks, request, resolved, before if goes_on(config, ranks) else None))
         if record is not None:
             ranks.on_main(lambda: _save(record, run, ranks))
         return record
@@ -92,6 +122,8 @@ def run_evaluation(config: EvaluationConfig, evaluate: Callable[[Evaluation], Re
 def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
     """Return what a study must know of a run: the protocol, the model and the seed decide about its result."""
     settings = {**config.protocol(), "model_name": model, "seed": config.seed}
+    if images_asked(value_at(config, RECALIBRATE)) == 0:
+        settings["recalibrate"] = False  # which `auto`, that has the same protocol before it is resolved, is not
     if is_reference(model):
         settings["source"] = source_hash(model)
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)

@@ -53,8 +53,8 @@ class SupervisedLearner(Learner):
         self.stopwatch = Stopwatch()
 
     @abstractmethod
-    def evaluate(self) -> dict[str, float]:
-        """Return metrics in percent, the same in all processes."""
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """Return metrics in percent, the same in all processes; `last`: training is over."""
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class SupervisedLearner(Learner):
         if not epochs_done or (epochs_done % self._evaluate_epochs and not last):
             return {}
         self.stopwatch.train(on=False)
-        self.results = self.evaluate()
+        self.results = self.evaluate(last)
         self.best = {name: max(value, self.best.get(name, value)) for name, value in self.results.items()}
         self.stopwatch.train(on=not last)
         return self.results

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from eval_suite.published import as_text, published_beside
-from eval_suite.reporting.gains import CONFIDENCE
+from eval_suite.reporting.gains import CONFIDENCE, CUT
 from eval_suite.reporting.tables import BASELINES, SCRATCH, caution_of
 from spark.backbones.names import shown_name
 
 MISSING = "–"
+SHOWN_AS_ZERO = 0.005  # deviations that two decimals do not show
 MEAN, PUBLISHED = "mean ± std", "published"
 # What LaTeX writes in another way; all else is escaped by pandas.
 LATEX_SIGNS = {"±": r"$\pm$", MISSING: "--", "−": "$-$", "×": r"$\times$"}
@@ -48,15 +49,33 @@ def gain_text(row: pd.Series) -> str:
     if pd.isna(row["gain"]):
         return f"{MISSING} (no scratch run)"
     interval = f" [{row['gain_low']:+.2f}, {row['gain_high']:+.2f}] {row['interval']}" if row["interval"] else ""
+    if isinstance(row["each"], tuple) and row["each"]:
+        interval = f" (of {' and '.join(f'{gain:+.2f}' for gain in row['each'])})"
     return f"{row['gain']:+.2f}{interval}"
 
 
 def interval_note(table: pd.DataFrame) -> str:
-    """Return a sentence on the intervals that a summary has, or ''."""
-    if not table["interval"].fillna("").any():
+    """Return sentences on the spreads and intervals that a summary has, or ''."""
+    intervals = table["interval"].fillna("")
+    same = table[(table["n"] > 1) & (table["std"] < SHOWN_AS_ZERO)]
+    sentences = {
+        f"In brackets the {CONFIDENCE:.0%} confidence interval of the gain over seeds (Student's t): paired where both "
+        "sides ran the same seeds, else Welch's.": intervals.any(),
+        "One that is cut would go on beyond what the metric can be.": intervals.str.endswith(CUT).any(),
+        "Of two runs, both gains are shown: they make no interval.": table["each"].map(bool).where(
+            table["each"].notna(), other=False).any(),
+        f"± 0.00: the seeds' runs came to the same number, which does not say that others would{_steps(same)}.":
+            len(same) > 0,
+    }
+    return " ".join(sentence for sentence, holds in sentences.items() if holds)
+
+
+def _steps(rows: pd.DataFrame) -> str:
+    """Say how coarse accuracies over the images of some rows are."""
+    counts = sorted({int(count) for count in rows.loc[rows["unit"] == "%", "val_images"].dropna()})
+    if not counts:
         return ""
-    return (f"In brackets the {CONFIDENCE:.0%} confidence interval of the gain over seeds (Student's t): paired where "
-            "both sides ran the same seeds, else Welch's.")
+    return f"; over {counts[0]:,} images to evaluate on, accuracies come in steps of {100 / counts[0]:.2g} %"
 
 
 def to_markdown(table: pd.DataFrame) -> str:

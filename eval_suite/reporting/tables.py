@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from eval_suite.published import measured_as_published
-from eval_suite.reporting.gains import Gain, gain_over
+from eval_suite.reporting.gains import Gain, gain_over, most_of
 from eval_suite.reporting.run_files import RunFiles
 from spark.errors import UserError
 from spark.runs.record import FILE_NAME, ResultRecord, load_record
@@ -104,9 +104,10 @@ def _rows(key: dict[str, object], group: pd.DataFrame) -> Iterator[dict[str, obj
     for init, own in group.groupby(INIT, sort=False, dropna=False):
         values = own.set_index("seed")["value"]
         row = {**key, **dict(zip(INIT, init, strict=True))}
-        gain = Gain() if row["kind"] == baseline else gain_over(start, values, bool(key["higher_is_better"]))
+        gain = Gain() if row["kind"] == baseline else gain_over(
+            start, values, bool(key["higher_is_better"]), most_of(str(key["unit"])))
         yield {**row, "mean": values.mean(), "std": values.std(), "n": len(values), **dataclasses.asdict(gain),
-               "baseline": baseline, "folders": list(own["folder"])}
+               "val_images": own["val_images"].iloc[0], "baseline": baseline, "folders": list(own["folder"])}
 
 
 def _missing(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
@@ -151,9 +152,24 @@ def _flat(folder: Path, record: ResultRecord) -> dict[str, object]:
         "higher_is_better": metric.higher_is_better, "published_as": measured_as_published(record),
         "model": record.model, "kind": init.kind, "pretrained_epochs": init.pretrained_epochs,
         # Seeds of a pre-training are repetitions; checkpoints of which no more is known are not.
-        "pretraining": init.recipe_hash or (init.checkpoint_sha256 or "")[:8] or init.checkpoint or "",
+        "pretraining": " ".join(filter(None, (
+            init.recipe_hash or (init.checkpoint_sha256 or "")[:8] or init.checkpoint, _statistics(record)))),
+        "val_images": _val_images(record),
         "seed": record.seed, "value": metric.value, "wall_seconds": record.wall_seconds,
     }
+
+
+def _statistics(record: ResultRecord) -> str:
+    """Say that batch norms' statistics were taken anew, where that followed from the weights, not from the protocol."""
+    asked = record.protocol.get("model")
+    done = record.resolved.get("model.recalibrate", "0") != "0"
+    return "recalibrated" if done and isinstance(asked, Mapping) and not asked.get("recalibrate") else ""
+
+
+def _val_images(record: ResultRecord) -> int | None:
+    data = record.protocol.get("dataset", record.protocol)  # detection has its data beside the recipe's settings
+    count = data.get("val_images") if isinstance(data, Mapping) else None
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def _init_labels(table: pd.DataFrame) -> pd.Series:
@@ -161,4 +177,5 @@ def _init_labels(table: pd.DataFrame) -> pd.Series:
     epochs = table["pretrained_epochs"].map(lambda count: "" if pd.isna(count) else f", {count:g} epochs")
     labels = table["kind"] + epochs
     several = table.assign(label=labels).groupby([*GROUP, "label"], dropna=False)["label"].transform("size") > 1
-    return labels.where(~several, labels + " (" + table["pretraining"] + ")")
+    told = table["pretraining"].map(lambda name: f" ({name})" if name else "")
+    return labels.where(~several, labels + told)

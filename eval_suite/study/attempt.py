@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ from spark.utils.process_identity import process_lives, process_start, this_mach
 ATTEMPTS = "attempts"
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 300.0  # without a touch, on another machine; clocks may differ by some minutes
-UNKNOWN = "unknown"  # machine of an attempt whose file does not tell
+NOBODY = "unknown"  # machine of an attempt whose file does not tell
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 
 
@@ -186,12 +187,29 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem))
 
 
+def attempt_of_job(out: Path, job: str) -> tuple[Path, AttemptRecord] | None:
+    """Return the latest attempt that is of a job of the scheduler, with its node's folder, in a study's folder."""
+    latest = [(path.parent, last_attempt(path.parent)) for path in out.glob(f"*/{ATTEMPTS}")]
+    found = [(folder, attempt) for folder, attempt in latest if attempt and attempt.job == job]
+    return max(found, key=lambda pair: pair[1].started, default=None)
+
+
+def end_for(folder: Path, attempt: AttemptRecord, outcome: str, reason: str) -> None:
+    """Note how an attempt ended whose process could not, and end what it started on this machine."""
+    if attempt.machine == this_machine():
+        for pid in attempt.workers:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+    ended = dataclasses.replace(attempt, ended=time.time(), outcome=outcome, reason=reason)
+    write_json(folder / ATTEMPTS / f"{attempt.number:04d}.json", _plain(ended))
+
+
 def _read(path: Path) -> AttemptRecord:
     touched = path.lstat().st_mtime
     try:
         return dataclasses.replace(read_as(AttemptRecord, path, "attempt"), number=int(path.stem), touched=touched)
     except UserError as error:  # created, but not written yet; or damaged
-        return AttemptRecord(int(path.stem), UNKNOWN, (0, 0), touched, reason=str(error), touched=touched)
+        return AttemptRecord(int(path.stem), NOBODY, (0, 0), touched, reason=str(error), touched=touched)
 
 
 def _plain(record: AttemptRecord) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ FINISHED_FILE = "finished.json"
 
 @dataclass(frozen=True)
 class Finished:
-    """What `finished.json` tells: for which identity, since when (seconds since 1970), after how much work, on what."""
+    """What `finished.json` tells: for which identity, since when (seconds since 1970), after how much work, on what.
+
+    `above` has, by name, since when the nodes were finished that it builds upon, as it found them when it began.
+    """
 
     identity: str
     at: float
@@ -31,6 +34,7 @@ class Finished:
     shown: Mapping[str, str]
     command: str
     gpus: int = 0
+    above: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,16 @@ def finished(graph: Graph, node: Node) -> bool:
         return False
     if node.name != REPORT:
         return True
-    marks = [read_finished(graph.nodes[name]) for name in node.upstream]
-    return all(other is not None and other.at <= mark.at for other in marks)
+    above = finished_above(graph, node)
+    if mark.above:  # clocks are not asked: one may have been set back
+        return above == mark.above and len(above) == len(node.upstream)
+    return all(name in above and above[name] <= mark.at for name in node.upstream)
+
+
+def finished_above(graph: Graph, node: Node) -> dict[str, float]:
+    """Return since when the nodes are finished that a node builds upon, of those that are."""
+    marks = {name: read_finished(graph.nodes[name]) for name in node.upstream}
+    return {name: mark.at for name, mark in marks.items() if mark}
 
 
 def _is_whole(node: Node) -> bool:
@@ -90,13 +102,14 @@ def _is_whole(node: Node) -> bool:
         return False
 
 
-def mark_finished(node: Node, shown: Mapping[str, str]) -> None:
-    """Note that a node is finished."""
+def mark_finished(node: Node, shown: Mapping[str, str], above: Mapping[str, float] | None = None) -> None:
+    """Note that a node is finished, and what `finished_above` said when it began."""
     *before, this = attempts(node.folder)
     # One that was cut off lasted until it last touched its file; this one still goes on.
-    seconds = sum(attempt.seconds for attempt in before) + time.time() - this.started
-    mark = Finished(node.identity, time.time(), round(seconds, 1), dict(shown), " ".join(node.command()),
-                    node.resources.gpus)
+    now = time.time()
+    seconds = sum(attempt.seconds for attempt in [*before, dataclasses.replace(this, ended=now)])
+    mark = Finished(node.identity, now, round(seconds, 1), dict(shown), " ".join(node.command()), node.resources.gpus,
+                    dict(above or {}))
     write_json(node.folder / FINISHED_FILE, dataclasses.asdict(mark))
 
 
@@ -112,8 +125,8 @@ def progress(node: Node, attempt: AttemptRecord) -> Progress:
     since = done - attempt.begin
     rate = None
     if since > 0:
-        written = (node.folder / METRICS).stat().st_mtime
-        rate = 3600 * since / max(written - attempt.started, 1e-3)
+        seconds = (node.folder / METRICS).stat().st_mtime - attempt.started
+        rate = 3600 * since / seconds if seconds > 0 else None  # a clock may have been set back
     loss = _number(last.get("loss", last.get("total_loss")))
     return Progress(done, node.length, node.unit, loss, rate)
 

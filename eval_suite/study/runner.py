@@ -19,7 +19,7 @@ from typing import IO
 
 from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, Attempt, AttemptRecord, attempts
 from eval_suite.study.graph import Graph, Node
-from eval_suite.study.progress import done_before, finished, mark_finished
+from eval_suite.study.progress import done_before, finished, finished_above, mark_finished
 from spark.errors import UserError
 from spark.faults import fault, no_space
 from spark.utils.files import writing
@@ -72,9 +72,10 @@ def run_node(
             return Result(FINISHED)
         begins = f"# attempt {attempt.number}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(node.command())}"
         with _log(node, begins) as log:
+            above = finished_above(graph, node)
             result = _run(node, environments, stopping, attempt, log)
         if result.outcome == FINISHED:
-            result = _collect(node)
+            result = _collect(node, above)
         elif result.outcome == STOPPED and job and _gets_nowhere(node):
             result = Result(FAILED, f"stopped {GOES} times in a row without getting any further; it needs longer goes")
         attempt.end(result.outcome, result.reason)
@@ -173,14 +174,14 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _collect(node: Node) -> Result:
+def _collect(node: Node, above: Mapping[str, float]) -> Result:
     try:
         shown = node.find_task().collect(node.work)
     except UserError as error:
         return Result(FAILED, str(error))
     if shown is None:
         return Result(FAILED, "the command ended well, but left no result")
-    mark_finished(node, shown)
+    mark_finished(node, shown, above)
     return Result(FINISHED)
 
 

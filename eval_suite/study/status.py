@@ -11,15 +11,16 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, UNKNOWN, AttemptRecord, last_attempt
+from eval_suite.study.attempt import FAILED, FINISHED, NOBODY, STOPPED, AttemptRecord, last_attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import damage_of_mark, progress, read_finished
 from eval_suite.study.runner import LOG, tail
 
-WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST, QUEUED = "waiting", "running", "elsewhere", "blocked", "lost", "queued"
+WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST = "waiting", "running", "elsewhere", "blocked", "lost"
+QUEUED, UNKNOWN = "queued", "unknown"
 STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue", FAILED: "red", LOST: "red",
-          STOPPED: "yellow", BLOCKED: "magenta"}
-ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, WAITING, STOPPED, FAILED, LOST, BLOCKED)
+          STOPPED: "yellow", UNKNOWN: "yellow", BLOCKED: "magenta"}
+ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, UNKNOWN, WAITING, STOPPED, FAILED, LOST, BLOCKED)
 LOG_LINES = 5
 LONGEST = 1e10  # seconds that are worth telling: 300 years
 WIDTH = 160  # of tables that are not shown on a terminal
@@ -59,6 +60,7 @@ class Job:
         log: of the job itself: what happens before the node's own log begins.
         called_off: whether it was cancelled by `study cancel`.
         state, reason: as the scheduler says; "" if it has forgotten the job, which ended a while ago then.
+        silence: why the scheduler says nothing at all.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Job:
     called_off: bool = False
     state: str = ""
     reason: str = ""
+    silence: str = ""
 
     @property
     def runs(self) -> bool:
@@ -83,6 +86,8 @@ class Job:
         return attempt is not None and (attempt.job == self.id or attempt.started > self.submitted)
 
     def __str__(self) -> str:
+        if self.silence:
+            return f"job {self.id}: {self.silence}"
         return f"job {self.id} {self.state.lower() or 'ended'}" + (f" ({self.reason})" if self.reason else "")
 
 
@@ -98,6 +103,8 @@ def _state(node: Node, job: Job | None, above: Mapping[str, State]) -> State:
     if mark := read_finished(node):
         return State(FINISHED, ", ".join(f"{key} {value}" for key, value in mark.shown.items()))
     attempt = last_attempt(node.folder)
+    if job and job.silence and not _settled(job, attempt):
+        return State(UNKNOWN, str(job))
     # A job that the scheduler no longer knows, or has put back into the queue, does not run, whatever its file says.
     if attempt and attempt.alive and (not attempt.job or (job and job.runs)):
         return State(RUNNING, attempt.place)
@@ -106,13 +113,20 @@ def _state(node: Node, job: Job | None, above: Mapping[str, State]) -> State:
     return _at_rest(node, job, attempt, above)
 
 
+def _settled(job: Job, attempt: AttemptRecord | None) -> bool:
+    """Whether files alone tell what a node is doing: its job failed, or its latest attempt is of no job of Slurm's."""
+    if attempt is None or not job.began(attempt):
+        return False
+    return attempt.outcome == FAILED if attempt.job == job.id else not attempt.job
+
+
 def _at_rest(node: Node, job: Job | None, attempt: AttemptRecord | None, above: Mapping[str, State]) -> State:
     """Return the state of a node that is not finished, and that nothing works on or is about to."""
     if job and not job.began(attempt):
         state = _not_begun(node, above)
         return state if state.name == BLOCKED or job.called_off else State(LOST, f"{job}, and never began", job.log)
     of_job = f"; {job}" if job and attempt and attempt.job == job.id else ""
-    if attempt and attempt.machine == UNKNOWN:
+    if attempt and attempt.machine == NOBODY:
         return State(LOST, attempt.reason)
     if attempt and attempt.ended is None:
         return State(LOST, f"attempt {attempt.number} ({attempt.place}) ended without a word{of_job}")
@@ -156,7 +170,7 @@ def summary(graph: Graph, states: Mapping[str, State]) -> Group:
 def _numbers(node: Node, state: State) -> tuple[str, str, str, str]:
     """Return progress, loss, rate and time left of a node that runs."""
     attempt = last_attempt(node.folder)
-    if state.name not in (RUNNING, ELSEWHERE) or attempt is None:
+    if state.name not in (RUNNING, ELSEWHERE, UNKNOWN) or attempt is None:
         return "", "", "", ""
     now = progress(node, attempt)
     done = f"{now.done:.4g}/{now.length:.4g} {now.unit}s" if now.length else ""

@@ -22,7 +22,7 @@ from eval_suite.study.launch import Launcher
 from eval_suite.study.launch.local import Local
 from eval_suite.study.launch.slurm import Slurm, was_submitted
 from eval_suite.study.progress import finished
-from eval_suite.study.status import LOST, QUEUED, RUNNING, Job, State, console, states_of, status_table
+from eval_suite.study.status import LOST, QUEUED, RUNNING, UNKNOWN, Job, State, console, states_of, status_table
 from spark.errors import UserError, nearest
 
 REFRESH_SECONDS = 5.0
@@ -78,11 +78,15 @@ def _retry(options: argparse.Namespace) -> int:
             chosen.add(name)
         else:
             raise UserError(f"'{name}' is no node of this study.{nearest(name, [*graph.nodes, FAILED_ONES])}")
+    unknown = [name for name, state in states.items() if state.name == UNKNOWN]
+    if asked_for := [name for name in unknown if not chosen or name in chosen]:
+        raise UserError(f"what {asked_for[0]} is doing is not known ({states[asked_for[0]].detail}): try again later")
     if not chosen:
         console().print("nothing has failed or stopped")
         return 0
     # What builds upon them comes along; a report that is there already must be made again.
-    names = {name for name in graph.below(chosen) if name in chosen or states[name].name not in (RUNNING, QUEUED)}
+    theirs = {name for name, state in states.items() if state.name in (RUNNING, QUEUED, UNKNOWN)}
+    names = {name for name in graph.below(chosen) if name in chosen or name not in theirs}
     return _start(graph, names, _launcher(options, cluster), options.dry_run)
 
 
@@ -94,7 +98,7 @@ def _status(options: argparse.Namespace) -> int:
         screen.print(status_table(graph, states))
         return _exit_code(states)
     with Live(status_table(graph, states), console=screen) as live:
-        while any(state.name in (RUNNING, QUEUED) for state in states.values()):
+        while any(state.name in (RUNNING, QUEUED, UNKNOWN) for state in states.values()):
             time.sleep(REFRESH_SECONDS)
             states = states_of(graph, _jobs(graph))
             live.update(status_table(graph, states))
@@ -190,12 +194,8 @@ def _installed_gpus() -> int:
 
 
 def _jobs(graph: Graph) -> Mapping[str, Job]:
-    """Return what Slurm says; where it cannot be asked, the folders alone must tell."""
-    try:
-        return Slurm(ClusterConfig()).jobs(graph)
-    except UserError as error:
-        print(f"note: {error}", file=sys.stderr)
-        return {}
+    """Return what Slurm says of the study's jobs; that it says nothing is part of it."""
+    return Slurm(ClusterConfig()).jobs(graph)
 
 
 def _exit_code(states: dict[str, State]) -> int:

@@ -20,6 +20,7 @@ from eval_suite.classification.initialize import build_classifier, starting_weig
 from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
 from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
+from spark.backbones.batch_norms import carries_start
 from spark.config.recipe import load_recipe
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import Metric, ResultRecord
@@ -85,10 +86,12 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
     data = ranks.on_all(lambda: open_data(config))
     start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
     model = ranks.on_all(lambda: build_classifier(config.model, data.classes, start, config.seed))
+    steps = config.train.epochs * (len(data.train) // config.train.batch)
+    evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: carries_start(model, steps))
     origin = {"data": data.identity, "init": dataclasses.asdict(start.record)}
     learner = ranks.on_all(lambda: Finetuning(config, data, model, ranks, origin, evaluation.resolved))
     training = Training("finetune", config, learner.schedule, learner, ranks, (RESULT, SUBSET))
-    _describe(config, data, ranks)
+    _describe(config, data, ranks, evaluation.recalibrated)
     if not training.complete(evaluation.request):
         return None
     if config.labels.limited and ranks.is_main:
@@ -96,10 +99,11 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
         write_text(Path(config.out) / SUBSET, "".join(f"{name}\n" for name in names))
     best = {name.replace("_last", "_best"): value for name, value in learner.best.items() if name.endswith("_last")}
     task = FEW_SHOT if config.labels.limited else TASK
+    protocol = {**evaluation.protocol(data.identity), **config.protocol(evaluation.recalibrated)}
     return evaluation.record(
         task=task, task_version=VERSIONS[task], model=config.model.name, init=start.record,
         metrics={name: Metric(value, "%") for name, value in {**learner.results, **best}.items()},
-        main_metric="top1_last", protocol=evaluation.protocol(data.identity), epochs=config.train.epochs,
+        main_metric="top1_last", protocol=protocol, epochs=config.train.epochs,
         wall_seconds=learner.stopwatch.seconds, images_per_second=learner.images_per_second(training.step),
     )
 
@@ -127,12 +131,15 @@ def _hash_of_subsets(whole: LabeledSource, config: FinetuneConfig) -> str:
     return content_hash([limited(whole, config.labels, seed).identity for seed in config.labels.seeds])
 
 
-def _describe(config: FinetuneConfig, data: Data, ranks: Ranks) -> None:
+def _describe(config: FinetuneConfig, data: Data, ranks: Ranks, recalibrated: int) -> None:
     """Say how the steps are computed."""
     local_batch = ranks.local_batch(config.train.batch)
     steps = config.accumulation_steps(local_batch)
     ranks.log(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
     if ranks.size > 1:
         ranks.log(f"{ranks.size} processes of {local_batch} images each; batch norms are synchronised")
+    if recalibrated:
+        ranks.log(f"before evaluations, batch norms' statistics are taken anew on {min(recalibrated, len(data.train))} "
+                  "training images (model.recalibrate)")
     if steps > 1:
         ranks.log(f"accumulating {steps} parts of {local_batch // steps} images, which batch norms see one at a time")

@@ -86,15 +86,15 @@ def _classify(config: KnnConfig, evaluation: Evaluation) -> ResultRecord | None:
     encoder = FrozenEncoder(
         build_encoder(config.model, start, config.seed), ranks.device, evaluation.resolved["precision"]
     )
+    evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: encoder.carries_start)
     protocol = evaluation.protocol(identity_of(train, train, val))
     check_run_folder(out, config, config.resume == "never", (RESULT,))
     if (out / RESULT).is_file():
         return _unchanged(out, config, protocol, start.record.checkpoint_sha256)
     save_resolved(config, out / CONFIG)
     ranks.log(to_yaml(config))
-    if config.model.recalibrate:
-        sample = some_images(train, config.model.recalibrate, config.data)
-        encoder.recalibrate(sample, config.data.workers)
+    if evaluation.recalibrated:
+        encoder.recalibrate(some_images(train, evaluation.recalibrated, config.data), config.data.workers)
     try:
         bank, known = _features(encoder, train, config, ranks, request)
         queries, wanted = _features(encoder, val, config, ranks, request)

@@ -88,7 +88,10 @@ def _probe(config: ProbeConfig, evaluation: Evaluation) -> ResultRecord | None:
     ranks = evaluation.ranks
     splits = ranks.on_all(lambda: _open(config))
     start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
-    learner = ranks.on_all(lambda: _learner(config, splits, start, evaluation))
+    frozen = ranks.on_all(lambda: FrozenEncoder(
+        build_encoder(config.model, start, config.seed), ranks.device, evaluation.resolved["precision"]))
+    evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: frozen.carries_start)
+    learner = ranks.on_all(lambda: _learner(config, splits, start, frozen, evaluation))
     training = Training("probe", config, learner.schedule, learner, ranks, (RESULT, HEADS))
     if not training.complete(evaluation.request):
         return None
@@ -128,12 +131,13 @@ def _open(config: ProbeConfig) -> _Splits:
     return _Splits(data, LabeledImages(held_out, plain, size, substitute=False), train)
 
 
-def _learner(config: ProbeConfig, splits: _Splits, start: Weights, evaluation: Evaluation) -> Probing:
+def _learner(
+    config: ProbeConfig, splits: _Splits, start: Weights, frozen: FrozenEncoder, evaluation: Evaluation
+) -> Probing:
     ranks, resolved = evaluation.ranks, evaluation.resolved
-    frozen = FrozenEncoder(build_encoder(config.model, start, config.seed), ranks.device, resolved["precision"])
     batch, workers = ranks.local_batch(config.train.batch), config.data.workers
-    if config.model.recalibrate:
-        frozen.recalibrate(some_images(splits.train, config.model.recalibrate, config.data), workers)
+    if evaluation.recalibrated:
+        frozen.recalibrate(some_images(splits.train, evaluation.recalibrated, config.data), workers)
     statistics = frozen.statistics(some_images(splits.train, config.train.statistics, config.data), batch, workers)
     origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record)}
     return Probing(config, splits.data, splits.held_out, frozen, statistics, ranks, origin, resolved)

@@ -133,7 +133,10 @@ def read_text(text: str, declaration: Any = Any) -> Any:
 
 
 def _finished(config: DictConfig) -> tuple[Any, list[str]]:
-    """Return a configuration as an instance of its dataclass, and what is wrong with its values."""
+    """Return a configuration as an instance of its dataclass, and what is wrong with its values.
+
+    One mistake is told once: what values have to do with one that is out of its limits is left out.
+    """
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             return None, [f"'{key}' is required: pass {key}=…" for key in missing]
@@ -143,7 +146,9 @@ def _finished(config: DictConfig) -> tuple[Any, list[str]]:
     except (OmegaConfBaseException, ArithmeticError, ValueError) as error:
         return None, [str(error).splitlines()[0]]
     wrong = list(wrong_values(loaded))
-    return loaded, wrong + (loaded.problems() if hasattr(loaded, "problems") else [])
+    names = [line.partition("=")[0] for line in wrong]
+    problems: list[str] = loaded.problems() if hasattr(loaded, "problems") else []
+    return loaded, wrong + [line for line in problems if not any(f"{name}=" in line for name in names)]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

@@ -21,12 +21,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from spark.errors import UserError
+from spark.faults import fault
 from spark.utils.files import write_text
 from spark.utils.provenance import content_hash
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_SCAN = 2  # number of the way of scanning, which what is in the cache was found by; 1 did not look for the end
 
 
 class Member(NamedTuple):
@@ -146,7 +148,7 @@ def read_index(shard: Path) -> list[Member]:
         UserError: it is no tar, compressed, or cut short.
     """
     status = shard.stat()
-    key = content_hash([str(shard.resolve()), status.st_size, status.st_mtime_ns])
+    key = content_hash([_SCAN, str(shard.resolve()), status.st_size, status.st_mtime_ns])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spark-transfer" / "shards"
     try:
         return [Member(*entry) for entry in json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))]
@@ -158,15 +160,45 @@ def read_index(shard: Path) -> list[Member]:
 
 
 def _scan(shard: Path) -> Iterator[Member]:
+    """Yield the files in a tar.
+
+    `tarfile` takes whatever it does not understand for the end: that there is one, and nothing behind it, is checked.
+    """
     try:
+        size = shard.stat().st_size
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
+                if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
+                    raise ValueError(f"'{member.name}' does not lie within the file")
                 if member.isreg() and not member.issparse():
                     yield Member(member.name, member.offset_data, member.size)
-                    if member.offset_data + member.size > shard.stat().st_size:
-                        raise tarfile.ReadError(f"'{member.name}' ends behind the file's end")
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"shard '{shard}' is damaged, cut short or compressed ({error}); get it anew") from None
+            end = tar.offset
+        with shard.open("rb") as file:
+            _check_end(file, end)
+    except MemoryError:
+        raise
+    except Exception as error:  # what is damaged makes `tarfile` stumble in any way
+        if (told := fault(error)) is not None:
+            raise UserError(f"shard '{shard}' cannot be read: {told}") from None
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"shard '{shard}' is damaged, cut short or compressed ({why}); get it anew") from None
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Check that two blocks of zeros end a tar, and that nothing but zeros follows.
+
+    Raises:
+        ValueError: it has another end.
+    """
+    file.seek(end)
+    mark = file.read(2 * tarfile.BLOCKSIZE)
+    if mark.strip(b"\0"):
+        raise ValueError(f"what stands at byte {end} is neither a file's header nor the end of the tar")
+    if len(mark) < 2 * tarfile.BLOCKSIZE:
+        raise ValueError("it has no end mark")
+    while chunk := file.read(1 << 20):
+        if chunk.strip(b"\0"):
+            raise ValueError(f"more follows the end mark at byte {end}: a zeroed block, or a tar appended to another")
 
 
 def _expand(pattern: str) -> list[str]:

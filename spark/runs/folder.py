@@ -23,7 +23,8 @@ def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[
 
     Args:
         folder: the run's folder.
-        config: a dataclass; its FREE_TO_CHANGE names the settings and groups that a continued run may change.
+        config: a dataclass; its FREE_TO_CHANGE names the settings and groups that a continued run may change, and its
+            FORMER, if it has one, those whose default was another one once, with that.
         fresh: remove an earlier run in it (its own files only).
         yields: names of the files and folders that this kind of run writes besides the common ones.
 
@@ -65,8 +66,10 @@ def _check_same(folder: Path, config: Any) -> None:
     if set(known) - set(found) and set(found) - set(known):
         raise UserError(f"'{folder}' holds a run of another kind (its {CONFIG} has {', '.join(map(str, found))}); "
                         "pass another out=…")
-    # Settings unknown to an older version had the effect of today's defaults.
+    # Settings unknown to an older version had the effect of today's defaults; so had its own defaults.
     before = flat(without(known, config.FREE_TO_CHANGE)) | flat(without(found, config.FREE_TO_CHANGE))
+    former = getattr(config, "FORMER", {})
+    before |= {name: flat(known)[name] for name, value in former.items() if before.get(name) == value}
     now = flat(without(dataclasses.asdict(config), config.FREE_TO_CHANGE))
     changed = [
         f"{name} was {before.get(name)}, is {now.get(name)}"

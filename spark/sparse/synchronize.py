@@ -25,11 +25,17 @@ PLAIN = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
 
 
 class SynchronizedNorm(_BatchNorm):
-    """Mixed into a batch norm's own class. Every process must have the same number of positions."""
+    """Mixed into a batch norm's own class. Every process must have the same number of positions.
+
+    Attributes:
+        alone: whether this process has all images, for the time being, and asks no other.
+    """
+
+    alone = False
 
     def forward(self, x: Any) -> Any:
         """Normalize, and activate if the layer does."""
-        if not self.training:
+        if self.alone or not self.training:
             return super().forward(x)
         x = self._normalize(x)
         for name in ("drop", "act"):  # of timm's BatchNormAct2d

@@ -31,6 +31,12 @@ def resolved_before(config: Any, ranks: Ranks) -> dict[str, str]:
     return dict(ranks.on_main(lambda: peek(Path(config.out) / CHECKPOINTS, RESOLVED)) or {})
 
 
+def goes_on(config: Any, ranks: Ranks) -> bool:
+    """Whether there is a checkpoint to go on from; must be called on all ranks."""
+    return config.resume != "never" and bool(
+        ranks.on_main(lambda: peek(Path(config.out) / CHECKPOINTS, "step") is not None))
+
+
 def kept(config: Config, before: Mapping[str, str]) -> Config:
     """Return a configuration with what its `auto`s came to before, by dotted key."""
     return with_values(config, {key: value for key, value in before.items() if value_at(config, key) == AUTO})

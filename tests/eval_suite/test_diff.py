@@ -13,7 +13,7 @@ from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.cli import main
 from eval_suite.diff import DIFFERENT, SAME, Difference, differences, read_sides
 from spark.config.recipe import load_recipe, save_resolved, with_values
-from spark.runs.record import Initialization
+from spark.runs.record import Initialization, load_record
 
 RECIPES = ROOT / "configs"
 RESNET50 = str(RECIPES / "finetune/resnet50.yaml")
@@ -70,6 +70,19 @@ def test_a_run_of_a_recipe_has_its_settings_wherever_it_ran(tmp_path: Path) -> N
     assert found(run, RESNET50) == {}
     entries = found(write_run(tmp_path / "b", train__epochs=30), RESNET50)
     assert entries == {"train.epochs": Difference("train.epochs", 30, 300, True)}
+
+
+def test_what_auto_came_to_is_told_between_runs_and_is_no_difference_from_the_recipe(tmp_path: Path) -> None:
+    short, old = write_run(tmp_path / "short"), write_run(tmp_path / "old")
+    result = load_record(Path(short) / "result.json")
+    model = {**result.protocol["model"], "recalibrate": 2048}
+    dataclasses.replace(
+        result, protocol={**result.protocol, "model": model}, resolved={"model.recalibrate": "2048"}).save(Path(short))
+    assert found(short, old) == {
+        "model.recalibrate": Difference("model.recalibrate", "auto (2048)", "auto", True)}
+    assert found(short, RESNET50) == {}
+    never = write_run(tmp_path / "never", model__recalibrate=False)
+    assert "model.recalibrate" in found(short, never)
 
 
 def test_what_an_older_run_did_not_know_is_as_the_defaults_say(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ MinJobAge=300
 SlurmdTimeout=5
 MessageTimeout=5
 TCPTimeout=1
-UnkillableStepTimeout=30
+UnkillableStepTimeout=120
 NodeName=n[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
@@ -114,6 +114,15 @@ class SlurmCluster:
         """Cut a node's power."""
         self._end(name, signal.SIGKILL)
 
+    def stop_controller(self) -> None:
+        """Let Slurm answer no question; what runs goes on."""
+        self._end("slurmctld", signal.SIGTERM)
+
+    def start_controller(self) -> None:
+        """Let Slurm answer again."""
+        self._spawn("slurmctld", [str(_find("slurmctld")), "-D"])
+        wait_until(lambda: self._works("scontrol", "ping"))
+
     def start_node(self, name: str) -> None:
         """Start a node: its own host name, process ids and /etc/hosts."""
         hosts = f"mount --bind {self.folder}/hosts /etc/hosts"
@@ -132,8 +141,7 @@ class SlurmCluster:
             f"--log-file={folder}/munged.log", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed",
         ])
         wait_until(lambda: self._works("munge", "-n", "-S", f"{folder}/munge.socket"))
-        self._spawn("slurmctld", [str(_find("slurmctld")), "-D"])
-        wait_until(lambda: self._works("scontrol", "ping"))
+        self.start_controller()
         for number in range(1, self._nodes + 1):
             self.start_node(f"n{number}")
         wait_until(self.idle)

@@ -259,6 +259,81 @@ def test_cancel_leaves_nothing_running(study: SlurmStudy, capsys: pytest.Capture
     assert not [node for node in study.graph() if read_finished(node)]
 
 
+@pytest.mark.parametrize("number", ["TERM", "USR2"])
+def test_a_signal_to_the_whole_job_puts_it_back(study: SlurmStudy, number: str) -> None:
+    """As `scancel --full` and some clusters' preemption send it: to the batch script and srun, too."""
+    study.change(models=["a"], initialisations={"scratch": {}},
+                 overrides={"slow": {"settings": {"pause": 1, "steps": STEPS}}})
+    study.submit()
+    (job,) = study.jobs()
+    wait_until(lambda: list(study.out.glob("count-*/metrics.jsonl")))
+    study.cluster.run("scancel", "--full", "--signal", number, job)
+    study.until_all_ended()
+    first, second = attempts(study.folder_of("count"))
+    assert first.outcome == "stopped"
+    assert second.outcome == "finished"
+    steps = [json.loads(line)["step"] for line in (study.folder_of("count") / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+
+
+def test_scancel_is_no_request_to_begin_again(study: SlurmStudy) -> None:
+    study.change(models=["a"], initialisations={"scratch": {}},
+                 overrides={"slow": {"settings": {"pause": 0.5, "steps": 1000}}})
+    study.submit()
+    (job,) = study.jobs()
+    wait_until(lambda: list(study.out.glob("count-*/metrics.jsonl")))
+    study.cluster.run("scancel", job)
+    study.until_all_ended(30)
+    (attempt,) = attempts(study.folder_of("count"))
+    assert attempt.outcome == "stopped"
+
+
+def test_while_the_controller_is_away(study: SlurmStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs goes on, and is not called lost; nothing is submitted twice, then or afterwards."""
+    study.change(models=["a"], overrides={"slow": {"settings": {"pause": 4, "steps": STEPS}}})
+    study.submit()
+    wait_until(lambda: len(list(study.out.glob("*/metrics.jsonl"))) == 2)
+    before = study.jobs()
+    study.cluster.stop_controller()
+    try:
+        capsys.readouterr()
+        assert study.verb("status") == 0
+        table = " ".join(capsys.readouterr().out.split())
+        assert "3 unknown" in table
+        assert "squeue failed: " in table
+        for verb in ("submit", "retry"):
+            assert study.verb(verb, "--cluster", str(study.cluster_file)) == 2
+            assert "squeue failed: " in capsys.readouterr().err
+    finally:
+        study.cluster.start_controller()
+    study.submit()
+    assert "0 jobs submitted" in capsys.readouterr().out
+    assert set(study.jobs()) <= set(before)
+    study.until_all_ended()
+    assert set(study.attempts().values()) == {1}
+    assert len(study.values()) == 3
+
+
+def test_a_controller_that_restarts_during_a_submission(
+    study: SlurmStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took a job, but its answer was lost: that job is taken back when its node is submitted again."""
+    programs = study.folder / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" >/dev/null\necho away >&2\nexit 1\n')
+    (programs / "sbatch").chmod(0o755)
+    study.change(models=["a"], initialisations={"scratch": {}})
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(programs), prepend=os.pathsep)
+        assert study.verb("submit", "--cluster", str(study.cluster_file)) == 2
+    (stray,) = study.jobs()
+    study.submit()
+    assert f"taken back: {stray}, " in capsys.readouterr().err
+    study.until_all_ended()
+    assert set(study.attempts().values()) == {1}
+    assert len(study.values()) == 1
+
+
 def test_an_edited_study_leaves_the_jobs_of_before_whole(
     study: SlurmStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:

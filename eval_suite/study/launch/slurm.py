@@ -28,8 +28,9 @@ from typing import Any
 from eval_suite.study.attempt import Attempt, last_attempt
 from eval_suite.study.cluster import ClusterConfig, Resources
 from eval_suite.study.graph import Graph, Node
+from eval_suite.study.launch.slurm_batch import traps
 from eval_suite.study.launch.slurm_job import REQUEUE_SECONDS, WARNING, NodeJob
-from eval_suite.study.launch.slurm_queries import ask_slurm, ended_lately, is_over, squeue
+from eval_suite.study.launch.slurm_queries import ask_slurm, commented, ended_lately, is_over, squeue
 from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import Job
@@ -81,6 +82,7 @@ class Slurm:
             graph.save()
             folder = graph.out.absolute() / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{attempt.number}"
             graph.save(folder / SUBMITTED)
+            _call_off_strays(graph.out)
             jobs = self._submit(graph, names, self._queue(graph), folder)
         for name, job in jobs.items():
             print(f"job {job:10} {name}")
@@ -88,6 +90,13 @@ class Slurm:
         return 0
 
     def jobs(self, graph: Graph) -> dict[str, Job]:
+        """Return the latest job of each node that was ever submitted, and what Slurm says of it, or why it does not."""
+        try:
+            return self._answers(graph)
+        except UserError as error:
+            return {name: dataclasses.replace(job, silence=str(error)) for name, job in _submitted(graph.out).items()}
+
+    def _answers(self, graph: Graph) -> dict[str, Job]:
         """Return the latest job of each node that was ever submitted, and what Slurm says of it.
 
         Raises:
@@ -114,8 +123,8 @@ class Slurm:
         return list(queue)
 
     def _queue(self, graph: Graph) -> dict[str, Job]:
-        """Return the jobs that wait or run."""
-        return {name: job for name, job in self.jobs(graph).items() if not job.ended}
+        """Return the jobs that wait or run; errors as for `_answers`."""
+        return {name: job for name, job in self._answers(graph).items() if not job.ended}
 
     def _submit(
         self, graph: Graph, names: Collection[str], queue: Mapping[str, Job], folder: Path
@@ -170,7 +179,7 @@ class Slurm:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS, python=PYTHON)
         executor.update_parameters(
             job_name=f"{out.name}-{nodes[0].find_task().name}", dependency=waits_for or None,
-            **self._parameters(nodes[0].resources, code),
+            **self._parameters(nodes[0].resources, code, out),
         )
         warning = self._cluster.signal_seconds
         patience = max(warning - REQUEUE_SECONDS, warning / 2)
@@ -191,7 +200,7 @@ class Slurm:
                 raise cannot_write(graph.out / SUBMISSIONS, error) from None
         return ids
 
-    def _parameters(self, resources: Resources, code: Path) -> dict[str, Any]:
+    def _parameters(self, resources: Resources, code: Path, out: Path) -> dict[str, Any]:
         """Return submitit's parameters."""
         cluster = self._cluster
         given = {
@@ -201,7 +210,10 @@ class Slurm:
         }
         # `python -m` looks into the folder that it is started in first: there the code must be the copy, too.
         copy = shlex.quote(str(code))
-        setup = [*cluster.setup, f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {copy}"]
+        setup = [
+            *traps(out, sys.executable), *cluster.setup,
+            f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {copy}",
+        ]
         return {
             **{name: value for name, value in given.items() if value is not None},
             "time": resources.minutes, "nodes": resources.nodes, "ntasks_per_node": resources.processes_per_node,
@@ -209,7 +221,9 @@ class Slurm:
             "array_parallelism": cluster.max_parallel, "stderr_to_stdout": True,
             # Since 22.05, srun does not take the number of CPUs over from sbatch.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_process}"], "wckey": None,
-            "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **resources.slurm},
+            "additional_parameters": {
+                "requeue": True, "kill-on-invalid-dep": "yes", "comment": _comment(out), **resources.slurm,
+            },
         }
 
     def _as_submitted(self, graph: Graph, script: Path, folder: str) -> str:
@@ -263,19 +277,40 @@ def was_submitted(out: Path) -> bool:
     return (out / SUBMISSIONS).is_file()
 
 
-def _submitted(out: Path) -> dict[str, Job]:
-    """Return the latest job of each node that was ever submitted."""
+def _comment(out: Path) -> str:
+    """Return what tells a study's jobs from others."""
+    return f"spark-eval study {out.absolute()}"
+
+
+def _call_off_strays(out: Path) -> None:
+    """Take back jobs of which Slurm could not tell when they were submitted: their nodes are submitted again.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    noted = {entry.job for entry in _notes(out)}
+    if strays := [job for job in commented(_comment(out)) if job not in noted]:
+        ask_slurm(["scancel", *strays])
+        print(f"taken back: {', '.join(strays)}, of which Slurm did not tell when submitted", file=sys.stderr)
+
+
+def _notes(out: Path) -> list[Submission]:
+    """Return what was ever submitted, in its order; damaged lines are named, and left out."""
     path = out / SUBMISSIONS
     if not path.is_file():
-        return {}
-    jobs = {}
+        return []
+    found = []
     for number, line in enumerate(read_regular(path, "list of jobs", MOST_BYTES).splitlines(), 1):
         try:
-            entry = as_instance(Submission, parse_json(line))
-            jobs[entry.node] = Job(entry.job, entry.at, Path(entry.log), entry.called_off)
+            found.append(as_instance(Submission, parse_json(line)))
         except ValueError as error:
             print(f"left out: line {number} of '{path}' is damaged: {error}", file=sys.stderr)
-    return jobs
+    return found
+
+
+def _submitted(out: Path) -> dict[str, Job]:
+    """Return the latest job of each node that was ever submitted."""
+    return {entry.node: Job(entry.job, entry.at, Path(entry.log), entry.called_off) for entry in _notes(out)}
 
 
 def _note(out: Path, jobs: Mapping[str, Job]) -> None:

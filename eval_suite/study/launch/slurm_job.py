@@ -129,10 +129,17 @@ def _leave(job: str, warned: _Warned, first: bool) -> None:
     runs long after that was not preempted: it is put back, too. After scancel there is nothing to wait for.
     """
     patience = time.monotonic() + PATIENCE_SECONDS
+    while _runs(job) and not (first and (warned.received or time.monotonic() > patience)):
+        time.sleep(LOOK_SECONDS)
+    if first:
+        put_back(job)
+
+
+def put_back(job: str) -> None:
+    """Put the job that runs this back into the queue, whereupon Slurm ends it, unless it is being ended anyway."""
     asked = False
     while asked or _runs(job):
-        if first and not asked and (warned.received or time.monotonic() > patience):
-            asked = _requeue(job)
+        asked = asked or _requeue(job)
         time.sleep(LOOK_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import subprocess
 from collections.abc import Sequence
 
@@ -30,6 +31,16 @@ def squeue(arguments: Sequence[str]) -> dict[str, tuple[str, str]]:
         job, state, reason = line.split("|", 2)
         jobs[job] = state, reason if reason != "None" else ""
     return jobs
+
+
+def commented(comment: str) -> list[str]:
+    """Return this user's jobs that have not ended, and carry a comment.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    printed = ask_slurm(["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%k"])
+    return [job for job, _, words in (line.partition("|") for line in printed.splitlines()) if words == comment]
 
 
 def ended_lately(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:

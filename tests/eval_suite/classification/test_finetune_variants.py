@@ -219,7 +219,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(recipe: str, tmp_path: 
     result = imagenet_finetune.finetune(recipe, ["precision=bfloat16"])
     assert result is not None
     record = load_record(result)
-    assert record.resolved == {"precision": "bfloat16"}
+    assert record.resolved == {"precision": "bfloat16", "model.recalibrate": "2048"}
     assert record.protocol["precision"] == "bfloat16"  # it rounds more, so numbers are not comparable
     with pytest.raises(UserError, match=r"was begun in bfloat16; pass precision=bfloat16, another out="):
         imagenet_finetune.finetune(recipe, ["precision=float32"])

@@ -36,8 +36,39 @@ def test_mean_std_and_gain_over_scratch() -> None:
     assert pd.isna(scratch["gain"])
     assert (spark["mean"], spark["n"], spark["gain"]) == (61, 2, 9)
     assert spark["init"] == "spark, 30 epochs"
+    assert spark["interval"] == ""
+    assert spark["each"] == (10, 8)  # of two runs
+    text = to_markdown(summarize(runs))
+    assert "+9.00 (of +10.00 and +8.00)" in text
+    assert "Of two runs, both gains are shown" in text
+    spark = summarize([*runs, record(52, seed=2), record(61, SPARK, seed=2)]).to_dict("records")[1]
     assert spark["interval"] == "paired"
     assert spark["gain_low"] < 9 < spark["gain_high"]
+
+
+def test_equal_results_of_seeds_are_explained_and_intervals_end_where_the_metric_does() -> None:
+    data = {"dataset": {"val_images": 48}}
+    values = {SCRATCH: (20, 20, 20), SPARK: (95, 80, 99)}
+    table = summarize([record(value, init, seed=seed, protocol=data)
+                       for init, of_seeds in values.items() for seed, value in enumerate(of_seeds)])
+    spark = table.to_dict("records")[1]
+    assert spark["gain_high"] == 80  # of 20 %, no more can be gained
+    assert spark["interval"] == "paired, cut"
+    text = to_markdown(table)
+    assert "beyond what the metric can be" in text
+    assert "± 0.00: the seeds' runs came to the same number" in text
+    assert "over 48 images to evaluate on, accuracies come in steps of 2.1 %" in text
+
+
+def test_random_features_of_other_statistics_are_other_rows() -> None:
+    """Statistics that were taken anew because the weights needed it are in no protocol; an earlier run's were not."""
+    old = record(50, protocol={"model": {"recalibrate": 0}})
+    new = dataclasses.replace(old, seed=1, resolved={"model.recalibrate": "2048"})
+    assert list(summarize([old, new])["init"]) == ["scratch", "scratch (recalibrated)"]
+    asked = {"model": {"recalibrate": 2048}}
+    runs = [record(50, seed=seed, protocol=asked) for seed in (0, 1)]
+    runs[0] = dataclasses.replace(runs[0], resolved={"model.recalibrate": "2048"})  # older records do not tell
+    assert list(summarize(runs)["n"]) == [2]
 
 
 def test_without_scratch_the_gain_is_over_supervised_and_says_so() -> None:

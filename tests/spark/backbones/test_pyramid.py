@@ -156,7 +156,7 @@ def test_options_are_a_mapping_of_the_configuration() -> None:
     config = read_recipe(None, overrides)
     assert (config.model.options, config.model.in_chans, config.mask.patch_size) == ({"output_stride": 16}, 1, 64)
     for wrong in ("model.in_chans=0", "mask.patch_size=-8"):
-        with pytest.raises(UserError, match=f"{wrong} must be positive"):
+        with pytest.raises(UserError, match=f"^{wrong} must be at least 1$"):
             read_recipe(None, [*overrides, wrong])
 
 

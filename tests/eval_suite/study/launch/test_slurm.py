@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from study_folder import StudyFolder
 
 from eval_suite.cli import main
 from eval_suite.study.attempt import Attempt, last_attempt
 from eval_suite.study.launch.slurm import PYTHON
+from eval_suite.study.launch.slurm_batch import traps
 from eval_suite.study.launch.slurm_job import REQUEUE_SECONDS
 
 
@@ -46,6 +48,7 @@ def stand_ins(folder: Path, patch: pytest.MonkeyPatch, programs: Mapping[str, st
     ({"squeue": "echo '12|TIMEOUT|TimeLimit'"}, "job 12 timeout (TimeLimit), and never began"),
     ({"squeue": "", "sacct": "echo '12|OUT_OF_MEMORY'"}, "job 12 out_of_memory, and never began"),
     ({"squeue": "", "sacct": "echo disabled >&2; exit 1"}, "job 12 ended, and never began"),
+    ({"squeue": "echo away >&2; exit 1"}, "unknown │ │ │ │ │ job 12: squeue failed: away"),
 ])
 def test_jobs_that_never_began(
     submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -55,6 +58,47 @@ def test_jobs_that_never_began(
     stand_ins(tmp_path, monkeypatch, programs)
     assert main(["study", "status", str(submitted.file)]) == int("never" in said)
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_ran_when_slurm_was_last_heard_of_is_not_lost(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is it begun again; that it failed its file tells."""
+    stand_ins(tmp_path, monkeypatch, {"squeue": "echo away >&2; exit 1"})
+    (node,) = submitted.graph()
+    with Attempt(node.folder, "12") as attempt:
+        assert main(["study", "status", str(submitted.file)]) == 0
+        assert "1 unknown" in capsys.readouterr().out
+        for name in (node.name, "FAILED"):
+            assert main(["study", "retry", str(submitted.file), name, "--cluster", "one_machine"]) == 2
+            assert f"what {node.name} is doing is not known (job 12: squeue failed: away)" in capsys.readouterr().err
+        attempt.end("failed", "exit code 3")
+    assert main(["study", "status", str(submitted.file)]) == 1
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_signal_to_the_batch_script_is_outlived(
+    submitted: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun kills what runs; the script notes how it ended, ends what is left of it, and puts the job back."""
+    (node,) = submitted.graph()
+    stand_ins(tmp_path, monkeypatch, {
+        "squeue": "echo '12|RUNNING|None'", "scontrol": f'echo "$@" > {tmp_path}/asked; kill -KILL $PPID',
+    })
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as work:
+        cut_off = Attempt(node.folder, "12").__enter__()
+        cut_off.children([work.pid])
+        path = node.folder / "attempts" / "0001.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "process": [os.getpid(), 1]}))  # a stranger has that number now
+        script = "\n".join([*traps(submitted.out, sys.executable), "kill -TERM $$", "exit 9"])
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        assert subprocess.run(["bash", "-c", script], check=False, cwd=ROOT).returncode == 9
+        assert work.wait(20) == -signal.SIGKILL
+    attempt = last_attempt(node.folder)
+    assert attempt is not None
+    assert attempt.outcome == "stopped"
+    assert (tmp_path / "asked").read_text() == "requeue 12\n"
 
 
 def test_cancel_where_slurm_does_not_answer(
