@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2_projects.engine.trainer import Trainer
-from spark.errors import UserError
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
 from spark.runs.folder import check_still_there
 from spark.utils.files import atomic_path, torch_save
-from spark.utils.state_dict import load_strictly
+from spark.utils.state_dict import load_optimizer, load_strictly
 
 BEST = "best.pt"
 
@@ -51,20 +51,17 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none is whole; or they are of another model.
         """
-        state = load_latest(self.folder)
-        if state is None:
-            return 0
-        try:
-            load_strictly(self._model, state["model"], f"the checkpoint in '{self.folder}' (resume=never starts again)",
-                          "the recipe's model")
-            self._trainer.optimizer.load_state_dict(state["optimizer"])
-            if state["grad_scaler"]:  # empty, if it was off: precision may change when a run goes on
-                self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
-            self._clock.load_state_dict(state["clock"])
-            return int(state["iterations"])
-        except (RuntimeError, ValueError, LookupError):
-            raise UserError(f"the checkpoints in '{self.folder}' are of another model; "
-                            "pass resume=never to start again") from None
+        state = load_latest(self.folder, self._restore)
+        return 0 if state is None else int(state["iterations"])
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        load_strictly(self._model, state["model"], f"the checkpoint in '{self.folder}' (resume=never starts again)",
+                      "the recipe's model")
+        load_optimizer(self._trainer.optimizer, state["optimizer"], f"the checkpoint in '{self.folder}'")
+        if state["grad_scaler"]:  # empty, if it was off: precision may change when a run goes on
+            self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+        self._clock.load_state_dict(state["clock"])
+        int(state["iterations"])
 
 
 class CheckpointHook(HookBase):

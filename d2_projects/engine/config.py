@@ -127,7 +127,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"recipe '{path}' is not a LazyConfig: a detection recipe is a Python file")
     try:
         cfg = LazyConfig.load(str(path))
-    except Exception as error:  # a recipe is a program: whatever it raises is its author's to read
+    except (Exception, SystemExit) as error:  # a recipe is a program: whatever it raises is its author's to read
         raise UserError(f"recipe '{path}' fails with {type(error).__name__}: {error}") from error
     missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
     if missing:

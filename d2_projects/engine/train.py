@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from d2_projects.data.loader import FollowingBatches, build_train_loader
+from d2_projects.engine.build import build_part
 from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of
 from d2_projects.engine.evaluate import evaluate, evaluate_with_tta, flat
 from d2_projects.engine.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
@@ -31,7 +32,6 @@ from d2_projects.options import complete
 from d2_projects.project import Project
 from spark.errors import PostponedError, UserError
 from spark.faults import fault
-from spark.runs.checkpoint import load_latest
 from spark.runs.folder import CHECKPOINTS
 from spark.utils.distributed import Ranks
 from spark.utils.signals import StopRequest
@@ -80,7 +80,7 @@ def train(
     ranks = ranks or Ranks(pick_device(cfg.train.device))
     model, trainer = ranks.on_all(lambda: build(cfg, ranks, backbone))
     checkpoints = Checkpoints(run / CHECKPOINTS, model, trainer, stopwatch, writes=ranks.is_main)
-    ranks.on_main(lambda: load_latest(run / CHECKPOINTS) is not None)  # a damaged one is set aside before others look
+    ranks.on_main(checkpoints.resume)  # one that is damaged, or of another run, is set aside before others look
     start = ranks.on_all(checkpoints.resume)
     if start:
         ranks.log(f"resuming {run} after iteration {start} of {cfg.train.max_iter}")
@@ -107,7 +107,7 @@ def train(
     trainer.register_hooks([hook for hook, wanted in (
         (SeedHook(cfg.train.seed), True),
         (progress, ranks.is_main),
-        (hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), True),
+        (hooks.LRScheduler(scheduler=build_part("lr_multiplier", cfg.lr_multiplier)), True),
         # Precise statistics first, so that they are what is saved and evaluated.
         (precise_bn, cfg.train.precise_bn_iter > 0),
         (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
@@ -135,7 +135,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
     share_batch(cfg, ranks.size)
     dtype = mixed_precision(cfg.train.amp, ranks.device)
     seed_all_rng(cfg.train.seed)  # in all processes alike
-    model = instantiate(cfg.model).to(ranks.device)
+    model = build_part("model", cfg.model).to(ranks.device)
     if backbone is not None:
         load_backbone(model, backbone)
     if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -143,7 +143,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
         ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} images: batch norms see one at a time")
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
-    optimizer = instantiate(optimizer_cfg)
+    optimizer = build_part("optimizer", optimizer_cfg)
     return model, Trainer(parallel(model, ranks), None, optimizer, ranks, dtype, cfg.train.accumulate,
                           cfg.train.clip_grad_norm)
 

@@ -32,7 +32,7 @@ from spark.training.loop import LOSS, Schedule
 from spark.training.parallel import data_parallel
 from spark.utils.device import autocast
 from spark.utils.distributed import Ranks
-from spark.utils.state_dict import load_strictly
+from spark.utils.state_dict import load_optimizer, load_strictly
 
 WEIGHTS = ("last", "ema")
 RECALIBRATION_BATCH = 64  # images; without gradients, they take no more memory than a few to train on
@@ -120,7 +120,7 @@ class Finetuning(SupervisedLearner):
         source = f"the checkpoint in '{self._config.out}'"
         load_strictly(self._model, state["model"], source, "the run's model")
         load_strictly(self._ema.module, state["ema"], source, "the run's model")
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"], source)
 
     @property
     def _evaluated_at_once(self) -> int:

@@ -23,7 +23,7 @@ from spark.data.unreadable import UnreadableFiles
 from spark.training.loop import LOSS, Schedule
 from spark.training.parallel import data_parallel
 from spark.utils.distributed import Ranks
-from spark.utils.state_dict import load_strictly
+from spark.utils.state_dict import load_optimizer, load_strictly
 
 MOMENTUM = 0.9
 HELD_OUT, VAL = "held_out", "val"
@@ -139,7 +139,7 @@ class Probing(SupervisedLearner):
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Go back to a state that `own_state` returned."""
         load_strictly(self._model, state["heads"], f"the checkpoint in '{self._config.out}'", "the run's heads")
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"], f"the checkpoint in '{self._config.out}'")
 
     @torch.no_grad()
     def _classify(self, images: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +54,8 @@ class Page:
     pictures: Mapping[str, bytes]
 
 
-def render_page(collected: Collected, table: pd.DataFrame, out: Path) -> Page:
-    """Return the page on what was collected, to lie in the folder `out`."""
+def render_page(collected: Collected, table: pd.DataFrame, out: Path, trust: Collection[str] = ()) -> Page:
+    """Return the page on what was collected, to lie in the folder `out`; of own networks, `trust`'s are counted."""
     records, files = collected.records, collected.files
     where, album = Addresses(out, records, files.folders), Album(PICTURES)
     found = efforts(records, files)
@@ -64,7 +64,7 @@ def render_page(collected: Collected, table: pd.DataFrame, out: Path) -> Page:
     content = {
         "sections": list(_sections(table, records, where)),
         "scaling": [(album.drawing(plot.drawing, plot.title), plot.note)
-                    for plot in scaling_plots(table, records, effort_by_checkpoint(found))],
+                    for plot in scaling_plots(table, records, effort_by_checkpoint(found), trust)],
         "missing": grids.missing_grid(unfinished(files)), "published": grids.published_grid(),
         "curves": list(_curves(records, files, where, album)),
         "courses": list(_all_of(CURVE, files, where, album)),

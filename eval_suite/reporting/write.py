@@ -1,10 +1,10 @@
-"""`spark-eval report RUNS…`: table.md, table.csv, table.tex and report.html, self-contained unless pictures are many."""
+"""`spark-eval report RUNS…`: table.md, table.csv, table.tex and report.html, self-contained if pictures are few."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +15,7 @@ from rich.text import Text
 from eval_suite.reporting.page import PICTURES, render_page
 from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_latex, to_markdown
 from eval_suite.reporting.tables import caution_of, collect, flatten, summarize
+from spark.backbones.names import is_reference
 from spark.errors import UserError
 from spark.utils.files import atomic_path, write_text
 from spark.utils.lock import sole_writer
@@ -22,12 +23,15 @@ from spark.utils.lock import sole_writer
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path | str], out: Path | None = None, trust: Collection[str] = ()
+) -> Path:
     """Write the report on everything under some folders; return the page's path.
 
     Args:
         folders: that hold runs.
         out: where it is written; default: `report` in the folder, if there is one alone.
+        trust: own networks whose code may run, to count their parameters.
 
     Raises:
         UserError: there is nothing to report, or it is not said where to write a report on several folders.
@@ -38,7 +42,7 @@ def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path
     collected = collect(places)
     table = summarize(flatten(collected.records))
     out = out or places[0] / "report"
-    page = render_page(collected, table, out)
+    page = render_page(collected, table, out, trust)
     texts = {
         "table.md": to_markdown(table), "table.csv": to_csv(table), "table.tex": to_latex(table), PAGE: page.text,
     }
@@ -47,6 +51,9 @@ def write_report(folders: Sequence[Path | str], out: Path | None = None) -> Path
         for name, text in texts.items():
             write_text(out / name, _printable(text))
     _print_table(table)
+    models = {record.model for record in collected.records.values()}
+    for model in sorted(model for model in models if is_reference(model) and model not in trust):
+        print(f"note: parameters of '{model}' are not counted, as its code would run; pass --trust '{model}'")
     for reason in collected.left_out:
         print(f"left out: {' '.join(_printable(reason).split())}", file=sys.stderr)
     print(f"report: {(out / PAGE).resolve()}")

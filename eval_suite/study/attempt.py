@@ -28,7 +28,7 @@ from spark.utils.process_identity import process_lives, process_start, this_mach
 ATTEMPTS = "attempts"
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 300.0  # without a touch, on another machine; clocks may differ by some minutes
-NOBODY = "unknown"  # machine of an attempt whose file does not tell
+UNKNOWN = "unknown"  # machine of an attempt whose file does not tell
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 
 
@@ -182,11 +182,6 @@ def last_attempt(folder: Path) -> AttemptRecord | None:
     return _read(paths[-1]) if paths else None
 
 
-def _files(folder: Path) -> list[Path]:
-    found = [path for path in (folder / ATTEMPTS).glob("[0-9]*.json") if path.stem.isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem))
-
-
 def attempt_of_job(out: Path, job: str) -> tuple[Path, AttemptRecord] | None:
     """Return the latest attempt that is of a job of the scheduler, with its node's folder, in a study's folder."""
     latest = [(path.parent, last_attempt(path.parent)) for path in out.glob(f"*/{ATTEMPTS}")]
@@ -204,12 +199,17 @@ def end_for(folder: Path, attempt: AttemptRecord, outcome: str, reason: str) -> 
     write_json(folder / ATTEMPTS / f"{attempt.number:04d}.json", _plain(ended))
 
 
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in (folder / ATTEMPTS).glob("[0-9]*.json") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
 def _read(path: Path) -> AttemptRecord:
     touched = path.lstat().st_mtime
     try:
         return dataclasses.replace(read_as(AttemptRecord, path, "attempt"), number=int(path.stem), touched=touched)
     except UserError as error:  # created, but not written yet; or damaged
-        return AttemptRecord(int(path.stem), NOBODY, (0, 0), touched, reason=str(error), touched=touched)
+        return AttemptRecord(int(path.stem), UNKNOWN, (0, 0), touched, reason=str(error), touched=touched)
 
 
 def _plain(record: AttemptRecord) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identit
 from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work
 from eval_suite.task_registry import find_task
-from spark.backbones.names import shown_name
+from spark.backbones.names import is_reference, shown_name
 from spark.errors import UserError
 from spark.utils.files import write_json
 from spark.utils.json_text import as_instance, read_json
@@ -284,8 +284,10 @@ class _Builder:
         upstream = tuple(node.name for node in self if node.labels["task"] not in ("data", PRETRAIN))
         if upstream and self._study.report:
             identity = content_hash([self._nodes[name].identity for name in upstream])
+            own = sorted({model for model in self._study.models if is_reference(model)})  # not strangers' records
+            work = Work(str(self._out), self._out / REPORT, trust=own)
             self._nodes[REPORT] = Node(
-                REPORT, identity, f"{STEPS}:Report", Work(str(self._out), self._out / REPORT), {"task": REPORT},
+                REPORT, identity, f"{STEPS}:Report", work, {"task": REPORT},
                 upstream, resources=self._cluster.given(REPORT, [{"gpus_per_process": 0, "minutes": 60}], REPORT),
                 wants_all=False,
             )

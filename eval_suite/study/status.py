@@ -11,13 +11,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from eval_suite.study.attempt import FAILED, FINISHED, NOBODY, STOPPED, AttemptRecord, last_attempt
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, UNKNOWN, AttemptRecord, last_attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import damage_of_mark, progress, read_finished
 from eval_suite.study.runner import LOG, tail
 
 WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST = "waiting", "running", "elsewhere", "blocked", "lost"
-QUEUED, UNKNOWN = "queued", "unknown"
+QUEUED = "queued"
 STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue", FAILED: "red", LOST: "red",
           STOPPED: "yellow", UNKNOWN: "yellow", BLOCKED: "magenta"}
 ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, UNKNOWN, WAITING, STOPPED, FAILED, LOST, BLOCKED)
@@ -126,7 +126,7 @@ def _at_rest(node: Node, job: Job | None, attempt: AttemptRecord | None, above: 
         state = _not_begun(node, above)
         return state if state.name == BLOCKED or job.called_off else State(LOST, f"{job}, and never began", job.log)
     of_job = f"; {job}" if job and attempt and attempt.job == job.id else ""
-    if attempt and attempt.machine == NOBODY:
+    if attempt and attempt.machine == UNKNOWN:
         return State(LOST, attempt.reason)
     if attempt and attempt.ended is None:
         return State(LOST, f"attempt {attempt.number} ({attempt.place}) ended without a word{of_job}")

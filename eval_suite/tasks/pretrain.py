@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash
 from spark.checks.model_summary import ModelSummary, describe
 from spark.config.identity import deciding
 from spark.config.pretrain import OptimizerConfig, PretrainConfig, ProbeConfig, TrainConfig
@@ -35,9 +34,7 @@ class Pretrain(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; what a continued run may change does not decide."""
         config = _read(work)
-        settings = deciding(config, config.FREE_TO_CHANGE)
-        if is_reference(config.model.name):
-            settings["source"] = source_hash(config.model.name)
+        settings = {**deciding(config, config.FREE_TO_CHANGE), **work.source(config.model.name)}
         return Prepared(settings, (Path(config.data.root),), config.train.epochs)
 
     def command(self, work: Work) -> list[str]:

@@ -156,14 +156,14 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
                 yield f"{name}={shown(value)} {complaint}"
 
 
-def shown(value: Any) -> str:
-    """Return a value as messages show it: in one line, not all of what is long."""
+def shown(value: Any, most: int = SHOWN) -> str:
+    """Return a value as messages show it: in one line, not more of it than so many characters."""
     try:
         text = value if isinstance(value, str) else str(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
     text = " ".join(text.split()) if "\n" in text else text
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 def text_is_wanted(declaration: Any) -> bool:

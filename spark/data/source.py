@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -12,6 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from spark.data.arrow import ArrowSource, is_arrow
 from spark.data.file_list import LIST_SUFFIXES, FileSource, read_list
+from spark.data.listing import list_files
 from spark.data.shards import COMPRESSED, TarSource, expand_braces, require_shards
 from spark.errors import UserError
 
@@ -77,46 +76,17 @@ def list_images(root: Path, suffixes: tuple[str, ...] = IMG_EXTENSIONS) -> list[
     Raises:
         UserError: the folder is missing or holds no images.
     """
-    files = list_files(root, suffixes)
-    if not files:
+    names = list_files(root, suffixes)
+    if not names:
         raise UserError(f"no images found below '{root}' (looked for {', '.join(suffixes)})")
-    return files
-
-
-def list_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return all files below a folder with one of the suffixes, sorted.
-
-    Raises:
-        UserError: the folder is missing.
-    """
-    if not root.is_dir():
-        raise UserError(f"image folder '{root}' does not exist; set data.root to a folder of images")
-    # Hidden files are companions that some systems leave.
-    found = (Path(folder) / name for folder, names in _walk(root) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in suffixes and path.name[0] != ".")
-
-
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield all folders and their files; follow links, as to class folders, but none to a folder around it."""
-    around = {str(root): {_place(root)}}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        outside = around.pop(folder)
-        places = {name: _place(Path(folder) / name) for name in folders}
-        folders[:] = [name for name in folders if places[name] not in outside]
-        around |= {os.path.join(folder, name): outside | {places[name]} for name in folders}
-        yield folder, names
-
-
-def _place(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+    return [root / name for name in names]
 
 
 def _open_folder(root: Path, suffixes: tuple[str, ...]) -> ImageSource:
     """Open a folder's images; its shards if it has no images outside them."""
     found = list_files(root, (*suffixes, ".tar"))
-    shards = [path for path in found if path.suffix.lower() == ".tar"]
-    files = [path for path in found if path.suffix.lower() != ".tar"]
+    shards = [name for name in found if name.lower().endswith(".tar")]
+    files = [name for name in found if not name.lower().endswith(".tar")] if shards else found
     if files and shards:
         warnings.warn(
             f"'{root}' holds {len(files)} images and {len(shards)} .tar shards: the shards are left out "
@@ -124,7 +94,7 @@ def _open_folder(root: Path, suffixes: tuple[str, ...]) -> ImageSource:
             stacklevel=2,
         )
     if files:
-        return FileSource(root, [str(file.relative_to(root)) for file in files])
+        return FileSource(root, files)
     if shards:
-        return TarSource(require_shards(shards), suffixes)
+        return TarSource(require_shards([root / name for name in shards]), suffixes)
     raise UserError(f"no images found below '{root}' (looked for {', '.join((*suffixes, '.tar'))})")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from spark.backbones.options import require_own_options
 from spark.errors import UserError
 from spark.utils.files import write_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, INFO = "encoder.safetensors", "encoder.json"
+CHECKSUM = "tensors_sha256"  # key of the description; exports of older versions have none
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Encoder:
 def save_encoder(folder: Path, encoder: Encoder) -> Path:
     """Write both files atomically and return the path of the weights."""
     from spark.formats.writer import save_tensors  # imports torch, which takes seconds, and some want the names alone
+    from spark.utils.state_dict import digest
 
     save_tensors(folder / WEIGHTS, encoder.state, {})
-    write_json(folder / INFO, dataclasses.asdict(encoder.info))
+    write_json(folder / INFO, {**dataclasses.asdict(encoder.info), CHECKSUM: digest(encoder.state)})
     return folder / WEIGHTS
 
 
@@ -64,9 +67,11 @@ def load_encoder(path: Path | str) -> Encoder:
     """Read an export, given its folder or its `.safetensors` file.
 
     Raises:
-        UserError: a file is missing, truncated or not an export.
+        UserError: a file is missing, damaged or not an export.
     """
     from safetensors.torch import load_file
+
+    from spark.utils.state_dict import digest
 
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
@@ -78,14 +83,20 @@ def load_encoder(path: Path | str) -> Encoder:
         content = json.loads(info.read_text(encoding="utf-8"))
         for name in ("input_size", "mean", "std"):
             content[name] = tuple(content[name])
+        expected = content.pop(CHECKSUM, None)
         description = EncoderInfo(**content)
         _check_types(description)
+        require_own_options(description.options)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
     try:
-        return Encoder(load_file(weights), description)
+        state = load_file(weights)
     except SafetensorError as error:
         raise UserError(f"'{weights}' is truncated or not a safetensors file: {error}") from None
+    if expected is not None and digest(state) != expected:
+        raise UserError(f"the tensors in '{weights}' are not those that were exported ('{info}' has their checksum): "
+                        "the file is damaged, or of another export; get both anew")
+    return Encoder(state, description)
 
 
 def _check_types(info: EncoderInfo) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,24 @@ import torch
 
 from spark.errors import UserError
 from spark.utils.files import atomic_path, torch_save
+from spark.utils.state_dict import MisfitError, digest
 
+CHECKSUM = "checksum"  # key of what is saved: a hash of the rest; older versions' files have none
+STUMBLES = (MisfitError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # over what is not there
 LAST, PREVIOUS = "last.pt", "previous.pt"
 NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # the file may be intact
 
 
 class DamagedCheckpoint(UserError):
     """A file exists and can be read, but is not an intact checkpoint."""
+
+
+class HoldsObjects(UserError):
+    """A file holds objects other than tensors, whose code would have to run."""
+
+
+class ForeignCheckpoint(DamagedCheckpoint):
+    """A checkpoint is intact, but of something else."""
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
@@ -30,25 +42,31 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
         UserError: it cannot be written; existing checkpoints are kept.
     """
     with atomic_path(folder / LAST) as temporary:
-        torch_save(content, temporary)
+        torch_save({**content, CHECKSUM: digest(content)}, temporary)
         _keep_as_previous(folder)
 
 
-def load_latest(folder: Path) -> dict[str, Any] | None:
+def load_latest(folder: Path, use: Callable[[dict[str, Any]], object] = dict) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a folder on the CPU, or None if there is none at all.
 
     Damaged ones that are newer are set aside as `*.damaged`: it is for whoever goes on to save there.
 
+    Args:
+        folder: of the checkpoints.
+        use: takes a checkpoint's content; it is asked to use the one before of one that is of something else.
+
     Raises:
-        UserError: there are checkpoints, but none is intact; or one cannot be read now.
+        UserError: there are checkpoints, but none is intact; or one cannot be read now, or `use` refuses it.
     """
-    content, damaged = read_latest(folder)
+    content, damaged = read_latest(folder, use)
     for path in damaged:  # or it would replace the intact one at the next save
         path.rename(path.with_name(path.name + ".damaged"))
     return content
 
 
-def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+def read_latest(
+    folder: Path, use: Callable[[dict[str, Any]], object] = dict
+) -> tuple[dict[str, Any] | None, list[Path]]:
     """Return the same as `load_latest`, and the newer damaged files; nothing is renamed.
 
     Raises:
@@ -58,13 +76,27 @@ def read_latest(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     present = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     for path in present:
         try:
-            return load_file(path), damaged
+            return _used(path, use), damaged
         except DamagedCheckpoint as error:
+            if isinstance(error, ForeignCheckpoint) and path == present[-1]:
+                raise
             warnings.warn(f"{error}{'; trying the one before' if path != present[-1] else ''}", stacklevel=2)
             damaged.append(path)
     if damaged:
         raise UserError(f"no checkpoint is whole: {', '.join(map(str, damaged))}; remove them to start over")
     return None, damaged
+
+
+def _used(path: Path, use: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    content = load_file(path)
+    try:
+        use(content)
+    except STUMBLES as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise ForeignCheckpoint(f"checkpoint '{path}' is not one of this run ({why})") from None
+    return content
 
 
 def peek(folder: Path, key: str) -> Any:
@@ -113,14 +145,18 @@ def load_file(path: Path) -> dict[str, Any]:
                     raise DamagedCheckpoint(f"checkpoint '{path}' is damaged")
         with warnings.catch_warnings():  # torch warns of old pickles that it then reads, or refuses, anyway
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        expected = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+        if expected is not None and expected != digest(content):
+            raise DamagedCheckpoint(f"checkpoint '{path}' is damaged: it does not hold what was saved")
+        return content
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it refuses to load
-            raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
+            raise HoldsObjects(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None
-    except (UserError, MemoryError):
+    except UserError:
         raise
-    except Exception as error:  # a damaged file can raise anything
+    except (Exception, MemoryError) as error:  # a damaged file can raise anything
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,25 @@ def _check_same(folder: Path, config: Any) -> None:
     if set(known) - set(found) and set(found) - set(known):
         raise UserError(f"'{folder}' holds a run of another kind (its {CONFIG} has {', '.join(map(str, found))}); "
                         "pass another out=…")
+    if changed := changes(found, config):
+        raise UserError(
+            f"'{folder}' holds a run of another configuration ({'; '.join(changed)}); "
+            "pass another out=…, or resume=never to replace it"
+        )
+
+
+def changes(found: Mapping[str, Any], config: Any) -> list[str]:
+    """Say which settings that a continued run may not change differ between those of a run and a configuration."""
+    known: Any = OmegaConf.to_container(OmegaConf.structured(type(config)))
     # Settings unknown to an older version had the effect of today's defaults; so had its own defaults.
     before = flat(without(known, config.FREE_TO_CHANGE)) | flat(without(found, config.FREE_TO_CHANGE))
     former = getattr(config, "FORMER", {})
     before |= {name: flat(known)[name] for name, value in former.items() if before.get(name) == value}
     now = flat(without(dataclasses.asdict(config), config.FREE_TO_CHANGE))
-    changed = [
+    return [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
     ]
-    if changed:
-        raise UserError(
-            f"'{folder}' holds a run of another configuration ({'; '.join(changed)}); "
-            "pass another out=…, or resume=never to replace it"
-        )
 
 
 def _remove(path: Path) -> None:

@@ -28,7 +28,10 @@ def resolved_before(config: Any, ranks: Ranks) -> dict[str, str]:
     """
     if config.resume == "never":
         return {}
-    return dict(ranks.on_main(lambda: peek(Path(config.out) / CHECKPOINTS, RESOLVED)) or {})
+    found = ranks.on_main(lambda: peek(Path(config.out) / CHECKPOINTS, RESOLVED))
+    # What is none of ours is told of, or passed over, when the whole checkpoint is read.
+    sound = isinstance(found, dict) and all(isinstance(text, str) for pair in found.items() for text in pair)
+    return dict(found) if sound else {}
 
 
 def goes_on(config: Any, ranks: Ranks) -> bool:

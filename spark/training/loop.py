@@ -6,6 +6,7 @@ resumed run therefore reproduces the numbers of an uninterrupted one, without sa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
@@ -22,16 +23,18 @@ from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import NamedImages, UnreadableFiles
 from spark.errors import UserError
 from spark.runs.checkpoint import load_latest, save_checkpoint
-from spark.runs.folder import CHECKPOINTS, CONFIG, check_run_folder, check_still_there
+from spark.runs.folder import CHECKPOINTS, CONFIG, changes, check_run_folder, check_still_there
 from spark.runs.metrics import MetricsLog
 from spark.training.guard import LR_FACTOR, Counts, DivergedError, NonFiniteGuard, check_counts, check_rollback
 from spark.training.optim import learning_rate_at
 from spark.utils.distributed import Ranks
 from spark.utils.progress import TrainingProgress
 from spark.utils.signals import StopRequest
+from spark.utils.state_dict import MisfitError
 
 UNREADABLE = "unreadable_files.txt"
 LOSS = "loss"
+SETTINGS = "settings"  # checkpoint key: the configuration
 
 
 class Learner(ABC):
@@ -168,8 +171,7 @@ class Training:
         run, ranks = self._run, self._ranks
         there = ranks.on_main(self._prepare)  # sets a damaged checkpoint aside before other ranks read
         if there and (checkpoint := load_latest(run / CHECKPOINTS)):
-            self._check_precision(checkpoint)
-            self.load_state_dict(checkpoint)
+            self._go_on_from(checkpoint)
             if not self.finished:
                 self._say_resumed(checkpoint.get("processes", ranks.size))
         else:
@@ -198,6 +200,7 @@ class Training:
             "skipped": self._counts().total,
             "rollbacks": self._rollbacks,
             "resolved": dict(self._learner.resolved),
+            SETTINGS: dataclasses.asdict(self._config),
             **self._learner.state_dict(),
         }
 
@@ -217,10 +220,20 @@ class Training:
     def _prepare(self) -> bool:
         """Check that the run may use its folder; return whether there is a checkpoint to resume from."""
         check_run_folder(self._run, self._config, self._config.resume == "never", (UNREADABLE, *self._yields))
-        there = load_latest(self._run / CHECKPOINTS) is not None
+        # What cannot be used is found out here, by using it, so that all processes then use the same.
+        there = load_latest(self._run / CHECKPOINTS, self._go_on_from) is not None
         if not there:
             self._learner.check_fresh(self._run)
         return there
+
+    def _go_on_from(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint, if it is of this run; older ones do not tell of which they are."""
+        if other := changes(checkpoint.get(SETTINGS, {}), self._config) if SETTINGS in checkpoint else []:
+            raise MisfitError(f"it is of another configuration: {'; '.join(other[:3])}")
+        self._check_precision(checkpoint)
+        self.load_state_dict(checkpoint)
+        if not 0 <= self.step <= self.total_steps:
+            raise MisfitError(f"it has {self.step} of {self.total_steps} steps")
 
     def _check_precision(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse to go on in another precision than the run began in; older checkpoints do not tell theirs."""

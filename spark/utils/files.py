@@ -20,8 +20,9 @@ from spark.faults import fault
 
 @contextmanager
 def atomic_path(destination: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `destination`; on success it is fsynced and renamed over it.
+    """Yield a temporary, empty file beside `destination`; on success it is fsynced and renamed over it.
 
+    It has the mode that the umask gives to new files, whichever the saver gave it (safetensors gives its own 0600).
     If the body raises, the temporary file is removed and `destination` is left as it was.
 
     Raises:
@@ -38,8 +39,13 @@ def atomic_path(destination: Path | str) -> Iterator[Path]:
     # same, so what a killed process leaves behind is overwritten by the next.
     temporary = destination.with_name(f".{destination.stem}.tmp{destination.suffix}")
     try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary
         with open(temporary, "rb+") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(temporary, destination)
         _fsync_folder(destination.parent)
@@ -100,6 +106,11 @@ def create_whole(path: Path, text: str) -> None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def user_cache(name: str) -> Path:
+    """Return the folder of the user's cache for things of a kind; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spark-transfer" / name
 
 
 def write_text(destination: Path | str, text: str) -> None:

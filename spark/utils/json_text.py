@@ -96,26 +96,30 @@ def as_instance(schema: type[Schema], content: Any) -> Schema:
 def _value(value: Any, hint: Any, name: str) -> Any:
     """Return a value as its declaration wants it, such as a list as a tuple."""
     origin, options = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
+    if origin in (typing.Union, types.UnionType) and value is not None:
         return _value(value, next(option for option in options if option is not type(None)), name)
-    if hint is Any or (origin is Literal and value in options):
+    if hint is Any or (origin is Literal and value in options) or (value is None and type(None) in options):
         return value
     if dataclasses.is_dataclass(origin):
+        schema = typing.cast(type, origin)
         try:
-            return value if isinstance(value, origin) else as_instance(typing.cast(type, origin), value)
+            return value if isinstance(value, schema) else as_instance(schema, value)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _value(inner, options[1], f"{name}.{key}") for key, inner in value.items()} if options else value
     if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
         return _sequence(value, origin, options, name)
+    if not _is_plain(value, origin):
+        raise ValueError(f"{name} should be {getattr(origin, '__name__', hint)}, and is {_kind(value)}")
+    return value
+
+
+def _is_plain(value: Any, origin: Any) -> bool:
+    """Return whether a value is of a type as JSON has it: whole numbers are floats too, and a bool is no number."""
     if origin is float and type(value) in (int, float):
-        return value
-    if isinstance(origin, type) and isinstance(value, origin) and (origin is bool or not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{name} should be {getattr(origin, '__name__', hint)}, and is {_kind(value)}")
+        return True
+    return isinstance(origin, type) and isinstance(value, origin) and (origin is bool or not isinstance(value, bool))
 
 
 def _sequence(value: Sequence[Any], origin: Any, options: Sequence[Any], name: str) -> Any:

@@ -29,9 +29,9 @@ def write_run(folder: Path, init: Initialization = SCRATCH, files: str = "a", **
     return str(folder)
 
 
-def found(first: str, second: str) -> dict[str, Difference]:
+def found(first: str, second: str, trust: tuple[str, ...] = ()) -> dict[str, Difference]:
     """Differences by the name of the setting."""
-    return {difference.name: difference for difference in differences(*read_sides(first, second))}
+    return {difference.name: difference for difference in differences(*read_sides(first, second, trust))}
 
 
 def test_runs_that_share_all_but_their_place_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,9 @@ def test_every_setting_is_named_and_those_of_the_protocol_are_marked(
 
 def test_the_code_of_a_network_is_no_other_protocol(tmp_path: Path) -> None:
     """The model is a column of tables; its code belongs to it."""
-    entries = found(str(RECIPES / "finetune/cifar10_few.yaml"), write_run(tmp_path / "a", model__name="resnet18"))
+    recipe, run = str(RECIPES / "finetune/cifar10_few.yaml"), write_run(tmp_path / "a", model__name="resnet18")
+    assert "source" not in found(recipe, run)  # its code is not run
+    entries = found(recipe, run, ("tools/examples/cifar_resnet.py:CifarResNet",))
     assert not entries["source"].protocol
     assert not entries["model.name"].protocol
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite.study.attempt import Attempt, last_attempt
-from eval_suite.study.cluster import ClusterConfig, Resources
+from eval_suite.study.cluster import IN_SCRIPTS, ClusterConfig, Resources, may_stand_in_script
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.launch.slurm_batch import traps
 from eval_suite.study.launch.slurm_job import REQUEUE_SECONDS, WARNING, NodeJob
@@ -34,6 +34,7 @@ from eval_suite.study.launch.slurm_queries import ask_slurm, commented, ended_la
 from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import Job
+from spark.config.values import shown
 from spark.errors import UserError
 from spark.utils.files import cannot_write, read_regular
 from spark.utils.json_text import as_instance, parse_json
@@ -70,6 +71,8 @@ class Slurm:
         Raises:
             UserError: Slurm refuses a job, or somebody else submits this study just now.
         """
+        if not may_stand_in_script(str(graph.out.absolute())):
+            raise UserError(f"out={shown(str(graph.out))} {IN_SCRIPTS}")
         if self._dry_run:
             with tempfile.TemporaryDirectory() as temporary, _stand_ins(Path(temporary)) as scripts:
                 jobs = self._submit(graph, names, {}, Path(temporary))
@@ -288,29 +291,29 @@ def _call_off_strays(out: Path) -> None:
     Raises:
         UserError: Slurm does not answer.
     """
-    noted = {entry.job for entry in _notes(out)}
+    noted = {note.job for note in _notes(out)}
     if strays := [job for job in commented(_comment(out)) if job not in noted]:
         ask_slurm(["scancel", *strays])
         print(f"taken back: {', '.join(strays)}, of which Slurm did not tell when submitted", file=sys.stderr)
 
 
 def _notes(out: Path) -> list[Submission]:
-    """Return what was ever submitted, in its order; damaged lines are named, and left out."""
+    """Return what was ever submitted, in its order; lines that are damaged are named and left out."""
     path = out / SUBMISSIONS
     if not path.is_file():
         return []
-    found = []
+    notes = []
     for number, line in enumerate(read_regular(path, "list of jobs", MOST_BYTES).splitlines(), 1):
         try:
-            found.append(as_instance(Submission, parse_json(line)))
+            notes.append(as_instance(Submission, parse_json(line)))
         except ValueError as error:
             print(f"left out: line {number} of '{path}' is damaged: {error}", file=sys.stderr)
-    return found
+    return notes
 
 
 def _submitted(out: Path) -> dict[str, Job]:
     """Return the latest job of each node that was ever submitted."""
-    return {entry.node: Job(entry.job, entry.at, Path(entry.log), entry.called_off) for entry in _notes(out)}
+    return {note.node: Job(note.job, note.at, Path(note.log), note.called_off) for note in _notes(out)}
 
 
 def _note(out: Path, jobs: Mapping[str, Job]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from spark.formats.encoder import Encoder, EncoderInfo, load_encoder, save_encod
 from spark.formats.naming import Conversion, rename
 from spark.formats.proofs import randomize_statistics
 from spark.formats.reader import read
+from spark.formats.weights import read_weights
 from spark.methods.spark.model import SparK
 
 D2_KEYS = json.loads((GOLDEN / "detectron2_resnet_keys.json").read_text())
@@ -159,6 +162,41 @@ def test_a_truncated_or_missing_part_of_an_export_is_named(name: str, tmp_path: 
     file.unlink()
     with pytest.raises(UserError, match=rf"{re.escape(name)}' does not exist"):
         read(tmp_path)
+
+
+def test_a_flipped_bit_of_an_export_is_noticed(tmp_path: Path) -> None:
+    state = {"conv1.weight": torch.zeros(64, 3, 7, 7), "half": torch.zeros(3, dtype=torch.bfloat16),
+             "count": torch.tensor(3)}
+    weights = save_encoder(tmp_path, Encoder(state, info("resnet18")))
+    whole = weights.read_bytes()
+    for place in (len(whole) - 1, whole.index(b"conv1") + 4, len(whole) // 2):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        weights.write_bytes(damaged)
+        for path in (tmp_path, weights):
+            with pytest.raises(UserError, match=r"encoder\.safetensors' are not those that were exported"):
+                load_encoder(path)
+            with pytest.raises(UserError, match="not those that were exported"):
+                read(path)
+            with pytest.raises(UserError, match="not those that were exported"):
+                read_weights(str(path), "resnet18")
+
+
+def test_an_export_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
+    weights = save_encoder(tmp_path, Encoder(random_state("resnet18"), info("resnet18")))
+    told = json.loads((tmp_path / "encoder.json").read_text())
+    del told["tensors_sha256"]
+    (tmp_path / "encoder.json").write_text(json.dumps(told))
+    assert load_encoder(weights).info == info("resnet18")
+
+
+def test_an_export_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_encoder(tmp_path, Encoder({"a": torch.zeros(3)}, info("resnet18")))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:

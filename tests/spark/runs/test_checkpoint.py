@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,51 @@ def test_a_text_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_text("hello\n" * 100)
     with pytest.raises(UserError, match=r"x\.pt' is truncated or no checkpoint"):
         load_file(tmp_path / "x.pt")
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Save another content in a file's place, whole and valid."""
+    saved = torch.load(path, weights_only=True)
+    change(saved)
+    torch.save(saved, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved["model"].update(weight=torch.zeros(64, 64)),
+        lambda saved: saved["model"].update(more=torch.zeros(1)),
+        lambda saved: saved["model"].clear(),
+        lambda saved: saved.pop("step"),
+        lambda saved: saved.update(step=7),
+    ],
+)
+def test_a_valid_file_with_other_content_is_passed_over(two: Path, change: Callable[[dict], object]) -> None:
+    edit(two / LAST, change)
+    with pytest.warns(UserWarning, match=r"last\.pt' is damaged: it does not hold what was saved; trying the one"):
+        loaded = load_latest(two)
+    assert loaded == {"step": 1, "model": loaded["model"]}
+    assert (two / "last.pt.damaged").is_file()
+
+
+def test_a_checkpoint_of_an_older_version_has_no_checksum(two: Path) -> None:
+    edit(two / LAST, lambda saved: saved.pop("checksum"))
+    assert load_file(two / LAST)["step"] == 2
+
+
+def test_one_of_something_else_is_passed_over_if_the_one_before_is_of_this(two: Path) -> None:
+    def use(saved: dict) -> None:
+        if saved["step"] == 2:
+            raise KeyError("optimizer")
+
+    with pytest.warns(UserWarning, match=r"last\.pt' is not one of this run \(KeyError: 'optimizer'\); trying"):
+        loaded = load_latest(two, use)
+    assert loaded is not None
+    assert loaded["step"] == 1
+
+
+def test_nothing_is_renamed_where_none_is_of_this_run(two: Path) -> None:
+    refusal = r"previous\.pt' is not one of this run"
+    with pytest.warns(UserWarning, match="before"), pytest.raises(UserError, match=refusal):
+        load_latest(two, lambda saved: saved["optimizer"])
+    assert sorted(path.name for path in two.iterdir()) == [LAST, PREVIOUS]
