@@ -23,7 +23,8 @@ from spark.utils.files import sha256
 SAMPLE = 32  # images of a split that are opened
 MARGIN = 1.0  # pixels: exporters round, so a box may stick out that far
 TOO_MANY = 0.2  # more boxes than this share stick out: they are not [left, top, width, height]
-ALIKE, UNLIKE = 0.75, 0.5  # IoU of a mask's bounding box, read in one way, with the annotated box
+ALIKE, UNLIKE, NOWHERE = 0.75, 0.5, 0.1  # IoU of a mask's bounding box, read in some way, with the annotated box
+SHARES = 2.0  # coordinates no larger are no pixels where the box is: some divide both by the shorter side
 
 
 @dataclass
@@ -197,10 +198,11 @@ def _lint_places(content: Content, objects: list[Content], masks_N4: np.ndarray,
     boxes_N4 = numbers(chain.from_iterable(entry["bbox"] for entry in objects), 4 * len(objects)).reshape(-1, 4)
     boxes_N4 = np.hstack([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]])
     called = _Called(objects)
-    unlike = _iou(masks_N4, boxes_N4) < UNLIKE
-    shares = unlike & (_iou(masks_N4 * np.tile(limits_N2, 2), boxes_N4) > ALIKE)
-    findings.judge(shares, "masks fit their boxes only if they are in shares of the image",
-                   "polygons must be in pixels: multiply x by the image's width and y by its height", called)
+    fit = _iou(masks_N4, boxes_N4)
+    unlike = fit < UNLIKE
+    shares = unlike & np.all((masks_N4 >= 0) & (masks_N4 <= SHARES), axis=1)
+    findings.judge(shares, "masks are in shares of the image",
+                   "polygons must be in pixels: multiply them by the image's size", called)
     swapped = unlike & (_iou(masks_N4[:, [1, 0, 3, 2]], boxes_N4) > ALIKE)
     findings.judge(swapped, "masks fit their boxes only if x and y are swapped",
                    "polygons must be [x1, y1, x2, y2, …]", called)
@@ -211,6 +213,9 @@ def _lint_places(content: Content, objects: list[Content], masks_N4: np.ndarray,
     beyond = np.any((masks_N4[:, :2] < -MARGIN) | (masks_N4[:, 2:] > limits_N2 + MARGIN), axis=1)
     findings.judge(known & beyond & ~outside, f"masks stick out of their image by more than {MARGIN:g} pixel",
                    "polygons must be in pixels of the image as it is", called)
+    elsewhere = known & ~beyond & (fit < NOWHERE)
+    if elsewhere.mean() > TOO_MANY:  # a few may be objects of which little is seen
+        findings.judge(elsewhere, "masks do not lie in their boxes", "both must be in pixels of the same image", called)
 
 
 def _iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:

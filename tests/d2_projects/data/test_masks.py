@@ -70,6 +70,7 @@ def shift(entry: dict[str, Any]) -> None:
 
 ELSEWHERE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "shares": (scaled(1 / WIDTH, 1 / HEIGHT), "in shares of the image"),
+    "shares of one side": (scaled(1 / HEIGHT, 1 / HEIGHT), "in shares of the image"),
     "swapped": (swap, "only if x and y are swapped"),
     "outside": (shift, "wholly outside their image"),
     "of a larger image": (scaled(2, 2), "stick out of their image"),
@@ -90,6 +91,12 @@ def test_masks_that_lie_elsewhere(oblong: Path, name: str, split: str) -> None:
         with pytest.raises(UserError, match=message) as caught:
             check(oblong)
         assert "polygons must be" in str(caught.value)
+
+
+def test_masks_far_from_their_boxes(oblong: Path) -> None:
+    edit(oblong, scaled(0.1, 0.3))
+    with pytest.raises(UserError, match="8 of 8 masks do not lie in their boxes"):
+        check(oblong)
 
 
 def test_sound_masks_are_silent(oblong: Path) -> None:
