@@ -7,6 +7,7 @@ neither where things lie nor on which machine, so against one only what decides 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +154,11 @@ def _of_run(name: str, task: str, trust: Collection[str]) -> Side:
     deciding = _protocol_of_lazy(values) if lazy else defaults.keys()
     if not (folder / RESULT).is_file():
         return Side(name, task, values, frozenset(deciding), {})
-    record = load_record(folder / RESULT)
+    try:
+        record = load_record(folder / RESULT)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)  # what the configuration tells is compared all the same
+        return Side(name, task, values, frozenset(deciding), {})
     protocol = leaves(record.protocol)
     data = {key: value for key, value in protocol.items() if key not in {*values, *SUMMED_UP}}
     values |= {key: f"{AUTO} ({value})" for key, value in record.resolved.items() if values.get(key) == AUTO}
@@ -192,7 +197,10 @@ def _task_of_run(folder: Path, trust: Collection[str]) -> str:
     if not (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' holds no run: it has no {CONFIG}")
     if (folder / RESULT).is_file():
-        task = load_record(folder / RESULT).task
+        try:
+            task = load_record(folder / RESULT).task
+        except UserError:  # it is told of later; the configuration says which task it is, too
+            return _tasks_of_recipe(str(folder / CONFIG), trust)[0]
         require_trust(task, trust, f"'{folder / RESULT}'")
         return task
     if (folder / INFO).is_file():

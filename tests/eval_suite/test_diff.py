@@ -129,3 +129,15 @@ def test_what_cannot_be_compared_is_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "seed": NaN', b"\xff\xfe\x00", b"[1]", b"{}"])
+def test_a_damaged_record_is_left_out_and_the_configurations_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", train__epochs=7)
+    (tmp_path / "b/result.json").write_bytes(content)
+    assert main(["diff", first, second]) == DIFFERENT
+    told = capsys.readouterr()
+    assert "train.epochs" in told.out
+    assert told.err.count("b/result.json") == 1
