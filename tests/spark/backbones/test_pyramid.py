@@ -343,7 +343,9 @@ def test_a_network_that_ends_python_is_told(code: int, tmp_path: Path) -> None:
     (tmp_path / "exit.py").write_text(f"import sys\nsys.exit({code})\n")
     with pytest.raises(UserError, match=rf"exit.py' cannot be imported: SystemExit: {code}"):
         build_pyramid(f"{tmp_path / 'exit.py'}:Net")
-    (tmp_path / "late.py").write_text(f"import sys\nclass Net:\n    def __init__(self): sys.exit({code})\n")
+    (tmp_path / "late.py").write_text(
+        f"import sys\nfrom torch import nn\nclass Net(nn.Module):\n    def __init__(self): sys.exit({code})\n"
+    )
     with pytest.raises(UserError, match=rf"late.py:Net' cannot be built with \(\): SystemExit: {code}"):
         build_pyramid(f"{tmp_path / 'late.py'}:Net")
 
