@@ -41,7 +41,8 @@ class TrainOptions:
     auto_scale: bool = True  # with fewer GPUs than that, scale them (see d2_projects/solver/scaling.py)
     checkpointer: Checkpointer = field(default_factory=Checkpointer)
     eval_period: CountOrNone = 0  # iterations; 0: only at the end
-    precise_bn_iter: CountOrNone = 0  # batches for batch norms' statistics before evaluations; 0: running ones
+    # Batches for batch norms' statistics before evaluations; 0: running ones, but in runs too short for these.
+    precise_bn_iter: CountOrNone = 0
     log_period: Count = 20
     smoke: bool = False  # True: the numbers only show that everything runs
 

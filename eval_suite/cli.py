@@ -11,7 +11,7 @@ import eval_suite.tasks
 from d2_projects.engine.run import main as detect
 from d2_projects.train_net import add_arguments as add_detect_arguments
 from eval_suite.study.cli import add_verbs as add_study_verbs
-from spark.config.arguments import Parser, a_name, a_path
+from spark.config.arguments import Parser, a_name, a_path, add_trust
 from spark.errors import exits_cleanly
 from spark.utils.version import __version__
 
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.verb == "diff":
         from eval_suite.diff import diff
 
-        return diff(options.first, options.second)
+        return diff(options.first, options.second, options.trust)
     else:
         from eval_suite.reporting.write import write_report
 
-        write_report(options.runs, options.out)
+        write_report(options.runs, options.out, options.trust)
     return 0
 
 
@@ -78,8 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="collect results into tables and a page")
     report.add_argument("runs", metavar="RUNS", nargs="+", type=a_path, help="folders that hold runs")
     report.add_argument("--out", type=a_path, help="folder to write to (default: RUNS/report, if there is one folder)")
+    add_trust(report, "a record")
     diff = verbs.add_parser("diff", help="show every setting in which two runs or recipes differ",
                             epilog="Exits with 0 if they are the same, with 1 if they differ.")
     diff.add_argument("first", type=a_name, metavar="A", help="a run's folder, or a recipe")
     diff.add_argument("second", type=a_name, metavar="B", help="likewise")
+    add_trust(diff, "a run")
     return parser

@@ -7,6 +7,7 @@ neither where things lie nor on which machine, so against one only what decides 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.text import Text
 from eval_suite.nested import ABSENT, leaves
 from eval_suite.task import Work
 from eval_suite.task_registry import find_task, task_names
+from spark.backbones.names import require_trust
 from spark.config.yaml_text import MOST_BYTES, parse_yaml
 from spark.errors import UserError
 from spark.formats.encoder import INFO
@@ -71,13 +73,18 @@ class Difference:
     protocol: bool
 
 
-def diff(first: str, second: str) -> int:
+def diff(first: str, second: str, trust: Collection[str] = ()) -> int:
     """Print the differences of two runs or recipes; return SAME or DIFFERENT.
 
+    Args:
+        first: a run's folder, or a recipe.
+        second: likewise.
+        trust: own networks and tasks whose code may run; of other networks the source is not compared.
+
     Raises:
-        UserError: one of them is neither, or they are of different tasks.
+        UserError: one of them is neither, they are of different tasks, or of one that is not trusted.
     """
-    a, b = read_sides(first, second)
+    a, b = read_sides(first, second, trust)
     found = differences(a, b)
     if not found:
         print("no setting differs")
@@ -121,33 +128,37 @@ def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, A
     return [entry for entry in entries if entry[1] != entry[2]]
 
 
-def read_sides(first: str, second: str) -> tuple[Side, Side]:
+def read_sides(first: str, second: str, trust: Collection[str] = ()) -> tuple[Side, Side]:
     """Read two runs or recipes; a recipe is read as one of the task of the other.
 
     Raises:
         UserError: as for `diff`.
     """
-    tasks = [[_task_of_run(Path(name))] if Path(name).is_dir() else _tasks_of_recipe(name)
+    tasks = [[_task_of_run(Path(name), trust)] if Path(name).is_dir() else _tasks_of_recipe(name, trust)
              for name in (first, second)]
     common = [task for task in tasks[0] if task in tasks[1]]
     if not common:
         raise UserError(f"'{first}' is of the task {tasks[0][0]}, '{second}' of {tasks[1][0]}: nothing to compare")
-    sides = [_of_run(name, common[0]) if Path(name).is_dir() else _of_recipe(name, common[0])
+    sides = [_of_run(name, common[0], trust) if Path(name).is_dir() else _of_recipe(name, common[0], trust)
              for name in (first, second)]
     return sides[0], sides[1]
 
 
-def _of_run(name: str, task: str) -> Side:
+def _of_run(name: str, task: str, trust: Collection[str]) -> Side:
     """What a run of an older version did not know, it did as the defaults say now."""
     folder = Path(name)
     written = leaves(_plain(folder / CONFIG))
     lazy = find_task(task).lazy_config
-    defaults = {} if lazy else _settings(str(folder / CONFIG), task)
+    defaults = {} if lazy else _settings(str(folder / CONFIG), task, trust)
     values = {**defaults, **written}
     deciding = _protocol_of_lazy(values) if lazy else defaults.keys()
     if not (folder / RESULT).is_file():
         return Side(name, task, values, frozenset(deciding), {})
-    record = load_record(folder / RESULT)
+    try:
+        record = load_record(folder / RESULT)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)  # what the configuration tells is compared all the same
+        return Side(name, task, values, frozenset(deciding), {})
     protocol = leaves(record.protocol)
     data = {key: value for key, value in protocol.items() if key not in {*values, *SUMMED_UP}}
     values |= {key: f"{AUTO} ({value})" for key, value in record.resolved.items() if values.get(key) == AUTO}
@@ -156,8 +167,8 @@ def _of_run(name: str, task: str) -> Side:
     return Side(name, task, values, frozenset(deciding), data, start)
 
 
-def _of_recipe(name: str, task: str) -> Side:
-    values = _settings(name, task)
+def _of_recipe(name: str, task: str, trust: Collection[str]) -> Side:
+    values = _settings(name, task, trust)
     return Side(name, task, values, frozenset(values))
 
 
@@ -167,14 +178,14 @@ def _protocol_of_lazy(names: Collection[str]) -> set[str]:
     return {name for name in names if not any(f"{name}.".startswith(f"{other}.") for other in NOT_PROTOCOL)}
 
 
-def _settings(recipe: str, task: str) -> dict[str, Any]:
+def _settings(recipe: str, task: str, trust: Collection[str]) -> dict[str, Any]:
     """Return the settings of a recipe that decide about the numbers, by the names that configurations have for them.
 
     Raises:
         UserError: it is no recipe of this task.
     """
     found = find_task(task)
-    prepared = found.prepare(Work(recipe, Path("unset"), PLACEHOLDERS))
+    prepared = found.prepare(Work(recipe, Path("unset"), PLACEHOLDERS, trust=trust))
     settings = dict(prepared.settings)
     protocol = settings.pop("protocol", {})
     nested = _plain(protocol) if isinstance(protocol, str) else protocol
@@ -182,17 +193,22 @@ def _settings(recipe: str, task: str) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in leaves({**nested, **settings}).items()}
 
 
-def _task_of_run(folder: Path) -> str:
+def _task_of_run(folder: Path, trust: Collection[str]) -> str:
     if not (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' holds no run: it has no {CONFIG}")
     if (folder / RESULT).is_file():
-        return load_record(folder / RESULT).task
+        try:
+            task = load_record(folder / RESULT).task
+        except UserError:  # it is told of later; the configuration says which task it is, too
+            return _tasks_of_recipe(str(folder / CONFIG), trust)[0]
+        require_trust(task, trust, f"'{folder / RESULT}'")
+        return task
     if (folder / INFO).is_file():
         return PRETRAIN
-    return _tasks_of_recipe(str(folder / CONFIG))[0]
+    return _tasks_of_recipe(str(folder / CONFIG), trust)[0]
 
 
-def _tasks_of_recipe(recipe: str) -> list[str]:
+def _tasks_of_recipe(recipe: str, trust: Collection[str]) -> list[str]:
     """Return the tasks that can read a recipe.
 
     Raises:
@@ -203,7 +219,7 @@ def _tasks_of_recipe(recipe: str) -> list[str]:
         if find_task(task).lazy_config != recipe.endswith(".py"):
             continue
         try:
-            _settings(recipe, task)
+            _settings(recipe, task, trust)
             tasks.append(task)
         except UserError as error:
             faults.append(str(error))

@@ -9,14 +9,14 @@ compared with their source.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from spark.runs.record import ResultRecord, options_of
+from spark.runs.record import ResultRecord, options_of, setting_of
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
 IMAGENET, COCO = "imagenet_finetune", "coco_mask_rcnn"
@@ -51,15 +51,14 @@ def measured_as_published(record: ResultRecord) -> str:
 
     The number of classes and images tell ImageNet-1k and COCO 2017 from what merely runs through the same task.
     """
-    protocol: Mapping[str, Any] = record.protocol
     if record.origin == "smoke" or options_of(record):
         return ""
     if record.task == IMAGENET:
-        data = protocol.get("dataset", {})
-        whole = data.get("classes") == 1000 and data.get("train_images") == 1_281_167
-        return str(protocol.get("data", {}).get("input_size", USUAL_SIZE)) if whole else ""
+        counts = [setting_of(record, "dataset", name) for name in ("classes", "train_images")]
+        return str(setting_of(record, "data", "input_size") or USUAL_SIZE) if counts == [1000, 1_281_167] else ""
     if record.task == COCO:
-        whole = protocol.get("categories") == 80 and protocol.get("train_images", 0) > 115_000
+        images = setting_of(record, "train_images")
+        whole = setting_of(record, "categories") == 80 and isinstance(images, int) and images > 115_000
         return f"{round(record.epochs / SCHEDULE_EPOCHS)}x" if whole else ""
     return ""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from spark.backbones.names import is_reference
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import load_record
 
@@ -32,6 +33,7 @@ class Work:
         seed: of all randomness.
         init: what the backbone begins with: "scratch", a run's folder or a checkpoint; None lets the recipe decide.
         gpus: of all processes together; 0 on CPUs, or where it is not known yet. Few recipes depend on it.
+        trust: own networks whose code may run; None: any, as the recipe is the user's.
     """
 
     recipe: str
@@ -40,6 +42,15 @@ class Work:
     seed: int = 0
     init: str | None = None
     gpus: int = 0
+    trust: Collection[str] | None = None
+
+    def source(self, model: str) -> dict[str, str]:
+        """Return what the file of an own network adds to the settings; nothing if its code must not run."""
+        if not is_reference(model) or (self.trust is not None and model not in self.trust):
+            return {}
+        from spark.backbones.own_network import source_hash  # imports torch, which takes seconds
+
+        return {"source": source_hash(model)}
 
     def overrides(self) -> list[str]:
         """Return all that differs from the recipe as `key=value`, as our command lines take it."""

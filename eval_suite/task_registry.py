@@ -30,8 +30,10 @@ def find_task(name: str) -> Task:
         raise UserError(f"there is no task '{name}'.{nearest(name, task_names())}")
     try:
         module = _import(where or f"{eval_suite.tasks.__name__}.{name}")
-    except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"task '{name}' cannot be imported: {error}") from None
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever goes wrong in someone else's code
+        raise UserError(f"task '{name}' cannot be imported: {type(error).__name__}: {error}") from error
     for candidate in vars(module).values():
         if _is_task(candidate, module) and class_name in ("", candidate.__name__):
             return candidate()

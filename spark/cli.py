@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spark.config.arguments import Parser, a_name, a_path, number
+from spark.config.arguments import Parser, a_name, a_path, add_trust, number
 from spark.config.choices import DEFAULT_METHOD, DEVICES, FORMATS
 from spark.config.values import Count, Part, Pixels, Seconds, Seed, Width
 from spark.errors import UserError, exits_cleanly
@@ -46,18 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--to", choices=FORMATS, required=True)
     convert.add_argument("--verbose", action="store_true", help="print what became of every tensor")
-    convert.add_argument("--model", help="timm name, where the checkpoint does not tell")
-    convert.add_argument("--method", help="how the weights were trained, e.g. supervised, where nothing tells")
+    convert.add_argument("--model", type=a_name, help="timm name, where the checkpoint does not tell")
+    convert.add_argument(
+        "--method", type=a_name, help="how the weights were trained, e.g. supervised, where nothing tells"
+    )
+    convert.add_argument("--ema", action="store_true", help="take the weights' moving average, where there is one")
     convert.set_defaults(run=_convert)
 
     check = verbs.add_parser("check", help="prove that a model is converted to sparse convolution correctly")
     check.add_argument("model", type=a_name, metavar="MODEL", help="timm name")
-    check.add_argument("--engine", help="compact, masked or auto; default: every engine that takes the model")
+    check.add_argument(
+        "--engine", type=a_name, help="compact, masked or auto; default: every engine that takes the model"
+    )
     check.add_argument(
         "--input-size", type=number(Pixels), nargs="+", default=[224], metavar="PIXELS",
         help="of the costs: height [width]"
     )
-    check.add_argument("--method", default=DEFAULT_METHOD, help="to pre-train it by; default: %(default)s")
+    check.add_argument("--method", type=a_name, default=DEFAULT_METHOD, help="to pre-train it by; default: %(default)s")
     check.set_defaults(run=_check)
 
     models = verbs.add_parser("models", help="list timm's convolutional models with their recorded verdicts")
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ratios", type=number(Part), nargs="*", default=[], help="more mask ratios, for the encoder alone"
     )
     bench.add_argument("--out", type=a_path, default=Path("runs/bench"), help="folder for JSON, Markdown and chart")
-    bench.add_argument("--method", default=DEFAULT_METHOD, help="whose step to time; default: %(default)s")
+    bench.add_argument("--method", type=a_name, default=DEFAULT_METHOD, help="whose step to time; default: %(default)s")
     bench.set_defaults(run=_bench)
 
     bench_data = verbs.add_parser("bench-data", help="time a recipe's loader alone: images, decoding, augmentation")
@@ -111,6 +116,7 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     reconstruct.add_argument("--mask-ratios", type=number(Part), nargs="+", default=[], help="default: the training's")
     reconstruct.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     reconstruct.add_argument("--device", choices=DEVICES, default="auto")
+    add_trust(reconstruct, "the checkpoint")
     reconstruct.set_defaults(run=_reconstruct)
 
     vanishing = drawings.add_parser("vanishing", help="dense convolution dissolves a mask pattern, sparse keeps it")
@@ -121,7 +127,7 @@ def _add_visualize(visualize: argparse.ArgumentParser) -> None:
     )
     vanishing.add_argument("--mask-ratio", type=number(Part), default=0.6)
     vanishing.add_argument("--seed", type=number(Seed), default=0)
-    vanishing.add_argument("--engine", default="auto", help="compact, masked or auto")
+    vanishing.add_argument("--engine", type=a_name, default="auto", help="compact, masked or auto")
     vanishing.add_argument("--out", type=a_path, default=Path("runs/visualize"), help="folder; default: %(default)s")
     vanishing.set_defaults(run=_vanishing)
 
@@ -146,7 +152,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from spark.formats.convert import convert
 
-    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose)
+    convert(options.source, options.destination, options.to, options.model, options.method, options.verbose,
+            options.ema)
     return 0
 
 
@@ -164,6 +171,8 @@ def _models(options: argparse.Namespace) -> int:
     names = coverage.matching(options.pattern)
     if options.missing and not options.verify:
         raise UserError("--missing says what to verify; pass --verify too")
+    if options.table and not (options.verify or table.is_file()):
+        raise UserError(f"table '{table}' does not exist; --verify makes it")
     if options.verify:
         coverage.update(names, table, options.missing, print)
     print(coverage.listing(names, coverage.read_table(table)))
@@ -199,7 +208,8 @@ def _reconstruct(options: argparse.Namespace) -> int:
     from spark.visualize.reconstruct import visualize_reconstructions
 
     written = visualize_reconstructions(
-        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device
+        options.checkpoint, options.images, options.seeds, options.mask_ratios, options.out, options.device,
+        options.trust,
     )
     print("\n".join(f"written to {path}" for path in written))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-import numpy as np
-
+from d2_projects.data.masks import are_finite, unsound_masks
 from spark.errors import UserError
 
 Content = dict[str, Any]  # an annotation file
@@ -51,6 +51,8 @@ class Source:
     def read(self) -> Content:
         """Return the annotations, with what LVIS leaves out filled in (`file_name` and `iscrowd`).
 
+        Crowds that are marked by true and false become 1 and 0, and names can be printed.
+
         Raises:
             UserError: the file is missing, or has not COCO's three lists.
         """
@@ -58,7 +60,10 @@ class Source:
         self._name_images(content["images"])
         for entry in content["annotations"]:
             if isinstance(entry, dict):
-                entry.setdefault("iscrowd", 0)
+                entry["iscrowd"] = _as_number(entry.get("iscrowd", 0))
+        for category in content["categories"]:
+            if isinstance(category, dict) and isinstance(category.get("name"), str):
+                category["name"] = printable(category["name"])
         return content if self.part == "all" else self._part_of(content)
 
     def _name_images(self, images: list[Any]) -> None:
@@ -98,36 +103,19 @@ def _types(values: Iterable[Any]) -> set[type]:
 def _are_boxes(values: list[Any]) -> bool:
     if _types(values) - {list} or set(map(len, values)) - {4} or _types(chain.from_iterable(values)) - {int, float}:
         return False
-    return bool(np.isfinite(numbers(chain.from_iterable(values), 4 * len(values))).all())
+    return are_finite(list(chain.from_iterable(values)))
 
 
-def _are_masks(values: list[Any]) -> bool:
-    polygons = [value for value in values if isinstance(value, list)]
-    encoded = [value for value in values if isinstance(value, dict)]
-    rows = list(chain.from_iterable(polygons))
-    return (
-        not _types(values) - {list, dict, type(None)}
-        and not _types(rows) - {list}
-        and not _types(chain.from_iterable(rows)) - {int, float}
-        and all(map(_is_run_length, encoded))
-    )
+def _are_whole(values: list[Any], least: int, bits: int) -> bool:
+    return not _types(values) - {int} and all(least <= value < 2**bits for value in values)
 
 
-def _is_run_length(value: dict[str, Any]) -> bool:
-    size, counts = value.get("size"), value.get("counts")
-    return (
-        isinstance(size, list) and len(size) == 2 and not _types(size) - {int}
-        and (isinstance(counts, str) or (isinstance(counts, list) and not _types(counts) - {int}))
-    )
-
-
-WHOLE = Rule("a whole number", lambda values: not _types(values) - {int})
-SIDE = Rule("a positive whole number", lambda values: not _types(values) - {int} and min(values, default=1) > 0)
-TEXT = Rule("a text", lambda values: not _types(values) - {str} and all(values))
-NUMBER = Rule("a number", lambda values: not _types(values) - {int, float})
+WHOLE = Rule("a whole number", lambda values: _are_whole(values, -(2**63), 63))
+SIDE = Rule("a positive whole number", lambda values: _are_whole(values, 1, 31))
+TEXT = Rule("a text", lambda values: not _types(values) - {str} and all(text and "\0" not in text for text in values))
+NUMBER = Rule("a number", are_finite)
 BOX = Rule("a list of four numbers", _are_boxes)
-MASK = Rule("polygons or a run-length encoding", _are_masks)
-# The keys that are read later, by us, Detectron2 or pycocotools. A mask may be absent.
+# The keys that are read later, by us, Detectron2 or pycocotools. A mask may be absent; see `masks`.
 RULES = {
     "images": {"id": WHOLE, "file_name": TEXT, "width": SIDE, "height": SIDE},
     "categories": {"id": WHOLE, "name": TEXT},
@@ -136,61 +124,54 @@ RULES = {
 }
 
 
-def check_keys(content: Content, file: Path) -> None:
-    """Every entry has sound RULES and an id of its own, and refers to an image and a category that exist.
+def check_keys(content: Content, file: Path) -> list[str]:
+    """Return what is wrong: entries without sound RULES, or an id of their own, or whose image or category is none.
 
-    Raises:
-        UserError: naming the first entry that does not.
+    Of each kind of fault, the first entry is named and the others are counted.
     """
+    told, unsound = [], set()
     for kind, rules in RULES.items():
-        entries = content[kind]
-        for key, rule in rules.items():
-            try:
-                sound = rule.holds([entry[key] for entry in entries])
-            except (KeyError, TypeError):
-                sound = False
-            if not sound:
-                raise UserError(f"'{file}': {_culprit(kind, entries, rules)}")
-        identifier, count = Counter(entry["id"] for entry in entries).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"'{file}': {count} {kind} have the id {identifier}")
-    masks = [entry.get("segmentation") for entry in content["annotations"]]
-    if not MASK.holds(masks):
-        index = next(index for index, mask in enumerate(masks) if not MASK.holds([mask]))
-        raise UserError(f"'{file}': {_unsound('annotations', index, 'segmentation', masks[index], MASK)}")
+        for key, problem in _unsound_keys(kind, content[kind], rules):
+            told.append(problem)
+            unsound.add((kind, key))
+    for kind in RULES:
+        if (kind, "id") not in unsound:
+            identifier, count = Counter(entry["id"] for entry in content[kind]).most_common(1)[0]
+            if count > 1:
+                told.append(f"{count} {kind} have the id {identifier}")
     for key, kind in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in content[kind]}
-        lost = next((entry for entry in content["annotations"] if entry[key] not in known), None)
-        if lost is not None:
-            raise UserError(f"'{file}': annotation {lost['id']} has the unknown {key} {lost[key]}")
+        if not unsound & {("annotations", key), ("annotations", "id"), (kind, "id")}:
+            known = {entry["id"] for entry in content[kind]}
+            lost = [entry for entry in content["annotations"] if entry[key] not in known]
+            if lost:
+                told.append(f"annotation {lost[0]['id']} has the unknown {key} {lost[0][key]}{_more(len(lost))}")
+    known_sizes = not unsound & {("images", key) for key in ("id", "width", "height")}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]} if known_sizes else {}
+    told.extend(unsound_masks(content["annotations"], sizes))
+    return [f"'{file}': {problem}" for problem in told]
 
 
-def _culprit(kind: str, entries: list[Any], rules: dict[str, Rule]) -> str:
-    """Return what is wrong with the first unsound entry."""
-    for index, entry in enumerate(entries):
-        absent = [key for key in rules if not isinstance(entry, dict) or key not in entry]
+def _unsound_keys(kind: str, entries: list[Any], rules: dict[str, Rule]) -> Iterator[tuple[str, str]]:
+    """Yield the keys that not all entries have, or have a sound value of, and what the first of those has instead."""
+    for key, rule in rules.items():
+        absent = [index for index, entry in enumerate(entries) if not isinstance(entry, dict) or key not in entry]
         if absent:
-            return f"{kind}[{index}] has no {', '.join(absent)}"
-        for key, rule in rules.items():
-            if not rule.holds([entry[key]]):
-                return _unsound(kind, index, key, entry[key], rule)
-    raise AssertionError(f"no unsound entry among {kind}")
+            yield key, f"{kind}[{absent[0]}] has no {key}{_more(len(absent))}"
+        present = dict.fromkeys(range(len(entries)))
+        for index in absent:
+            del present[index]
+        if not rule.holds([entries[index][key] for index in present]):
+            wrong = [index for index in present if not rule.holds([entries[index][key]])]
+            first = wrong[0]
+            yield key, _unsound(kind, first, key, entries[first][key], rule) + _more(len(wrong))
+
+
+def _more(count: int) -> str:
+    return f" (and {count - 1:,} more such)" if count > 1 else ""
 
 
 def _unsound(kind: str, index: int, key: str, value: Any, rule: Rule) -> str:
     return f"{kind}[{index}] has {key} {json.dumps(value)[:40]}, which is not {rule.wanted}"
-
-
-def valid_mask(segmentation: Any) -> Any:
-    """Return a mask without its polygons of fewer than three points; None if nothing is left."""
-    if not isinstance(segmentation, list):
-        return segmentation
-    return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None
-
-
-def numbers(values: Iterable[Any], count: int) -> np.ndarray:
-    """Return so many numbers as an array, in a fraction of the time that a list of lists takes."""
-    return np.fromiter(values, float, count)
 
 
 @garbage_uncollected()
@@ -216,4 +197,13 @@ def _refuse(name: str) -> NoReturn:
 
 def _fraction(text: str) -> float:
     """Return a number in [0, 1) that is drawn by the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48
+
+
+def printable(text: str) -> str:
+    """Return a name for messages and pages: without line ends and what is no UTF-8, as file names may have it."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
+
+
+def _as_number(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value

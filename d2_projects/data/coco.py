@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from d2_projects.data.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected, valid_mask
+from d2_projects.data.annotations import VAL_SHARE, Content, Source, check_keys, garbage_uncollected
 from d2_projects.data.demo import DEMO, demo_detection
 from d2_projects.data.lint import lint, lint_pair
+from d2_projects.data.masks import compressed, valid_mask
 from spark.config.values import Name, Part, Place
 from spark.errors import UserError
 from spark.utils.files import sha256
@@ -151,9 +151,16 @@ def check(data: Sources | Path) -> CocoData:
         UserError: one message with everything that is missing, is not COCO's format, or cannot be trained on.
     """
     sources = coco_layout(data) if isinstance(data, Path) else data
-    halves = [(source, _read_sound(source)) for source in (sources.train, sources.val)]
-    findings = [*(lint(source, content) for source, content in halves), lint_pair(*halves)]
-    errors = [error for finding in findings for error in finding.errors]
+    halves, errors = [], []
+    for source in (sources.train, sources.val):
+        content, problems = _read(source)
+        errors.extend(problems)
+        if content:
+            halves.append((source, content))
+    findings = [lint(source, content) for source, content in halves]
+    if len(halves) == 2:
+        findings.append(lint_pair(*halves))
+    errors.extend(error for finding in findings for error in finding.errors)
     if errors:
         raise UserError("; ".join(errors))
     train, val = (_describe(source, content) for source, content in halves)
@@ -208,16 +215,9 @@ def records(split: CocoSplit) -> list[dict[str, Any]]:
         if mask:
             images[entry["image_id"]]["annotations"].append({
                 "bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": classes[entry["category_id"]],
-                "iscrowd": entry["iscrowd"], "segmentation": _compressed(mask),
+                "iscrowd": entry["iscrowd"], "segmentation": compressed(mask),
             })
     return list(images.values())
-
-
-def _compressed(mask: Any) -> Any:
-    """Return a mask whose run lengths, if it has any, are in pycocotools' compressed form."""
-    if isinstance(mask, dict) and isinstance(mask["counts"], list):
-        return pycocotools.mask.frPyObjects(mask, *mask["size"])
-    return mask
 
 
 def _forget(name: str) -> None:
@@ -233,12 +233,16 @@ def _pair(where: str, pair: Mapping[str, Any]) -> Source:
     return Source(Path(pair["annotations"]), Path(pair["images"]))
 
 
-def _read_sound(source: Source) -> Content:
+def _read(source: Source) -> tuple[Content | None, list[str]]:
+    """Return annotations that are sound, or what is wrong with them."""
     if not source.images.is_dir():
-        raise UserError(f"image folder '{source.images}' does not exist")
-    content = source.read()
-    check_keys(content, source.annotations)
-    return content
+        return None, [f"image folder '{source.images}' does not exist"]
+    try:
+        content = source.read()
+    except UserError as error:
+        return None, [str(error)]
+    problems = check_keys(content, source.annotations)
+    return (None, problems) if problems else (content, [])
 
 
 def _describe(source: Source, content: Content) -> CocoSplit:

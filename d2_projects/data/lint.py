@@ -15,13 +15,16 @@ import pandas as pd
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from d2_projects.data.annotations import Content, Source, numbers, valid_mask
+from d2_projects.data.annotations import Content, Source, printable
+from d2_projects.data.masks import extents, numbers, valid_mask
 from d2_projects.data.pictures import read_otherwise, read_picture
 from spark.utils.files import sha256
 
 SAMPLE = 32  # images of a split that are opened
 MARGIN = 1.0  # pixels: exporters round, so a box may stick out that far
 TOO_MANY = 0.2  # more boxes than this share stick out: they are not [left, top, width, height]
+ALIKE, UNLIKE, NOWHERE = 0.75, 0.5, 0.1  # IoU of a mask's bounding box, read in some way, with the annotated box
+SHARES = 2.0  # coordinates no larger are no pixels where the box is: some divide both by the shorter side
 
 
 @dataclass
@@ -41,6 +44,14 @@ class Findings:
             self.warnings.append(f"{self.where}: {_of(hits)} {what}, such as {examples[int(hits.argmax())]}")
 
 
+    def judge(self, hits: np.ndarray, what: str, remedy: str, examples: Sequence[Any]) -> None:
+        """Warn of the entries that `hits` marks; more than TOO_MANY are an error."""
+        if hits.mean() > TOO_MANY:
+            self.errors.append(f"{self.where}: {_of(hits)} {what}, such as {examples[int(hits.argmax())]}; {remedy}")
+        else:
+            self.warn(hits, what, examples)
+
+
 def _of(hits: np.ndarray) -> str:
     return f"{int(hits.sum()):,} of {len(hits):,}"
 
@@ -54,7 +65,7 @@ def lint(source: Source, content: Content) -> Findings:
     objects = [entry for entry in content["annotations"] if not entry["iscrowd"]]
     if objects:
         _lint_boxes(content, objects, findings)
-        _lint_masks(objects, findings)
+        _lint_masks(content, objects, findings)
     else:
         findings.errors.append(f"{findings.where} has no annotated objects besides crowds")
     return findings
@@ -82,8 +93,9 @@ def _lint_categories(content: Content, findings: Findings) -> None:
 
 def _lint_images(content: Content, folder: Path, findings: Findings) -> None:
     images = content["images"]
-    names = [image["file_name"] for image in images]
-    missing = missing_files(folder, names)
+    files = [image["file_name"] for image in images]
+    names = [printable(name) for name in files]
+    missing = missing_files(folder, files)
     if missing.any():
         findings.errors.append(f"{_of(missing)} images of {findings.where} are not in '{folder}', such as "
                                f"{names[int(missing.argmax())]}")
@@ -114,7 +126,7 @@ def missing_files(folder: Path, names: Sequence[str]) -> np.ndarray:
 def _listing(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):
         return set()
 
 
@@ -165,13 +177,52 @@ def _lint_boxes(content: Content, objects: list[Content], findings: Findings) ->
                   "for 'no match' (here they are numbered anew)", called)
 
 
-def _lint_masks(objects: list[Content], findings: Findings) -> None:
-    lacking = np.array([valid_mask(entry.get("segmentation")) is None for entry in objects])
+def _lint_masks(content: Content, objects: list[Content], findings: Findings) -> None:
+    masks = [entry.get("segmentation") for entry in objects]
+    called = _Called(objects)
+    lacking = np.array([valid_mask(mask) is None for mask in masks])
     if lacking.all():
         findings.errors.append(f"{findings.where}: no object has a mask, which Mask R-CNN learns from")
-    else:
-        findings.warn(lacking, "objects have no mask (no polygon of three points): they are not trained on, and count "
-                      "in box AP alone", _Called(objects))
+        return
+    findings.warn(lacking, "objects have no mask (no polygon of three points): they are not trained on, and count "
+                  "in box AP alone", called)
+    cut = np.array([isinstance(mask, list) and len(valid_mask(mask) or mask) < len(mask) for mask in masks])
+    findings.warn(cut, "masks have a polygon of fewer than three points, which is left out", called)
+    _lint_places(content, objects, extents(masks), findings)
+
+
+def _lint_places(content: Content, objects: list[Content], masks_N4: np.ndarray, findings: Findings) -> None:
+    """Find masks that are not where their images and boxes are."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    limits_N2 = np.array([sizes[entry["image_id"]] for entry in objects], float)
+    boxes_N4 = numbers(chain.from_iterable(entry["bbox"] for entry in objects), 4 * len(objects)).reshape(-1, 4)
+    boxes_N4 = np.hstack([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]])
+    called = _Called(objects)
+    fit = _iou(masks_N4, boxes_N4)
+    unlike = fit < UNLIKE
+    shares = unlike & np.all((masks_N4 >= 0) & (masks_N4 <= SHARES), axis=1)
+    findings.judge(shares, "masks are in shares of the image",
+                   "polygons must be in pixels: multiply them by the image's size", called)
+    swapped = unlike & (_iou(masks_N4[:, [1, 0, 3, 2]], boxes_N4) > ALIKE)
+    findings.judge(swapped, "masks fit their boxes only if x and y are swapped",
+                   "polygons must be [x1, y1, x2, y2, …]", called)
+    known = ~(shares | swapped)
+    outside = known & (np.any(masks_N4[:, 2:] <= 0, axis=1) | np.any(masks_N4[:, :2] >= limits_N2, axis=1))
+    findings.judge(outside, "masks are wholly outside their image",
+                   "polygons must be in pixels of the image as it is", called)
+    beyond = np.any((masks_N4[:, :2] < -MARGIN) | (masks_N4[:, 2:] > limits_N2 + MARGIN), axis=1)
+    findings.judge(known & beyond & ~outside, f"masks stick out of their image by more than {MARGIN:g} pixel",
+                   "polygons must be in pixels of the image as it is", called)
+    elsewhere = known & ~beyond & (fit < NOWHERE)
+    if elsewhere.mean() > TOO_MANY:  # a few may be objects of which little is seen
+        findings.judge(elsewhere, "masks do not lie in their boxes", "both must be in pixels of the same image", called)
+
+
+def _iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
+    """Return the IoU [N] of boxes [left, top, right, bottom]; nan where one is not known."""
+    overlap = np.clip(np.minimum(a_N4[:, 2:], b_N4[:, 2:]) - np.maximum(a_N4[:, :2], b_N4[:, :2]), 0, None).prod(1)
+    areas = [np.clip(box[:, 2:] - box[:, :2], 0, None).prod(1) for box in (a_N4, b_N4)]
+    return np.asarray(overlap / np.maximum(areas[0] + areas[1] - overlap, 1e-9))
 
 
 class _Called(Sequence[str]):
@@ -204,7 +255,7 @@ def lint_pair(train: tuple[Source, Content], val: tuple[Source, Content]) -> Fin
     shared = list(_shared_files(*files))
     if shared:
         findings.warnings.append(f"{len(shared):,} of {len(files[1]):,} validation images are training images "
-                                 f"too, such as {shared[0]}")
+                                 f"too, such as {printable(str(shared[0]))}")
     return findings
 
 

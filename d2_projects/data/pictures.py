@@ -21,6 +21,7 @@ from detectron2.data.transforms import AugInput
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from spark.data.decode import SEPARATE, UnreadableImageError, decode
+from spark.utils.files import open_regular
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 READERS = 16  # threads: a network disk answers many questions at a time
@@ -57,7 +58,7 @@ def read_picture(path: Path) -> Image.Image:
         OSError: it cannot be read; the message names it.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return Image.fromarray(decode(file))
     except UnreadableImageError as error:
         raise OSError(f"image '{path}' cannot be read: {error}") from None
@@ -75,7 +76,7 @@ def read_otherwise(paths: Sequence[Path]) -> Counter[str]:
 
 def _matter(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(JPEG_MAGIC)) == JPEG_MAGIC:
                 return None
         with Image.open(path) as image:

@@ -127,7 +127,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"recipe '{path}' is not a LazyConfig: a detection recipe is a Python file")
     try:
         cfg = LazyConfig.load(str(path))
-    except Exception as error:  # a recipe is a program: whatever it raises is its author's to read
+    except (Exception, SystemExit) as error:  # a recipe is a program: whatever it raises is its author's to read
         raise UserError(f"recipe '{path}' fails with {type(error).__name__}: {error}") from error
     missing = {"data", "train", "model", "dataloader", "optimizer", "lr_multiplier"} - set(cfg)
     if missing:
@@ -192,6 +192,6 @@ def _unsound(cfg: DictConfig, options: dict[str, str]) -> Iterator[str]:
         yield "test.tta_scales must be one or more positive numbers"
     for key, allowed in (("resume", ("auto", "never")), ("eval_only", ("true", "false"))):
         if options[key] not in allowed:
-            yield f"{key}={options[key]}: expected {' or '.join(allowed)}"
+            yield f"{key}={shown(options[key])}: expected {' or '.join(allowed)}"
     if options["weights"] != OPTIONS["weights"] and options["eval_only"] != "true":
         yield "weights=… is what eval_only=true evaluates; training begins with init=…"

@@ -12,6 +12,7 @@ from detectron2.evaluation import inference_on_dataset
 from omegaconf import DictConfig
 from torch import nn
 
+from d2_projects.engine.build import build_part
 from d2_projects.engine.checkpoints import load_model
 from d2_projects.engine.processes import equal_buffers
 from d2_projects.options import complete
@@ -58,7 +59,7 @@ def evaluate_only(
     """
     cfg = complete(cfg, project.data_options)
     cfg.train.output_dir = str(out)
-    model = instantiate(cfg.model).to(ranks.device)
+    model = build_part("model", cfg.model).to(ranks.device)
     ranks.on_all(lambda: load_model(model, weights))
     project.rehearse(cfg, model, ranks)
     return flat(evaluate(cfg, model, ranks)) | evaluate_with_tta(cfg, project, model, ranks)

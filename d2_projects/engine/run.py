@@ -61,6 +61,7 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
     with quiet_detectron2():
         from d2_projects.engine.config import load
         from d2_projects.engine.processes import pick_device, processes
+        from d2_projects.engine.run_folder import nothing_left
         from d2_projects.engine.work import evaluate_and_write, train_and_record
 
         def read() -> DetectConfig:
@@ -74,7 +75,8 @@ def run(recipe: str, overrides: list[str]) -> Path | None:
             try:
                 if config.eval_only:
                     return evaluate_and_write(config, ranks)
-                return train_and_record(config, ranks, request)
+                with nothing_left(config, ranks.is_main):
+                    return train_and_record(config, ranks, request)
             except PostponedError as stopped:
                 if not ranks.is_main:
                     raise SystemExit(stopped.exit_code) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,33 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
     write_json(out / IDENTITY, identity)
     write_text(out / CONFIG, to_yaml(config.cfg))
     return (out / RESULT).is_file()
+
+
+def begun_as(config: DetectConfig, protocol: str) -> bool:
+    """Whether the folder holds a run of a protocol, by its hash, and this is to go on with it."""
+    file = config.out / IDENTITY
+    if config.resume == "never" or not file.is_file():
+        return False
+    before = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(before, dict) and before.get("protocol") == protocol
+
+
+@contextlib.contextmanager
+def nothing_left(config: DetectConfig, writes: bool) -> Iterator[None]:
+    """Let a new run that fails before its first number leave nothing behind, or the mended one would be another's.
+
+    Args:
+        config: of the run.
+        writes: whether this process does.
+    """
+    out = config.out
+    new = not (out / IDENTITY).exists()
+    try:
+        yield
+    except UserError:
+        if writes and new and not (out / METRICS).exists() and not (out / CHECKPOINTS / LAST).exists():
+            remove_run(out, config.project.outputs)
+        raise
 
 
 def remove_run(out: Path, outputs: Iterable[str]) -> None:

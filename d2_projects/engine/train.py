@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from d2_projects.data.loader import FollowingBatches, build_train_loader
+from d2_projects.engine.build import build_part
 from d2_projects.engine.checkpoints import BestHook, CheckpointHook, Checkpoints, best_of
 from d2_projects.engine.evaluate import evaluate, evaluate_with_tta, flat
 from d2_projects.engine.hooks import EvaluationHook, MetricsHook, ProgressHook, SeedHook, StopHook, Stopped
@@ -106,7 +107,7 @@ def train(
     trainer.register_hooks([hook for hook, wanted in (
         (SeedHook(cfg.train.seed), True),
         (progress, ranks.is_main),
-        (hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)), True),
+        (hooks.LRScheduler(scheduler=build_part("lr_multiplier", cfg.lr_multiplier)), True),
         # Precise statistics first, so that they are what is saved and evaluated.
         (precise_bn, cfg.train.precise_bn_iter > 0),
         (CheckpointHook(checkpoints, cfg.train.checkpointer.period), True),
@@ -134,7 +135,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
     share_batch(cfg, ranks.size)
     dtype = mixed_precision(cfg.train.amp, ranks.device)
     seed_all_rng(cfg.train.seed)  # in all processes alike
-    model = instantiate(cfg.model).to(ranks.device)
+    model = build_part("model", cfg.model).to(ranks.device)
     if backbone is not None:
         load_backbone(model, backbone)
     if cfg.train.accumulate > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -142,7 +143,7 @@ def build(cfg: DictConfig, ranks: Ranks, backbone: dict[str, Tensor] | None) -> 
         ranks.log(f"accumulating {cfg.train.accumulate} batches of {part} images: batch norms see one at a time")
     optimizer_cfg = copy.deepcopy(cfg.optimizer)
     optimizer_cfg.params.model = model  # the model object does not belong into the caller's configuration
-    optimizer = instantiate(optimizer_cfg)
+    optimizer = build_part("optimizer", optimizer_cfg)
     return model, Trainer(parallel(model, ranks), None, optimizer, ranks, dtype, cfg.train.accumulate,
                           cfg.train.clip_grad_norm)
 

@@ -8,6 +8,7 @@ from d2_projects.engine.checkpoints import BEST
 from d2_projects.engine.config import DetectConfig
 from d2_projects.engine.evaluate import evaluate_only
 from d2_projects.engine.initialize import Start, start_of
+from d2_projects.engine.precise_bn import with_precise_bn
 from d2_projects.engine.record import identity_of, protocol_of, record
 from d2_projects.engine.run_folder import CONFIG, EVALUATED, EVALUATION, finished
 from d2_projects.engine.train import share_batch, train
@@ -33,6 +34,9 @@ def train_and_record(config: DetectConfig, ranks: Ranks, request: StopRequest | 
     start = ranks.on_all(lambda: start_of(config))
     data = ranks.on_all(lambda: project.check(config.cfg.data))
     ranks.on_all(lambda: project.check_settings(config.cfg, config.by_hand, data))
+    config, notes = ranks.on_all(lambda: with_precise_bn(config, data))
+    for note in notes:
+        ranks.log(note)
     protocol = protocol_of(config, data)
     identity = identity_of(config, data, protocol, start.record)
     if ranks.on_main(lambda: finished(config, identity)):

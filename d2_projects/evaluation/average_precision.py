@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pycocotools.mask
 
-from d2_projects.data.annotations import Content, valid_mask
+from d2_projects.data.annotations import Content
+from d2_projects.data.masks import valid_mask
 from spark.errors import UserError
 
 Task = Literal["bbox", "segm"]

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from d2_projects.data.annotations import Content, Source
+from d2_projects.data.annotations import Content, Source, printable
+from d2_projects.data.masks import valid_mask
 from d2_projects.data.pictures import read_picture
 from d2_projects.evaluation.matching import Matches, best_score, match
 from d2_projects.evaluation.visualize import annotated, detected, draw, sheet
@@ -49,7 +50,8 @@ class Gallery:
         self.names = {category["id"]: category["name"]
                       for category in sorted(content["categories"], key=lambda category: category["id"])}
         self._images = {image["id"]: image for image in content["images"]}
-        self._annotations, self._detections = (_by_image(content["annotations"]), _by_image(detections))
+        self._annotations = _by_image(map(_with_valid_mask, content["annotations"]))
+        self._detections = _by_image(detections)
         self._matches = {
             id_: match(self._annotations[id_], self._detections[id_], image["height"], image["width"])
             for id_, image in self._images.items()
@@ -79,7 +81,7 @@ class Gallery:
         size = image["width"], image["height"]
         found, missed, wrong = matches.counts(self.least_score)
         return Example(
-            image["file_name"], matches.f1(self.least_score), found, missed, wrong,
+            printable(image["file_name"]), matches.f1(self.least_score), found, missed, wrong,
             draw(photo, annotated(self._annotations[id_], sure, size, self.names), side),
             draw(photo, detected(self._detections[id_], sure, size, self.names), side),
         )
@@ -111,11 +113,15 @@ def write_gallery(
         sheet([(example.truth, example.output) for example in small], SHEET_SIDE).save(temporary)
 
 
-def _by_image(entries: Sequence[dict[str, Any]]) -> defaultdict[int, list[dict[str, Any]]]:
+def _by_image(entries: Iterable[dict[str, Any]]) -> defaultdict[int, list[dict[str, Any]]]:
     grouped = defaultdict(list)
     for entry in entries:
         grouped[entry["image_id"]].append(entry)
     return grouped
+
+
+def _with_valid_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "segmentation": valid_mask(entry.get("segmentation"))}
 
 
 def _data_uri(drawing: Image.Image) -> str:

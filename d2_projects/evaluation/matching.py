@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from d2_projects.data.masks import compressed
+
 IOU = 0.5
 WRONG, IGNORED = -1, -2
 
@@ -88,9 +90,7 @@ def encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Return polygons or run lengths in pycocotools' compressed form."""
     if isinstance(segmentation, list):
         return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return rle.frPyObjects(segmentation, height, width)
-    return segmentation
+    return compressed(segmentation)
 
 
 def _iou(

@@ -36,10 +36,10 @@ def _counted(model: str, size: int, options: str) -> BackboneCost | None:
     with torch.device("meta"):  # shapes are all that is needed
         try:
             pyramid: Any = build_pyramid(model, options=json.loads(options))
-        except UserError:
+            channels = pyramid.example().shape[1]
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                pyramid.eval()(torch.empty(1, channels, size, size))
+        except (UserError, RuntimeError, TypeError, ValueError):  # records may tell of networks that cannot be
             return None
-        channels = pyramid.example().shape[1]
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            pyramid.eval()(torch.empty(1, channels, size, size))
     parameters = sum(parameter.numel() for parameter in dense_part(pyramid).parameters())
     return BackboneCost(parameters, counter.get_total_flops())

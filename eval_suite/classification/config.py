@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from spark.config.choices import DEVICES, PRECISIONS, SCRATCH
 from spark.config.identity import deciding
-from spark.config.values import CountOrNone, Level, Name, Pixels, Place, Positive, Seed, Share, Workers
+from spark.config.values import CountOrNone, Level, Name, Pixels, Place, Positive, Seed, Share, Workers, shown
 from spark.errors import nearest
 
 AUTO = "auto"
@@ -113,7 +113,7 @@ def not_one_of(name: str, value: str, known: Iterable[str]) -> list[str]:
     """Return the complaint that a value is none of those known, if so."""
     if value in known:
         return []
-    return [f"{name}='{value}' is not one of {', '.join(known)}.{nearest(value, known)}"]
+    return [f"{name}='{shown(value)}' is not one of {', '.join(known)}.{nearest(value, known)}"]
 
 
 def those_that_hold(complaints: dict[str, bool]) -> list[str]:

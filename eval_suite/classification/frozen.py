@@ -13,7 +13,8 @@ from eval_suite.classification.augment import val_transform
 from eval_suite.classification.config import DataConfig
 from eval_suite.classification.data import LabeledImages
 from eval_suite.classification.labeled import LabeledSource
-from eval_suite.classification.recalibration import batches_for_all, carries_start, full_batches, recalibrate
+from eval_suite.classification.recalibration import batches_for_all, full_batches, recalibrate
+from spark.backbones.batch_norms import carries_start
 from spark.utils.device import autocast
 
 LAST, LAST_TWO = "last", "last_two"

@@ -17,9 +17,9 @@ from eval_suite.classification.config import (
     Recalibrate,
     images_asked,
 )
-from eval_suite.task import Prepared
+from eval_suite.task import Prepared, Work
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash
+from spark.backbones.own_network import helper_hashes, source_hash
 from spark.config.identity import acting
 from spark.config.recipe import value_at
 from spark.runs.checkpoint import LAST
@@ -119,14 +119,17 @@ def run_evaluation(config: EvaluationConfig, evaluate: Callable[[Evaluation], Re
     return run / RESULT if ranks.is_main else None
 
 
-def prepared(config: EvaluationConfig, model: str, length: float) -> Prepared:
+def prepared(config: EvaluationConfig, model: str, length: float, work: Work) -> Prepared:
     """Return what a study must know of a run: the protocol, the model and the seed decide about its result."""
-    settings = {**config.protocol(), "model_name": model, "seed": config.seed}
+    settings = {**config.protocol(), "model_name": model, "seed": config.seed, **work.source(model)}
     if images_asked(value_at(config, RECALIBRATE)) == 0:
         settings["recalibrate"] = False  # which `auto`, that has the same protocol before it is resolved, is not
-    if is_reference(model):
-        settings["source"] = source_hash(model)
     return Prepared(settings, (Path(config.data.train_root), Path(config.data.val_root)), length)
+
+
+def own_source(model: str) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a user's own network, by content; {} for others."""
+    return {"source": {"file": source_hash(model), **helper_hashes(model)}} if is_reference(model) else {}
 
 
 def _save(record: ResultRecord, run: Path, ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ from spark.training.loop import Learner, Schedule
 from spark.utils.distributed import Ranks
 from spark.utils.stopwatch import Stopwatch
 
+SOURCE = "source"  # of the user's own network, in what the numbers come from
 RECORD_STEPS = 100  # the loss is read from the device, and logged, once in so many steps
 
 
@@ -100,11 +101,12 @@ class SupervisedLearner(Learner):
         """Go back to a state that `state_dict` returned.
 
         Raises:
-            UserError: it came from other data or another encoder, by content.
+            UserError: it came from other data, another encoder or another source of the user's own network, by content.
         """
-        names = {"data": "other data", "init": "another encoder"}
+        names = {"data": "other data", "init": "another encoder", SOURCE: "another source of the own network"}
         before = state.get("origin", {})
-        if changed := [names[key] for key, value in self._origin.items() if before.get(key) != value]:
+        older = {SOURCE: self._origin[SOURCE]} if SOURCE in self._origin else {}  # versions that did not keep it
+        if changed := [names[key] for key, value in self._origin.items() if {**older, **before}.get(key) != value]:
             raise UserError(f"'{self._run_config.out}' holds a run with {' and '.join(changed)}; pass another out=…, "
                             "or resume=never to replace it")
         self.results, self.best = state["results"], state["best"]

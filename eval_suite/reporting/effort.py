@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from eval_suite.reporting.run_files import below
+from eval_suite.reporting.run_files import RunFiles
 from eval_suite.reporting.study_view import finished_nodes
 from eval_suite.study.graph import Node
 from eval_suite.study.progress import Finished
 from spark.formats.encoder import INFO, WEIGHTS
-from spark.runs.folder import CONFIG
-from spark.runs.metrics import read_metrics
 from spark.runs.record import ResultRecord
 from spark.utils.files import sha256
 from spark.utils.provenance import gpus_in
@@ -56,20 +52,20 @@ class Effort:
         return self.gpu_hours or self.hours
 
 
-def efforts(records: Mapping[Path, ResultRecord], folders: Sequence[Path]) -> dict[Path, Effort]:
+def efforts(records: Mapping[Path, ResultRecord], files: RunFiles) -> dict[Path, Effort]:
     """Return what evaluations and pre-trainings took, by their folders.
 
     A pre-training's time is known from the study that ran it.
     """
-    nodes = finished_nodes(folders)
-    found = {folder: _of_pretraining(folder, *nodes.get(folder, (None, None)))
-             for folder in pretrainings(folders)}
+    nodes = finished_nodes(files)
+    found = {folder: _of_pretraining(folder, files, *nodes.get(folder, (None, None)))
+             for folder in pretrainings(files)}
     return found | {folder: _of_record(record) for folder, record in records.items()}
 
 
-def pretrainings(folders: Sequence[Path]) -> list[Path]:
+def pretrainings(files: RunFiles) -> list[Path]:
     """Return the folders of pre-trainings: those that export an encoder."""
-    return [path.parent for path in below(folders, INFO) if (path.parent / WEIGHTS).is_file()]
+    return [path.parent for path in files.below(INFO) if (path.parent / WEIGHTS).is_file()]
 
 
 def effort_by_checkpoint(found: Mapping[Path, Effort]) -> dict[str, Effort]:
@@ -82,14 +78,12 @@ def _of_record(record: ResultRecord) -> Effort:
                   record.images_per_second, record.peak_memory_mib)
 
 
-def _of_pretraining(folder: Path, node: Node | None, mark: Finished | None) -> Effort:
+def _of_pretraining(folder: Path, files: RunFiles, node: Node | None, mark: Finished | None) -> Effort:
     if node is None or mark is None:
         return Effort("pretrain", "", 0, None)
-    return Effort("pretrain", "", mark.gpus, mark.seconds, _images_seen(folder) / max(mark.seconds, 1e-3))
+    return Effort("pretrain", "", mark.gpus, mark.seconds, _images_seen(folder, files) / max(mark.seconds, 1e-3))
 
 
-def _images_seen(folder: Path) -> int:
-    log = read_metrics(folder)
-    if not log or not (folder / CONFIG).is_file():
-        return 0
-    return int(log[-1]["step"] * OmegaConf.load(folder / CONFIG).train.batch)
+def _images_seen(folder: Path, files: RunFiles) -> float:
+    log, batch = files.log(folder), files.setting(folder, "train", "batch")
+    return float(log[-1]["step"] * batch) if log and isinstance(batch, int) else 0.0

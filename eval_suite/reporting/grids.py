@@ -64,7 +64,7 @@ class Addresses:
 
     def of(self, path: Path) -> str:
         """Return a relative address, so that page and runs may move together."""
-        return quote(os.path.relpath(path, self._page_folder))
+        return quote(os.fsencode(os.path.relpath(path, self._page_folder)))
 
     def anchor(self, folder: Path) -> str:
         """Return the anchor of a run's row."""

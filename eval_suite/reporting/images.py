@@ -1,4 +1,4 @@
-"""Pictures that travel inside a page."""
+"""Pictures of a page: inside it, as far as that stays small, and beyond that beside it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from pathlib import Path
 
 from PIL import Image
 
+from spark.data.decode import UnreadableImageError, decode
+from spark.errors import UserError
+from spark.utils.files import open_regular
+
 WIDTH = 1280  # pixels; wider ones are shrunk, and the original is a link away
 QUALITY = 82  # of WebP
+EMBEDDED_BYTES = 3 * 2**18  # of all pictures that travel inside the page
+KINDS = {"svg": "image/svg+xml", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
-class EmbeddedImage:
-    """An image inside the page.
+class Picture:
+    """A picture of the page.
 
     Attributes:
         caption: under it.
-        source: data URI.
+        source: a data URI, or its address beside the page.
         link: where the original is, or a page that shows more; "" for none.
     """
 
@@ -29,29 +35,58 @@ class EmbeddedImage:
     link: str = ""
 
 
-def from_svg(drawing: bytes, caption: str) -> EmbeddedImage:
-    """Return a drawing as an image for the page."""
-    return EmbeddedImage(caption, _data_uri(drawing, "image/svg+xml"))
+class Album:
+    """Takes the pictures of a page in their order; the first ones travel inside it.
 
+    Args:
+        folder: name of the folder beside the page.
 
-def from_file(path: Path, caption: str, link: str) -> EmbeddedImage | None:
-    """Return an image file, which WebP makes small enough for a page of many; None if it is no whole image."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError:
-        return None
-    if image.width > WIDTH:
-        image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=QUALITY)
-    return EmbeddedImage(caption, _data_uri(stream.getvalue(), "image/webp"), link)
+    Attributes:
+        beside: the pictures that do not fit into the page, by their names in that folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._left = folder, EMBEDDED_BYTES
+        self.beside: dict[str, bytes] = {}
+
+    def drawing(self, content: bytes, caption: str) -> Picture:
+        """Take an SVG."""
+        return Picture(caption, self._place(content, "svg"))
+
+    def file(self, path: Path, caption: str, link: str) -> Picture:
+        """Take an image file, which WebP makes small enough for a page of many.
+
+        Raises:
+            UserError: it is no whole image.
+        """
+        return Picture(caption, self._place(_as_webp(path), "webp"), link)
+
+    def _place(self, content: bytes, kind: str) -> str:
+        encoded = base64.b64encode(content).decode()
+        if len(encoded) <= self._left:
+            self._left -= len(encoded)
+            return f"data:{KINDS[kind]};base64,{encoded}"
+        name = f"{len(self.beside) + 1:04d}.{kind}"
+        self.beside[name] = content
+        return f"{self._folder}/{name}"
 
 
 def by_number(path: Path) -> tuple[list[int], str]:
     """Order epoch_9 before epoch_10."""
-    return [int(digits) for digits in re.findall(r"\d+", path.stem)], path.stem
+    return [int(digits[:18]) for digits in re.findall(r"\d+", path.stem)], path.stem
 
 
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _as_webp(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            image = Image.fromarray(decode(file))
+        if image.width > WIDTH:
+            size = WIDTH, max(1, round(image.height * WIDTH / image.width))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", quality=QUALITY)
+    except OSError as error:
+        raise UserError(f"picture '{path}' cannot be read: {error.strerror or error}") from None
+    except (UnreadableImageError, ValueError) as error:  # the latter: WebP has no more than 16383 pixels
+        raise UserError(f"picture '{path}' is damaged: {error}") from None
+    return stream.getvalue()

@@ -1,38 +1,37 @@
-"""The report's page: one file that needs nothing else, neither a network nor the runs."""
+"""The report's page: it needs neither a network nor the runs, and no other file unless it has very many pictures."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from omegaconf import OmegaConf
 
 from eval_suite.nested import ABSENT, differing
 from eval_suite.reporting import grids
 from eval_suite.reporting.effort import Effort, effort_by_checkpoint, efforts
 from eval_suite.reporting.figures import Curve, draw_curves
 from eval_suite.reporting.grids import Addresses, Grid
-from eval_suite.reporting.images import EmbeddedImage, by_number, from_file, from_svg
-from eval_suite.reporting.run_files import below
+from eval_suite.reporting.images import Album, Picture, by_number
+from eval_suite.reporting.run_files import DETECTIONS, RECONSTRUCTIONS, RunFiles
 from eval_suite.reporting.scaling import scaling_plots
 from eval_suite.reporting.study_view import unfinished
 from eval_suite.reporting.table_text import interval_note
 from eval_suite.reporting.tables import Collected, caution_of
 from spark.backbones.names import shown_name
-from spark.runs.folder import CONFIG
 from spark.runs.metrics import FILE_NAME as METRICS
-from spark.runs.metrics import read_metrics
 from spark.runs.record import ResultRecord
 from spark.utils.provenance import code_version
 from spark.visualize.curve import FILE_NAME as CURVE
 
 # What is worth a panel, if a run's log has it.
 CURVES = ("loss", "top1_last", "top1_ema", "top1", "knn", "linear", "bbox/AP", "segm/AP")
-RECONSTRUCTIONS, DETECTIONS, GALLERY = "reconstructions", "detections.png", "detections.html"
+GALLERY = "detections.html"
+PICTURES = "report_pictures"  # folder beside the page
 SETTINGS_NAMED = 6  # of those in which protocols differ
 
 
@@ -47,23 +46,36 @@ class Section:
     grid: Grid
 
 
-def render_page(collected: Collected, table: pd.DataFrame, folders: Sequence[Path], out: Path) -> str:
-    """Return the page on some folders' runs, to lie in the folder `out`."""
-    records = collected.records
-    where = Addresses(out, records, folders)
-    found = efforts(records, folders)
+@dataclass(frozen=True)
+class Page:
+    """A page, and the pictures that lie in the folder PICTURES beside it, by name."""
+
+    text: str
+    pictures: Mapping[str, bytes]
+
+
+def render_page(collected: Collected, table: pd.DataFrame, out: Path, trust: Collection[str] = ()) -> Page:
+    """Return the page on what was collected, to lie in the folder `out`; of own networks, `trust`'s are counted."""
+    records, files = collected.records, collected.files
+    where, album = Addresses(out, records, files.folders), Album(PICTURES)
+    found = efforts(records, files)
     environment = Environment(loader=PackageLoader("eval_suite"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html").render(
-        caution=caution_of(table), left_out=collected.left_out, code_version=code_version(),
-        sections=list(_sections(table, records, where)), interval_note=interval_note(table),
-        scaling=[(from_svg(plot.drawing, plot.title), plot.note)
-                 for plot in scaling_plots(table, records, effort_by_checkpoint(found))],
-        missing=grids.missing_grid(unfinished(folders)), published=grids.published_grid(),
-        curves=list(_curves(records, folders, where)), reconstructions=list(_reconstructions(folders, where)),
-        courses=list(_all_of(CURVE, folders, where)), detections=list(_detections(folders, where)),
-        runs=grids.runs_grid(records, where), effort=grids.effort_grid(found, where), totals=_totals(found),
-    )
+    content = {
+        "sections": list(_sections(table, records, where)),
+        "scaling": [(album.drawing(plot.drawing, plot.title), plot.note)
+                    for plot in scaling_plots(table, records, effort_by_checkpoint(found), trust)],
+        "missing": grids.missing_grid(unfinished(files)), "published": grids.published_grid(),
+        "curves": list(_curves(records, files, where, album)),
+        "courses": list(_all_of(CURVE, files, where, album)),
+        "reconstructions": list(_reconstructions(files, where, album)),
+        "detections": list(_detections(files, where, album)),
+        "runs": grids.runs_grid(records, where), "effort": grids.effort_grid(found, where), "totals": _totals(found),
+    }
+    text = environment.get_template("report.html").render(
+        caution=caution_of(table), interval_note=interval_note(table), code_version=code_version(),
+        left_out=files.left_out, **content)  # by now all has been looked at
+    return Page(text, album.beside)
 
 
 def _sections(table: pd.DataFrame, records: Mapping[Path, ResultRecord], where: Addresses) -> Iterator[Section]:
@@ -88,10 +100,12 @@ def _protocol_note(own: ResultRecord, all_of_task: Sequence[ResultRecord]) -> st
     return f"Not comparable with the other protocols of this task; here {', '.join(settings[:SETTINGS_NAMED])}{more}."
 
 
-def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
+def _curves(
+    records: Mapping[Path, ResultRecord], files: RunFiles, where: Addresses, album: Album
+) -> Iterator[Picture]:
     """Yield a figure for each task and protocol, one for pre-trainings and one for what is not finished."""
     groups: dict[str, list[Curve]] = defaultdict(list)
-    for path in below(folders, METRICS):
+    for path in files.below(METRICS):
         folder = path.parent
         record = records.get(folder)
         if record:
@@ -99,46 +113,45 @@ def _curves(records: Mapping[Path, ResultRecord], folders: Sequence[Path], where
             group = f"{shown_name(record.model)}, {record.init.kind}"
         else:
             title = "pre-training" if _is_pretraining(folder) else "unfinished"
-            group = _named_by_config(folder) or where.name(folder)
-        groups[title].append(Curve(group, read_metrics(folder)))
+            group = _named_by_config(folder, files) or where.name(folder)
+        groups[title].append(Curve(group, files.log(folder)))
     for title, curves in sorted(groups.items(), key=lambda item: item[0] != "pre-training"):
         if drawing := draw_curves(curves, CURVES):
-            yield from_svg(drawing, title)
+            yield album.drawing(drawing, title)
 
 
-def _named_by_config(folder: Path) -> str:
+def _named_by_config(folder: Path, files: RunFiles) -> str:
     """Return "resnet50, 300 epochs", which repetitions share; "" if the configuration does not tell."""
-    config = OmegaConf.load(folder / CONFIG) if (folder / CONFIG).is_file() else OmegaConf.create()
-    model, epochs = OmegaConf.select(config, "model.name"), OmegaConf.select(config, "train.epochs")
-    return f"{shown_name(model)}, {epochs} epochs" if model and epochs else ""
+    model, epochs = files.setting(folder, "model", "name"), files.setting(folder, "train", "epochs")
+    return f"{shown_name(str(model))}, {epochs} epochs" if model and epochs else ""
 
 
 def _is_pretraining(folder: Path) -> bool:
     return (folder / RECONSTRUCTIONS).is_dir() or (folder / "encoder.json").is_file()
 
 
-def _reconstructions(folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
+def _reconstructions(files: RunFiles, where: Addresses, album: Album) -> Iterator[Picture]:
     """Yield the last image of each pre-training; the folder of all is a link away."""
-    for folder in (path for path in below(folders, RECONSTRUCTIONS) if path.is_dir()):
+    for folder in (path for path in files.below(RECONSTRUCTIONS) if path.is_dir()):
         images = sorted(folder.glob("[!.]*.png"), key=by_number)
         caption = f"{where.name(folder.parent)}, {images[-1].stem.replace('_', ' ')}" if images else ""
-        if images and (image := from_file(images[-1], caption, where.of(folder))):
-            yield image
+        if images and (picture := files.try_to(partial(album.file, images[-1], caption, where.of(folder)))):
+            yield picture
 
 
-def _detections(folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
+def _detections(files: RunFiles, where: Addresses, album: Album) -> Iterator[Picture]:
     """Yield the sheet of each detector; the whole gallery is a link away."""
-    for path in below(folders, DETECTIONS):
+    for path in files.below(DETECTIONS):
         gallery = path.with_name(GALLERY)
         link = gallery if gallery.is_file() else path
-        if image := from_file(path, where.name(path.parent), where.of(link)):
-            yield image
+        if picture := files.try_to(partial(album.file, path, where.name(path.parent), where.of(link))):
+            yield picture
 
 
-def _all_of(name: str, folders: Sequence[Path], where: Addresses) -> Iterator[EmbeddedImage]:
-    for path in below(folders, name):
-        if image := from_file(path, where.name(path.parent), where.of(path)):
-            yield image
+def _all_of(name: str, files: RunFiles, where: Addresses, album: Album) -> Iterator[Picture]:
+    for path in files.below(name):
+        if picture := files.try_to(partial(album.file, path, where.name(path.parent), where.of(path))):
+            yield picture
 
 
 def _totals(found: Mapping[Path, Effort]) -> str:

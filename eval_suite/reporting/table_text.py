@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pandas as pd
 
 from eval_suite.published import as_text, published_beside
@@ -14,6 +17,15 @@ SHOWN_AS_ZERO = 0.005  # deviations that two decimals do not show
 MEAN, PUBLISHED = "mean ± std", "published"
 # What LaTeX writes in another way; all else is escaped by pandas.
 LATEX_SIGNS = {"±": r"$\pm$", MISSING: "--", "−": "$-$", "×": r"$\times$"}
+
+
+# What Markdown takes for its own, HTML among it, and TeX for commands: names are of strangers.
+MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "`": r"\`", "\n": " ", "\r": " "})
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+})  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets compute if a cell begins with it
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,13 +94,14 @@ def to_markdown(table: pd.DataFrame) -> str:
     """Return a readable table as Markdown, with a warning above it if smoke numbers are in it."""
     above = f"{caution_of(table)}\n\n" if caution_of(table) else ""
     below = f"\n{interval_note(table)}\n" if interval_note(table) else ""
-    return f"{above}{readable(table).to_markdown(index=False, disable_numparse=True)}\n{below}"
+    return f"{above}{_cells(readable(table), _markdown).to_markdown(index=False, disable_numparse=True)}\n{below}"
 
 
 def to_csv(table: pd.DataFrame) -> str:
     """Return the unrounded summary as CSV; what is missing is empty, published numbers have a column of their own."""
     published = table.apply(lambda row: as_text(published_beside(row)), axis=1)
-    return table.drop(columns=["folders", "published_as"]).assign(published=published).to_csv(index=False)
+    told = table.drop(columns=["folders", "published_as"]).assign(published=published)
+    return _cells(told, _no_formula).to_csv(index=False)
 
 
 def to_latex(table: pd.DataFrame) -> str:
@@ -99,12 +112,24 @@ def to_latex(table: pd.DataFrame) -> str:
         style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
         latex = style.to_latex(
             hrules=True, column_format="".join("r" if name == "n" else "l" for name in text), environment="table",
-            position_float="centering", label=f"tab:{task}-{protocol}-{origin}",
-            caption=f"{task}, protocol {protocol}, origin {origin}. {interval_note(rows)}".strip()
-            .replace("_", r"\_").replace("%", r"\%"),
+            position_float="centering", label="tab:" + re.sub(r"[^\w.:/-]", "-", f"{task}-{protocol}-{origin}"),
+            caption=f"{task}, protocol {protocol}, origin {origin}. {interval_note(rows)}".strip().translate(LATEX),
         )
         parts.append(latex)
     joined = "\n".join(parts)
     for sign, command in LATEX_SIGNS.items():
         joined = joined.replace(sign, command)
     return f"% needs \\usepackage{{booktabs}}\n{joined}"
+
+
+def _cells(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Return a table with its texts changed."""
+    return table.map(lambda value: change(value) if isinstance(value, str) else value)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(MARKDOWN).replace("](", r"]\(")
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text

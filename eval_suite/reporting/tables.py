@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from eval_suite.published import measured_as_published
 from eval_suite.reporting.gains import Gain, gain_over, most_of
-from eval_suite.reporting.run_files import below
-from eval_suite.reporting.study_view import superseded
+from eval_suite.reporting.run_files import RunFiles
 from spark.errors import UserError
 from spark.runs.record import FILE_NAME, ResultRecord, load_record
 
@@ -35,11 +35,16 @@ class Collected:
 
     Attributes:
         records: by the folder of their run, in the order of their paths.
-        left_out: why others are not among them.
+        files: all that was found, and why some of it was left out.
     """
 
     records: Mapping[Path, ResultRecord]
-    left_out: Sequence[str]
+    files: RunFiles
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Why something is not in the report, a line each."""
+        return self.files.left_out
 
 
 def collect(folders: Sequence[Path]) -> Collected:
@@ -51,21 +56,18 @@ def collect(folders: Sequence[Path]) -> Collected:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"folder '{folder}' does not exist; pass the folder that holds your runs")
-    records, left_out = {}, []
-    for path in below(folders, FILE_NAME):
-        try:
-            records[path.parent] = load_record(path)
-        except UserError as error:
-            left_out.append(str(error))
+    files = RunFiles(folders)
+    found = {path.parent: files.try_to(partial(load_record, path)) for path in files.below(FILE_NAME)}
+    records = {folder: record for folder, record in found.items() if record is not None}
     if not records:
         where = ", ".join(f"'{folder}'" for folder in folders)
-        reason = f"; unreadable: {'; '.join(left_out)}" if left_out else "; run spark-eval finetune first"
+        reason = f"; unreadable: {'; '.join(files.left_out)}" if files.left_out else "; run spark-eval finetune first"
         raise UserError(f"no {FILE_NAME} under {where}{reason}")
-    old = [folder for folder in superseded(folders) if (folder / FILE_NAME).is_file()]
+    old = [folder for folder in files.superseded if (folder / FILE_NAME).is_file()]
     if old:
-        left_out.append(f"runs of earlier settings of a study, {len(old)} in all, such as '{old[0]}' "
+        files.leave_out(f"runs of earlier settings of a study, {len(old)} in all, such as '{old[0]}' "
                         "(to see one, report on its folder)")
-    return Collected(records, left_out)
+    return Collected(records, files)
 
 
 def flatten(records: Mapping[Path, ResultRecord]) -> pd.DataFrame:

@@ -22,11 +22,13 @@ from typing import Any
 
 from spark.errors import UserError
 from spark.utils.files import cannot_write, create_whole, write_json
+from spark.utils.json_text import read_as
 from spark.utils.process_identity import process_lives, process_start, this_machine
 
 ATTEMPTS = "attempts"
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 300.0  # without a touch, on another machine; clocks may differ by some minutes
+UNKNOWN = "unknown"  # machine of an attempt whose file does not tell
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 
 
@@ -170,13 +172,13 @@ class Attempt:
 
 
 def attempts(folder: Path) -> list[AttemptRecord]:
-    """Return a folder's attempts, the first one first."""
-    return [_read(path) for path in sorted((folder / ATTEMPTS).glob("[0-9]*.json"))]
+    """Return a folder's attempts, the first one first; a damaged one has no machine, and its reason says why."""
+    return list(map(_read, _files(folder)))
 
 
 def last_attempt(folder: Path) -> AttemptRecord | None:
     """Return a folder's latest attempt."""
-    paths = sorted((folder / ATTEMPTS).glob("[0-9]*.json"))
+    paths = _files(folder)
     return _read(paths[-1]) if paths else None
 
 
@@ -197,15 +199,17 @@ def end_for(folder: Path, attempt: AttemptRecord, outcome: str, reason: str) -> 
     write_json(folder / ATTEMPTS / f"{attempt.number:04d}.json", _plain(ended))
 
 
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in (folder / ATTEMPTS).glob("[0-9]*.json") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
 def _read(path: Path) -> AttemptRecord:
-    touched = path.stat().st_mtime
+    touched = path.lstat().st_mtime
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # created, but not written yet
-        return AttemptRecord(int(path.stem), "unknown", (0, 0), touched, touched=touched)
-    content["process"] = tuple(content["process"])
-    content["children"] = tuple(map(tuple, content["children"]))
-    return AttemptRecord(**{**content, "touched": touched})
+        return dataclasses.replace(read_as(AttemptRecord, path, "attempt"), number=int(path.stem), touched=touched)
+    except UserError as error:  # created, but not written yet; or damaged
+        return AttemptRecord(int(path.stem), UNKNOWN, (0, 0), touched, reason=str(error), touched=touched)
 
 
 def _plain(record: AttemptRecord) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from eval_suite.study.config import typed
 from spark.config.recipe import load_recipe
-from spark.config.values import Count, CountOrNone, NotNegative, Share
+from spark.config.values import Count, CountOrNone, NotNegative, Share, shown
 from spark.errors import UserError, nearest
 
 SCHEDULERS = ("local", "slurm")
+SHELL = re.compile(r"""[$`;<>\\"'!]""")  # what shells do more with than keep it
+IN_SCRIPTS = "must be printable and without $ ` ; < > \\ ! and quotes, which batch scripts would run"
 
 
 @dataclass
@@ -69,7 +72,7 @@ class ClusterConfig:
         """Return what is wrong with the values."""
         found = []
         if self.scheduler not in SCHEDULERS:
-            found.append(f"scheduler='{self.scheduler}' is not one of {', '.join(SCHEDULERS)}."
+            found.append(f"scheduler='{shown(self.scheduler)}' is not one of {', '.join(SCHEDULERS)}."
                          f"{nearest(self.scheduler, SCHEDULERS)}")
         for name, content in self.tasks.items():
             try:
@@ -78,6 +81,9 @@ class ClusterConfig:
                 found.append(str(error))
                 continue
             found += [f"tasks.{name}.{problem}" for problem in self._unsound(given)]
+        for name in ("partition", "account", "qos", "constraint"):
+            if not may_stand_in_script(getattr(self, name) or ""):
+                found.append(f"{name}={shown(getattr(self, name))} {IN_SCRIPTS}")
         return found + [f"resources.{problem}" for problem in self._unsound(self.resources)]
 
     def given(self, task: str, overrides: Sequence[Mapping[str, Any]], where: str) -> Resources:
@@ -94,9 +100,17 @@ class ClusterConfig:
         return resources
 
     def _unsound(self, resources: Resources) -> list[str]:
+        if bad := [(name, value) for name, value in resources.slurm.items()
+                   if not (may_stand_in_script(str(name)) and may_stand_in_script(str(value)))]:
+            return [f"slurm.{shown(str(name))}={shown(str(value))} {IN_SCRIPTS}" for name, value in bad]
         if self.scheduler == "slurm" and 60 * resources.minutes <= self.signal_seconds:
             return [f"minutes={resources.minutes} must be longer than signal_seconds={self.signal_seconds}"]
         return []
+
+
+def may_stand_in_script(text: str) -> bool:
+    """Whether a shell that reads this in a batch script, of which it is a setting, would run nothing."""
+    return not SHELL.search(text) and text.isprintable()
 
 
 def load_cluster(path: str | None) -> ClusterConfig:

@@ -8,7 +8,6 @@ not know of pre-training budgets) are one node.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +30,10 @@ from eval_suite.study.identity import ABSENT, DataIdentities, checkpoint_identit
 from eval_suite.study.steps import MAKES
 from eval_suite.task import Cost, Prepared, Task, Work
 from eval_suite.task_registry import find_task
-from spark.backbones.names import shown_name
+from spark.backbones.names import is_reference, shown_name
 from spark.errors import UserError
 from spark.utils.files import write_json
+from spark.utils.json_text import as_instance, read_json
 from spark.utils.provenance import content_hash
 
 GRAPH = "graph.json"
@@ -144,18 +144,33 @@ def load_graph(out: Path, path: Path | None = None) -> Graph:
         path: of the file, if it is not the study's own.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or what is there is damaged.
     """
     path = path or out / GRAPH
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"'{out}' holds no study yet: start it with spark-eval study run or submit")
-    nodes = {}
-    for content in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-        content["work"] = Work(**{**content["work"], "out": out / content["name"]})  # the study may have moved
-        content["resources"] = Resources(**content["resources"])
-        content["upstream"], content["data"] = tuple(content["upstream"]), tuple(content["data"])
-        nodes[content["name"]] = Node(**content)
-    return Graph(out, nodes)
+    content = read_json(path, "graph")
+    try:
+        nodes = [_node(out, entry) for entry in content["nodes"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"graph '{path}' is damaged ({error}); spark-eval study run or submit writes it anew") from None
+    graph = Graph(out, {node.name: node for node in nodes})
+    if strangers := {name for node in graph for name in node.upstream} - set(graph.nodes):
+        raise UserError(f"graph '{path}' is damaged: it lacks the node '{min(strangers)}'; spark-eval study run or "
+                        "submit writes it anew")
+    return graph
+
+
+def _node(out: Path, content: dict[str, Any]) -> Node:
+    """Return a node of a study that lies in `out` now: it may have moved.
+
+    Raises:
+        ValueError: it is none; TypeError, KeyError or AttributeError likewise.
+    """
+    name = content["name"]
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError("a node's name is no name of a folder")
+    return as_instance(Node, {**content, "work": {**content["work"], "out": out / name}})
 
 
 def build_graph(study: StudyConfig, cluster: ClusterConfig) -> Graph:
@@ -269,8 +284,10 @@ class _Builder:
         upstream = tuple(node.name for node in self if node.labels["task"] not in ("data", PRETRAIN))
         if upstream and self._study.report:
             identity = content_hash([self._nodes[name].identity for name in upstream])
+            own = sorted({model for model in self._study.models if is_reference(model)})  # not strangers' records
+            work = Work(str(self._out), self._out / REPORT, trust=own)
             self._nodes[REPORT] = Node(
-                REPORT, identity, f"{STEPS}:Report", Work(str(self._out), self._out / REPORT), {"task": REPORT},
+                REPORT, identity, f"{STEPS}:Report", work, {"task": REPORT},
                 upstream, resources=self._cluster.given(REPORT, [{"gpus_per_process": 0, "minutes": 60}], REPORT),
                 wants_all=False,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from spark.errors import UserError
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.metrics import read_metrics
 from spark.utils.files import write_json
+from spark.utils.json_text import read_as
 
 FINISHED_FILE = "finished.json"
 
@@ -53,12 +54,26 @@ class Progress:
 
 
 def read_finished(node: Node) -> Finished | None:
-    """Return what a finished node's folder tells; None if this very node is not finished."""
+    """Return what a finished node's folder tells; None if this very node is not finished, or the file is damaged."""
     try:
-        content = Finished(**json.loads((node.folder / FINISHED_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = _mark(node)
+    except UserError:
         return None
-    return content if content.identity == node.identity else None
+    return content if content and content.identity == node.identity else None
+
+
+def damage_of_mark(node: Node) -> str:
+    """Return why nobody can tell whether a node is finished; "" if its folder tells."""
+    try:
+        _mark(node)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _mark(node: Node) -> Finished | None:
+    path = node.folder / FINISHED_FILE
+    return read_as(Finished, path, "mark") if os.path.lexists(path) else None
 
 
 def finished(graph: Graph, node: Node) -> bool:
@@ -100,21 +115,30 @@ def mark_finished(node: Node, shown: Mapping[str, str], above: Mapping[str, floa
 
 def done_before(node: Node) -> float:
     """Return how far a node's log of metrics is, in its unit."""
-    return float(_last(node.folder).get(node.unit, 0))
+    return _number(_last(node.folder).get(node.unit)) or 0.0
 
 
 def progress(node: Node, attempt: AttemptRecord) -> Progress:
     """Return how far the attempt that is going on has come, from the log of metrics alone."""
     last = _last(node.folder)
-    done = float(last.get(node.unit, 0))
+    done = _number(last.get(node.unit)) or 0.0
     since = done - attempt.begin
     rate = None
     if since > 0:
         seconds = (node.folder / METRICS).stat().st_mtime - attempt.started
         rate = 3600 * since / seconds if seconds > 0 else None  # a clock may have been set back
-    return Progress(done, node.length, node.unit, last.get("loss", last.get("total_loss")), rate)
+    loss = _number(last.get("loss", last.get("total_loss")))
+    return Progress(done, node.length, node.unit, loss, rate)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _last(folder: Path) -> dict[str, Any]:
-    records = read_metrics(folder)
+    """Return the last record of a log that can be read; {} if there is none."""
+    try:
+        records = read_metrics(folder)
+    except UserError:  # whoever goes on with the run will say so
+        return {}
     return records[-1] if records else {}

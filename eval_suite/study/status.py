@@ -11,17 +11,18 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, AttemptRecord, last_attempt
+from eval_suite.study.attempt import FAILED, FINISHED, STOPPED, UNKNOWN, AttemptRecord, last_attempt
 from eval_suite.study.graph import Graph, Node
-from eval_suite.study.progress import progress, read_finished
+from eval_suite.study.progress import damage_of_mark, progress, read_finished
 from eval_suite.study.runner import LOG, tail
 
 WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST = "waiting", "running", "elsewhere", "blocked", "lost"
-QUEUED, UNKNOWN = "queued", "unknown"
+QUEUED = "queued"
 STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue", FAILED: "red", LOST: "red",
           STOPPED: "yellow", UNKNOWN: "yellow", BLOCKED: "magenta"}
 ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, UNKNOWN, WAITING, STOPPED, FAILED, LOST, BLOCKED)
 LOG_LINES = 5
+LONGEST = 1e10  # seconds that are worth telling: 300 years
 WIDTH = 160  # of tables that are not shown on a terminal
 ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
@@ -125,6 +126,8 @@ def _at_rest(node: Node, job: Job | None, attempt: AttemptRecord | None, above: 
         state = _not_begun(node, above)
         return state if state.name == BLOCKED or job.called_off else State(LOST, f"{job}, and never began", job.log)
     of_job = f"; {job}" if job and attempt and attempt.job == job.id else ""
+    if attempt and attempt.machine == UNKNOWN:
+        return State(LOST, attempt.reason)
     if attempt and attempt.ended is None:
         return State(LOST, f"attempt {attempt.number} ({attempt.place}) ended without a word{of_job}")
     if attempt and attempt.outcome in (FAILED, STOPPED):
@@ -136,18 +139,19 @@ def _not_begun(node: Node, above: Mapping[str, State]) -> State:
     lacking = [name for name in node.upstream if above[name].name in (FAILED, LOST, BLOCKED)]
     if lacking and (node.wants_all or len(lacking) == len(node.upstream)):
         return State(BLOCKED, f"needs {', '.join(lacking)}")
-    return State(WAITING)
+    return State(WAITING, damage_of_mark(node))
 
 
 def status_table(graph: Graph, states: Mapping[str, State]) -> Group:
     """Return the table of all nodes, and below it the last lines that failed ones said."""
-    table = Table(title=f"{graph.out}: {counts(states)}", title_justify="left", expand=False)
+    table = Table(title=Text(f"{graph.out}: {counts(states)}"), title_justify="left", expand=False)
     for column in ("node", "state", "progress", "loss", "rate", "left"):
         table.add_column(column, overflow="fold", justify="left" if column in ("node", "state") else "right")
     table.add_column("", overflow="fold")
     for node in graph:
         state = states.get(node.name, State(WAITING))
-        table.add_row(node.name, Text(state.name, STYLES.get(state.name, "")), *_numbers(node, state), state.detail)
+        name, detail = Text(node.name), Text(state.detail)  # brackets are no markup
+        table.add_row(name, Text(state.name, STYLES.get(state.name, "")), *_numbers(node, state), detail)
     return Group(table, *_last_words(graph, states))
 
 
@@ -171,8 +175,12 @@ def _numbers(node: Node, state: State) -> tuple[str, str, str, str]:
     now = progress(node, attempt)
     done = f"{now.done:.4g}/{now.length:.4g} {now.unit}s" if now.length else ""
     loss = f"{now.loss:.4f}" if now.loss is not None else ""
-    left = str(timedelta(seconds=round(now.seconds_left))) if now.seconds_left is not None else ""
+    left = _clock(now.seconds_left)
     return done, loss, _rate(node, now.per_hour, now.unit), left
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None or seconds > LONGEST else str(timedelta(seconds=round(seconds)))
 
 
 def _rate(node: Node, per_hour: float | None, unit: str) -> str:

@@ -42,7 +42,8 @@ class Report(Task):
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval report`."""
-        return ["spark-eval", "report", work.recipe, "--out", str(work.out)]
+        return ["spark-eval", "report", work.recipe, "--out", str(work.out),
+                *(word for model in work.trust or () for word in ("--trust", model))]
 
     def collect(self, work: Work) -> Mapping[str, str] | None:
         """Return the page."""

@@ -18,9 +18,9 @@ from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
 from eval_suite.classification.initialize import build_classifier, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
-from eval_suite.classification.recalibration import carries_start
-from eval_suite.classification.run import Evaluation, prepared, run_evaluation
+from eval_suite.classification.run import Evaluation, own_source, prepared, run_evaluation
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
+from spark.backbones.batch_norms import carries_start
 from spark.config.recipe import load_recipe
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import Metric, ResultRecord
@@ -45,7 +45,7 @@ class ImagenetFinetune(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol, the model and the seed decide."""
         config = self.read(work)
-        return prepared(config, config.model.name, config.train.epochs)
+        return prepared(config, config.model.name, config.train.epochs, work)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval finetune RECIPE key=value …`."""
@@ -88,7 +88,7 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
     model = ranks.on_all(lambda: build_classifier(config.model, data.classes, start, config.seed))
     steps = config.train.epochs * (len(data.train) // config.train.batch)
     evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: carries_start(model, steps))
-    origin = {"data": data.identity, "init": dataclasses.asdict(start.record)}
+    origin = {"data": data.identity, "init": dataclasses.asdict(start.record), **own_source(config.model.name)}
     learner = ranks.on_all(lambda: Finetuning(config, data, model, ranks, origin, evaluation.resolved))
     training = Training("finetune", config, learner.schedule, learner, ranks, (RESULT, SUBSET))
     _describe(config, data, ranks, evaluation.recalibrated)

@@ -48,7 +48,7 @@ class Knn(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol and the model decide, and of random weights the seed."""
         config = _read(work)
-        known = prepared(config, config.model.name, length=1)
+        known = prepared(config, config.model.name, 1, work)
         fixed = config.init != SCRATCH
         return dataclasses.replace(known, settings=without(known.settings, ("seed",))) if fixed else known
 

@@ -21,7 +21,7 @@ from eval_suite.classification.initialize import build_encoder, starting_weights
 from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
 from eval_suite.classification.probe_config import ProbeConfig
 from eval_suite.classification.probing import Head, Probing, choose
-from eval_suite.classification.run import Evaluation, prepared, run_evaluation
+from eval_suite.classification.run import Evaluation, own_source, prepared, run_evaluation
 from eval_suite.task import Cost, Prepared, Task, Work
 from spark.config.identity import without
 from spark.config.recipe import load_recipe
@@ -47,7 +47,7 @@ class LinearProbe(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; the protocol, the model and the seed decide."""
         config = _read(work)
-        return prepared(config, config.model.name, config.train.epochs)
+        return prepared(config, config.model.name, config.train.epochs, work)
 
     def command(self, work: Work) -> list[str]:
         """Return `spark-eval probe RECIPE key=value …`."""
@@ -139,7 +139,7 @@ def _learner(
     if evaluation.recalibrated:
         frozen.recalibrate(some_images(splits.train, evaluation.recalibrated, config.data), workers)
     statistics = frozen.statistics(some_images(splits.train, config.train.statistics, config.data), batch, workers)
-    origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record)}
+    origin = {"data": splits.data.identity, "init": dataclasses.asdict(start.record), **own_source(config.model.name)}
     return Probing(config, splits.data, splits.held_out, frozen, statistics, ranks, origin, resolved)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +12,14 @@ from omegaconf import OmegaConf
 
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash
 from spark.checks.model_summary import ModelSummary, describe
 from spark.config.identity import deciding
 from spark.config.pretrain import OptimizerConfig, PretrainConfig, ProbeConfig, TrainConfig
 from spark.config.recipe import to_yaml, with_values
+from spark.errors import UserError
 from spark.formats.encoder import INFO, WEIGHTS
 from spark.methods.registry import config_class, read_recipe
+from spark.utils.json_text import read_json
 
 KEPT_CHECKPOINTS = 2  # the last and the one before
 BYTES_PER_PARAMETER = 3 * 4  # of a checkpoint: weights and two moments in float32
@@ -34,9 +34,7 @@ class Pretrain(Task):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; what a continued run may change does not decide."""
         config = _read(work)
-        settings = deciding(config, config.FREE_TO_CHANGE)
-        if is_reference(config.model.name):
-            settings["source"] = source_hash(config.model.name)
+        settings = {**deciding(config, config.FREE_TO_CHANGE), **work.source(config.model.name)}
         return Prepared(settings, (Path(config.data.root),), config.train.epochs)
 
     def command(self, work: Work) -> list[str]:
@@ -47,7 +45,9 @@ class Pretrain(Task):
         """Return for how many epochs the exported encoder was trained."""
         if not (work.out / WEIGHTS).is_file() or not (work.out / INFO).is_file():
             return None
-        info = json.loads((work.out / INFO).read_text(encoding="utf-8"))
+        info = read_json(work.out / INFO, "description of an encoder")
+        if not isinstance(info, dict) or "epochs" not in info:
+            raise UserError(f"'{work.out / INFO}' is damaged: it does not say for how many epochs")
         return {"epochs": str(info["epochs"])}
 
     def cost(self, work: Work, images: int | None) -> Cost | None:

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from spark.backbones.pyramid import Pyramid, require_pyramid
+from spark.backbones.sources import helpers
 from spark.errors import UserError, nearest
 from spark.utils.files import sha256
 
@@ -32,7 +35,7 @@ def build_own(
     Raises:
         UserError: there is no such class, it cannot be built so, or it is no pyramid.
     """
-    network_class = _load(reference)
+    network_class: Any = _load(reference)
     arguments = dict(options or {})
     taken = inspect.signature(network_class).parameters
     if "in_chans" in taken and in_chans is not None:
@@ -43,7 +46,7 @@ def build_own(
         raise UserError(f"'{reference}' has no parameter drop_path; set model.drop_path=0")
     try:
         network = network_class(**arguments)
-    except Exception as error:  # whatever goes wrong in someone else's code
+    except (Exception, SystemExit) as error:  # whatever goes wrong in someone else's code
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise UserError(f"'{reference}' cannot be built with ({given}): {type(error).__name__}: {error}") from error
     require_pyramid(network)
@@ -54,9 +57,10 @@ def build_own(
 
 
 def source_of(reference: str) -> str:
-    """Return the file that a reference names, and the hash of its content, for an export to tell."""
+    """Return the file that a reference names, and the hash of its content, for an export to tell; helpers too."""
     file = _source_file(reference)
-    return f"{file} (sha256 {sha256(file)})"
+    files = {str(file): sha256(file), **helper_hashes(reference)}
+    return ", ".join(f"{name} (sha256 {content})" for name, content in files.items())
 
 
 def source_hash(reference: str) -> str:
@@ -64,22 +68,31 @@ def source_hash(reference: str) -> str:
     return sha256(_source_file(reference))
 
 
+def helper_hashes(reference: str) -> dict[str, str]:
+    """Return the hashes of the modules that the file imports from its own folder, by path; see `helpers`."""
+    file = _source_file(reference)
+    root = file.parent if reference.rpartition(":")[0].endswith(".py") else Path.cwd()
+    return helpers(file, root)
+
+
 def _source_file(reference: str) -> Path:
     return Path(inspect.getfile(_load(reference))).resolve()
 
 
-def _load(reference: str) -> Any:
+def _load(reference: str) -> type[nn.Module]:
     where, _, class_name = reference.rpartition(":")
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     except UserError:
         raise
-    except Exception as error:  # whatever goes wrong in someone else's code
+    except (Exception, SystemExit) as error:  # whatever goes wrong in someone else's code
         raise UserError(f"'{where}' cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
         raise UserError(f"'{where}' has no class '{class_name}'.{nearest(class_name, classes)}")
+    if not issubclass(found, nn.Module):  # a recipe builds networks, and nothing else
+        raise UserError(f"'{reference}' is no torch.nn.Module; see `spark.Pyramid` for what a network has to have")
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import timm
 
 from spark.backbones.names import unknown_model
+from spark.backbones.options import require_own_options
 from spark.errors import UserError
 
 OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
-FIXED_OPTIONS = ("num_classes", "features_only", "pretrained")
 REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
 
 
@@ -39,13 +39,11 @@ def create_timm(
         UserError: there is no such model, it has no drop path and some is asked for, or timm cannot build it.
     """
     options = options or {}
+    require_own_options(options)
     if not timm.is_model(name):
         raise unknown_model(name)
-    for option in options:
-        if option in OPTIONS_ELSEWHERE:
-            raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
-        if option in FIXED_OPTIONS:
-            raise UserError(f"model.options must not have '{option}': that follows from what the network is built for")
+    for option in OPTIONS_ELSEWHERE.keys() & options.keys():
+        raise UserError(f"model.options must not have '{option}'; set {OPTIONS_ELSEWHERE[option]}")
     build = partial(timm.create_model, name, num_classes=classes, in_chans=in_chans, **options)
     try:
         return build(drop_path_rate=drop_path)  # zero too: some models' own default is not

@@ -34,6 +34,7 @@ from spark.sparse import ENGINES
 from spark.sparse.check import verify
 from spark.sparse.convert import sparsify
 from spark.utils.files import atomic_path
+from spark.utils.lock import sole_writer_of_file
 
 TABLE = Path(__file__).parents[1] / "tables" / "coverage.csv"
 OTHER = "not convolutional"
@@ -110,21 +111,25 @@ def update(
         missing: leave alone what has a verdict.
         timeout: seconds for a network.
         memory: bytes for a network.
+
+    Raises:
+        TakenError: another process writes the table.
     """
-    rows = read_table(path)
-    names = [name for name in names if not missing or rows.get(name, Row(name, UNMEASURED)).verdict == UNMEASURED]
-    for number, name in enumerate(names):
-        if not missing or name not in rows:
-            rows[name] = survey(name)
-            if number % 100 == 99:  # a hundred of them take half a minute
-                report(f"{number + 1} of {len(names)} looked at")
-                write_table(rows, path)
-    write_table(rows, path)
-    todo = [rows[name] for name in names if rows[name].verdict == UNMEASURED]
-    for row in sorted(todo, key=lambda row: int(row.parameters or 0)):
-        rows[row.model] = found = measure(row, timeout, memory)
+    with sole_writer_of_file(path):
+        rows = read_table(path)
+        names = [name for name in names if not missing or rows.get(name, Row(name, UNMEASURED)).verdict == UNMEASURED]
+        for number, name in enumerate(names):
+            if not missing or name not in rows:
+                rows[name] = survey(name)
+                if number % 100 == 99:  # a hundred of them take half a minute
+                    report(f"{number + 1} of {len(names)} looked at")
+                    write_table(rows, path)
         write_table(rows, path)
-        report(f"{found.model:40} {found.verdict:10} {found.seconds:>6} s  {found.reason[:100]}")
+        todo = [rows[name] for name in names if rows[name].verdict == UNMEASURED]
+        for row in sorted(todo, key=lambda row: int(row.parameters or 0)):
+            rows[row.model] = found = measure(row, timeout, memory)
+            write_table(rows, path)
+            report(f"{found.model:40} {found.verdict:10} {found.seconds:>6} s  {found.reason[:100]}")
 
 
 def survey(name: str) -> Row:

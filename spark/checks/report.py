@@ -39,7 +39,9 @@ def check(model: str, engine: str | None, input_size: tuple[int, int], method: s
     for result in results:
         console.print(_errors(result), markup=False)
     if not all(result.holds for result in results):
-        raise UserError(f"'{model}' is not converted correctly; do not pre-train it")
+        places = {result.where for result in results if result.where}
+        where = f", first {' and '.join(sorted(places))}" if places else ""
+        raise UserError(f"'{model}' is not converted correctly{where}; do not pre-train it")
     print_summary(summary, console)
     console.print(f"{model}: verified", markup=False)
 

@@ -35,6 +35,12 @@ def a_name(text: str) -> str:
     return _checked(Place)(text)
 
 
+def add_trust(parser: argparse.ArgumentParser, named_by: str) -> None:
+    """Add the flag by which a person says whose code may run, as files name modules and files of their choice."""
+    parser.add_argument("--trust", action="append", default=[], metavar="FILE.py:CLASS",
+                        help=f"an own network or task whose code may run though it is {named_by} that names it")
+
+
 def a_path(text: str) -> Path:
     """Return the path that a word of the command line is.
 

@@ -29,6 +29,7 @@ from spark.config.values import (
     Seed,
     Share,
     Workers,
+    shown,
 )
 from spark.errors import UserError, nearest
 
@@ -98,11 +99,11 @@ class TrainConfig:
         """Say what is wrong with the values, each in a line."""
         found = []
         if self.accumulate != "auto" and not _POSITIVE.fullmatch(self.accumulate):
-            found.append(f"train.accumulate={self.accumulate} must be auto or a positive number")
+            found.append(f"train.accumulate={shown(self.accumulate)} must be auto or a positive number")
         if self.on_divergence not in ON_DIVERGENCE:
-            found.append(f"train.on_divergence={self.on_divergence} is not one of {', '.join(ON_DIVERGENCE)}")
+            found.append(f"train.on_divergence={shown(self.on_divergence)} is not one of {', '.join(ON_DIVERGENCE)}")
         if self.preset not in (None, "none", AUTO):
-            found.append(f"train.preset={self.preset} must be {AUTO} or none")
+            found.append(f"train.preset={shown(self.preset)} must be {AUTO} or none")
         return found if self.preset == AUTO else found + self.schedule_problems()
 
     def schedule_problems(self) -> list[str]:
@@ -206,5 +207,5 @@ class PretrainConfig:
         }
         for name, (value, known) in choices.items():
             if value not in known:
-                found.append(f"{name}={value} is not one of {', '.join(known)}.{nearest(value, known)}")
+                found.append(f"{name}={shown(value)} is not one of {', '.join(known)}.{nearest(value, known)}")
         return found

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 SHOWN = 60  # characters of a value in a message
+UNIONS = (typing.Union, types.UnionType)
 LARGEST = 2**63 - 1  # what 64 bits hold
 
 
@@ -139,11 +140,13 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
 
     Args:
         name: of the setting.
-        value: of it, of the right type.
+        value: of it.
         declaration: a type, perhaps with limits.
     """
     base, limits = declared(declaration)
-    if isinstance(value, Mapping):
+    if _must_be_number(declaration) and _is_no_number(value):
+        yield f"{name}={shown(value)} must be a number"
+    elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from wrong_value(f"{name}.{shown(key)}", inner)
     elif isinstance(value, list | tuple):
@@ -156,14 +159,27 @@ def wrong_value(name: str, value: Any, declaration: Any = Any) -> Iterator[str]:
                 yield f"{name}={shown(value)} {complaint}"
 
 
-def shown(value: Any) -> str:
-    """Return a value as messages show it: in one line, not all of what is long."""
+def shown(value: Any, most: int = SHOWN) -> str:
+    """Return a value as messages show it: in one line, not more of it than so many characters."""
     try:
         text = value if isinstance(value, str) else str(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
     text = " ".join(text.split()) if "\n" in text else text
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def _must_be_number(declaration: Any) -> bool:
+    """Whether a setting can be nothing else, but for None."""
+    options = typing.get_args(declaration) if typing.get_origin(declaration) in UNIONS else (declaration,)
+    return all(option is type(None) or declared(option)[0] in (int, float) for option in options)
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether a value is of another kind, which recipes that are programs may hold; references are resolved later."""
+    if isinstance(value, str):
+        return not value.startswith("${")
+    return isinstance(value, bool | list | tuple | Mapping)
 
 
 def text_is_wanted(declaration: Any) -> bool:
@@ -178,7 +194,7 @@ def is_optional(declaration: Any) -> bool:
 
 def declared(declaration: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return the bare type of a declaration and its limits, of `T | None` those of T."""
-    if typing.get_origin(declaration) in (typing.Union, types.UnionType):
+    if typing.get_origin(declaration) in UNIONS:
         declaration = next(option for option in typing.get_args(declaration) if option is not type(None))
     if typing.get_origin(declaration) is Annotated:
         base, *limits = typing.get_args(declaration)

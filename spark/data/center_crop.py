@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional
 
 from spark.data.decode import UnreadableImageError, decode
 from spark.errors import UserError
+from spark.utils.files import open_regular
 
 
 def read_center(file: Path, channels: int, height: int, width: int) -> Tensor:
@@ -20,7 +21,7 @@ def read_center(file: Path, channels: int, height: int, width: int) -> Tensor:
         UserError: the image is missing or cannot be read.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             pixels_CHW = torch.from_numpy(decode(stream, channels)).permute(2, 0, 1)
     except UnreadableImageError as error:
         raise UserError(f"image '{file}' cannot be read: {error}") from None

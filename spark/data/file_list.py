@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spark.errors import UserError
+from spark.utils.files import open_regular
 from spark.utils.provenance import content_hash
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -35,8 +36,8 @@ class FileSource:
         return self._folder / self._names[index]
 
     def open(self, index: int) -> BinaryIO:
-        """Open the file."""
-        return self.path(index).open("rb")
+        """Open the file, unless it is a pipe or a device, whose end one might wait for."""
+        return open_regular(self.path(index))
 
     def name(self, index: int) -> str:
         """Return the path."""

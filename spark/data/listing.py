@@ -121,7 +121,8 @@ class _Known:
 
 
 def _listed(path: str) -> tuple[list[str], list[str]]:
-    folders, files = list[str](), list[str]()
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(path) as entries:
             for entry in entries:

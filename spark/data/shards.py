@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from spark.utils.provenance import content_hash
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _BRACES = re.compile(r"\{([^{}]*)\}")
+MOST_SHARDS, MOST_DIGITS = 100_000, 18
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SCAN = 2  # number of the way of scanning, which what is in the cache was found by; 1 did not look for the end
 
@@ -203,8 +205,21 @@ def _check_end(file: BinaryIO, end: int) -> None:
 def _expand(pattern: str) -> list[str]:
     """Expand the braces of a pattern as a shell does."""
     parts = _BRACES.split(pattern)  # text, braces, text, braces, ..., text
+    count = math.prod(_count(inside) for inside in parts[1::2])
+    if count > MOST_SHARDS:
+        raise UserError(f"'{pattern:.200}' stands for more than {MOST_SHARDS:,} shards; see data.root")
     choices = [_choices(part) if place % 2 else [part] for place, part in enumerate(parts)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _count(inside: str) -> int:
+    """Return how many words braces stand for; MOST_SHARDS + 1 where a number is absurd."""
+    bounds = _RANGE.fullmatch(inside)
+    if not bounds:
+        return inside.count(",") + 1
+    if max(map(len, bounds.groups())) > MOST_DIGITS:
+        return MOST_SHARDS + 1
+    return abs(int(bounds[1]) - int(bounds[2])) + 1
 
 
 def _choices(inside: str) -> list[str]:

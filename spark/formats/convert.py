@@ -15,7 +15,7 @@ from torch import Tensor
 from spark.backbones.names import is_reference
 from spark.errors import UserError
 from spark.formats import detectron2, original_spark, torchvision
-from spark.formats.encoder import Encoder, EncoderInfo, save_encoder
+from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
 from spark.formats.naming import Conversion
 from spark.formats.proofs import Difference, randomize_statistics
 from spark.formats.reader import Source, optional, read
@@ -38,19 +38,24 @@ def convert(
     model: str | None = None,
     method: str | None = None,
     verbose: bool = False,
+    ema: bool = False,
 ) -> None:
     """Convert a checkpoint and print what became of its tensors: of each one with `verbose`, else examples.
 
     Raises:
         UserError: the source cannot be read or explained, the target cannot hold it, or a proof fails.
     """
-    found = read(source, model, method)
+    if source.exists() and source.resolve() in (place.resolve() for place in _writes(destination, to)):
+        raise UserError(f"'{destination}' is where the source itself lies; give another destination")
+    found = read(source, model, method, ema)
     info = found.encoder.info
     if is_reference(info.model):
         raise UserError(f"'{info.model}' is no timm model: there is nothing to convert; its own class takes the export")
     if to == "detectron2" and destination.suffix != ".pkl":
         raise UserError(f"Detectron2 reads its own weights from .pkl files; write to '{destination}.pkl'")
     print(f"{source}: {found.format}, {info.model}")
+    for note in found.notes:
+        print(f"note: {note}")
     if found.format in FORMATS and (caution := FORMATS[found.format].CAUTION):
         print(f"note: {caution}")
     _require_plain(to, info)
@@ -72,6 +77,12 @@ def convert(
     print(f"wrote {', '.join(map(str, written))}")
     if to != "timm":
         print(FORMATS[to].USAGE)
+
+
+def _writes(destination: Path, to: str) -> tuple[Path, ...]:
+    """Return what a conversion would replace."""
+    own = (destination / WEIGHTS, destination / INFO) if to == "timm" else (destination.with_suffix(".yaml"),)
+    return destination, *own
 
 
 def _require_plain(to: str, info: EncoderInfo) -> None:

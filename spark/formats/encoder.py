@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from spark.backbones.options import require_own_options
 from spark.errors import UserError
 from spark.utils.files import write_json
 
@@ -85,6 +86,7 @@ def load_encoder(path: Path | str) -> Encoder:
         expected = content.pop(CHECKSUM, None)
         description = EncoderInfo(**content)
         _check_types(description)
+        require_own_options(description.options)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
     try:

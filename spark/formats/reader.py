@@ -16,6 +16,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from spark.backbones.names import is_reference, unknown_model
+from spark.backbones.options import require_own_options
 from spark.backbones.timm_model import REFUSALS, cannot_build
 from spark.backbones.timm_pyramid import deepest_per_stride
 from spark.config.choices import DEFAULT_METHOD
@@ -23,9 +24,9 @@ from spark.errors import UserError
 from spark.formats import detectron2, original_spark
 from spark.formats.arrays import load_arrays
 from spark.formats.encoder import Encoder, EncoderInfo, is_export, load_encoder
+from spark.formats.foreign import Foreign, load_foreign
 from spark.formats.naming import CLASSIFIER, Conversion, rename
 from spark.formats.registry import FORMATS
-from spark.runs import checkpoint
 from spark.utils.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,6 +48,11 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {  # by a tensor of their own
 }  # fmt: skip
 
 
+WEIGHTS_UNDER = ("module", "model", "state_dict", "blobs")  # keys of checkpoints
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "module_ema")
+COUNTS = ("n_averaged", "steps")  # of averaged models: PyTorch's, mmengine's
+
+
 class Source(NamedTuple):
     """What was read, in which format it was, and what became of each of its tensors."""
 
@@ -54,9 +60,10 @@ class Source(NamedTuple):
     format: str  # one of `registry.FORMATS`, EXPORT, TIMM, ORIGINAL or OURS
     conversion: Conversion
     pretraining: dict[str, Tensor] | None = None  # the state of `spark.SparK`, where it is a whole model
+    notes: tuple[str, ...] = ()  # what people should know of it
 
 
-def read(path: Path, model: str | None = None, method: str | None = None) -> Source:
+def read(path: Path, model: str | None = None, method: str | None = None, ema: bool = False) -> Source:
     """Read a checkpoint of any known format.
 
     Args:
@@ -65,13 +72,17 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
         model: the timm name; without it, the export says it or the tensors' shapes tell.
         method: how the weights were trained ("spark", "supervised"); names of tensors alone do not tell, and
             such an encoder counts as "imported" without it.
+        ema: read the moving average of the weights, which some files hold beside them.
 
     Raises:
         UserError: missing, truncated or unknown file, or keys that nothing explains.
     """
     if is_export(path):
+        if ema:
+            raise UserError(f"'{path}' holds no moving average beside its weights; leave out --ema")
         return _of_export(load_encoder(path), path, model, method)
-    content = _load(path)
+    content, notes = _load(path)
+    content, more = _averaged(content, path, ema)
     state, details = _state_dict(content, path)
     told = detectron2.normalisation(state)
     kind, conversion, pretraining = _to_timm(state)
@@ -80,19 +91,20 @@ def read(path: Path, model: str | None = None, method: str | None = None) -> Sou
     settings = _mapping(config.get("model"))
     name = model or details.get("arch") or settings.get("name")
     name = _known(name) if isinstance(name, str) else infer_model(conversion.state)
-    built_with = {"in_chans": settings.get("in_chans", 3), **_mapping(settings.get("options"))}
+    channels = settings.get("in_chans") or stem_channels(name, conversion.state)
+    built_with = {"in_chans": channels, **_mapping(settings.get("options"))}
     pruned = any(key.startswith(detectron2.TIMM_NET) for key in state)
     conversion = conversion.then(_fit(conversion.state, name, built_with, pruned))
     data = _mapping(config.get("data"))
     info = EncoderInfo(
         model=name, in_chans=built_with.pop("in_chans"), options=built_with,
         input_size=_size(data.get("input_size") or details.get("input_size") or 224, path),
-        mean=told[0] if told else tuple(data.get("mean") or IMAGENET_MEAN),
-        std=told[1] if told else tuple(data.get("std") or IMAGENET_STD),
+        mean=told[0] if told else tuple(data.get("mean") or _for_channels(IMAGENET_MEAN, channels)),
+        std=told[1] if told else tuple(data.get("std") or _for_channels(IMAGENET_STD, channels)),
         method=method or _method(kind, config),
         epochs=_epochs(details), config_hash=None, code_version=code_version(),
     )
-    return Source(Encoder(conversion.state, info), kind, conversion, pretraining)
+    return Source(Encoder(conversion.state, info), kind, conversion, pretraining, (*notes, *more))
 
 
 def _of_export(encoder: Encoder, path: Path, model: str | None, method: str | None) -> Source:
@@ -122,7 +134,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool, str]:
     """
     if is_export(path):
         return load_encoder(path).state, False, EXPORT
-    return tensors_of(_load(path), path)
+    return tensors_of(_load(path).content, path)
 
 
 def tensors_of(content: Any, path: Path) -> tuple[dict[str, Tensor], bool, str]:
@@ -148,7 +160,7 @@ def infer_model(state: Mapping[str, Tensor]) -> str:
     fitting: dict[str, int] = {}
     candidates = next((names for key, names in CANDIDATES.items() if key in state), ())
     for name in candidates:
-        body = _body(name)
+        body = _body(name, stem_channels(name, state))
         if body.items() <= given.items():
             fitting[name] = len(body)
     if fitting:
@@ -183,7 +195,7 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any], 
     if unexpected or missing or misshapen:
         problems = {"unexpected": unexpected, "missing": missing, "of another shape": misshapen}
         told = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in problems.items() if keys)
-        raise UserError(f"the checkpoint is not a {name}: {told}")
+        raise UserError(f"the checkpoint is {_other(state, name) or f'not a {name}: {told}'}")
     for key in own:  # only a batch norm without momentum would use it, but strict loaders want it
         if key.endswith("num_batches_tracked"):
             if key not in kept.state:
@@ -194,10 +206,35 @@ def _fit(state: Mapping[str, Tensor], name: str, built_with: Mapping[str, Any], 
     return kept
 
 
+def stem_channels(name: str, state: Mapping[str, Tensor]) -> int:
+    """Return the channels of the images that a state in timm's naming is for, as its first convolution tells."""
+    first = timm.get_pretrained_cfg(name).first_conv
+    weight = state.get(f"{first[0] if isinstance(first, tuple | list) else first}.weight")
+    return weight.shape[1] if weight is not None and weight.dim() == 4 and weight.shape[1] in range(1, 65) else 3
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return what images of other channels than three are normalized by: the mean of the three."""
+    return values if channels == len(values) else (round(sum(values) / len(values), 4),) * channels
+
+
+def _other(state: Mapping[str, Tensor], name: str) -> str | None:
+    """Return what a state is instead, "a resnet18, and no convnext_tiny"; None if it is of the family after all."""
+    kind = next((key for key in CANDIDATES if key in state), None)
+    if kind is None or name.partition(".")[0] in CANDIDATES[kind] or kind in _empty(name).state_dict():
+        return None
+    try:
+        known = infer_model(state)
+    except UserError:
+        known = {"layer": "ResNet", "stages": "ConvNeXt"}.get(re.split(r"[\d.]", kind)[0], "network of another kind")
+    return f"a {known}, and no {name}; leave out --model, or name it rightly"
+
+
 @functools.cache  # a candidate is built in some tenths of a second, and there are many
-def _body(name: str) -> Mapping[str, tuple[int, ...]]:
+def _body(name: str, in_chans: int) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of what an encoder must have."""
-    return {key: bare(tensor.shape) for key, tensor in _empty(name).state_dict().items() if not optional(key)}
+    return {key: bare(tensor.shape) for key, tensor in _empty(name, in_chans=in_chans).state_dict().items()
+            if not optional(key)}
 
 
 def bare(shape: torch.Size) -> tuple[int, ...]:
@@ -214,27 +251,54 @@ def optional(key: str) -> bool:
     return key.startswith("head.") or key.endswith("num_batches_tracked")
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> Foreign:
     if path.suffix == ".pkl":
-        return load_arrays(path)
+        return Foreign(load_arrays(path))
     if path.suffix != ".safetensors":
-        return checkpoint.load_file(path)
+        return load_foreign(path)
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
-        return load_safetensors(path)
+        return Foreign(load_safetensors(path))
     except SafetensorError as error:
         raise UserError(f"'{path}' is truncated or not a safetensors file: {error}") from None
+
+
+def _averaged(content: Any, path: Path, wanted: bool) -> tuple[Any, tuple[str, ...]]:
+    """Put the moving average of the weights in their place if that is wanted; else say that there is one."""
+    present = [key for key in AVERAGES if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    if not wanted:
+        note = f"'{present[0]}' holds a moving average (EMA) of the weights, too: --ema takes it" if present else ""
+        others = {key: value for key, value in content.items() if key not in present} if present else content
+        return (others, (note,)) if present and _weights_of(others) else (content, ())
+    if not present:
+        raise UserError(f"'{path}' holds no moving average of the weights ({', '.join(AVERAGES)}); leave out --ema")
+    others = {key: value for key, value in content.items() if key not in (*WEIGHTS_UNDER, *present)}
+    return {**others, "state_dict": content[present[0]]}, ()
+
+
+def _weights_of(content: Mapping[str, Any]) -> str | None:
+    """Return under which key weights stand."""
+    return next((key for key in WEIGHTS_UNDER if isinstance(content.get(key), dict)), None)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DDP, torch.compile and averaged models put before names, in whatever order."""
+    counts = [key for key in COUNTS if key in state and state[key].dim() == 0]
+    names = {key: key.replace("_orig_mod.", "") for key in state if key not in counts}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
+    if len(set(names.values())) < len(names):
+        raise UserError("two tensors of the checkpoint have the same name, but for _orig_mod.")
+    return {name: state[key] for key, name in names.items()}
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate the tensors from what a checkpoint says beside them."""
     details: dict[str, Any] = {}
-    for key in ("module", "model", "state_dict", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            details = {name: value for name, value in content.items() if name != key}
-            content = content[key]
-            break
+    if isinstance(content, dict) and (key := _weights_of(content)):
+        details = {name: value for name, value in content.items() if name != key}
+        content = content[key]
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no state dict")
     state = {key: value for key, value in content.items()
@@ -242,9 +306,7 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
     extra = [key for key in content if key not in state and key != "config"]
     if extra or not state:
         raise UserError(f"'{path}' holds no state dict of a known kind (found {', '.join(map(str, extra[:5]))})")
-    if all(key.startswith("module.") for key in state):  # saved from a DDP wrapper
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state, details
+    return _unwrapped(state), details
 
 
 def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tensor] | None]:
@@ -276,6 +338,7 @@ def _empty(name: str, **options: Any) -> Any:
 
 
 def _built(name: str, options: Mapping[str, Any]) -> Any:
+    require_own_options(options)
     try:
         return timm.create_model(name, num_classes=0, **options)
     except REFUSALS as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spark.backbones.names import require_trust
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import with_values
@@ -28,7 +29,9 @@ class Pretrained(NamedTuple):
     step: int
 
 
-def load_pretrained(path: Path | str, changes: Mapping[str, Any] | None = None) -> Pretrained:
+def load_pretrained(
+    path: Path | str, changes: Mapping[str, Any] | None = None, trust: Collection[str] = ()
+) -> Pretrained:
     """Load a run's folder, or one of the files in its `checkpoints/`; a torn last one of a folder is passed over.
 
     Nothing is dropped at random in the model, however it was trained; it computes with the training's engine.
@@ -36,9 +39,10 @@ def load_pretrained(path: Path | str, changes: Mapping[str, Any] | None = None) 
     Args:
         path: of either.
         changes: settings by dotted key that shall differ from the training's, such as {"engine": "masked"}.
+        trust: own networks, such as "net.py:Net", whose code may run if it is the checkpoint that names it.
 
     Raises:
-        UserError: missing or damaged, or no checkpoint of a pre-training.
+        UserError: missing or damaged, no checkpoint of a pre-training, or of a network that is not trusted.
     """
     path = Path(path)
     if not path.exists():
@@ -47,6 +51,7 @@ def load_pretrained(path: Path | str, changes: Mapping[str, Any] | None = None) 
     if not (isinstance(content, dict) and {"model", "config", "step"} <= content.keys()):
         raise UserError(f"'{path}' is no checkpoint of `spark pretrain`; pass a run's folder")
     config = _config(content["config"], path)
+    require_trust(config.model.name, trust, f"'{path}'")
     model = build_method(with_values(config, {"model.drop_path": 0.0, **(changes or {})}))
     load_strictly(model, content["model"], f"'{path}'", "its own configuration")
     return Pretrained(model.eval(), config, content["step"])

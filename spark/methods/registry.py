@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
 from spark.config.recipe import load_recipe, value_in, with_values, written_with
+from spark.config.values import shown
 from spark.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _schema(recipe: str | Path | None, overrides: Sequence[str]) -> type[Pretrai
 
 def _entry(method: str) -> Entry:
     if method not in METHODS:
-        raise UserError(f"method={method} is not one of {', '.join(METHODS)}.{nearest(method, METHODS)}")
+        raise UserError(f"method={shown(method)} is not one of {', '.join(METHODS)}.{nearest(method, METHODS)}")
     return METHODS[method]
 
 

@@ -27,6 +27,10 @@ class DamagedCheckpoint(UserError):
     """A file exists and can be read, but is not an intact checkpoint."""
 
 
+class HoldsObjects(UserError):
+    """A file holds objects other than tensors, whose code would have to run."""
+
+
 class ForeignCheckpoint(DamagedCheckpoint):
     """A checkpoint is intact, but of something else."""
 
@@ -148,11 +152,11 @@ def load_file(path: Path) -> dict[str, Any]:
         return content
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "allowlisted" in str(error):  # torch's words for a class that it refuses to load
-            raise UserError(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
+            raise HoldsObjects(f"checkpoint '{path}' holds objects other than tensors; it is not loaded") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None
-    except (UserError, MemoryError):
+    except UserError:
         raise
-    except Exception as error:  # a damaged file can raise anything
+    except (Exception, MemoryError) as error:  # a damaged file can raise anything
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise UserError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
         raise DamagedCheckpoint(f"checkpoint '{path}' is truncated or no checkpoint") from None

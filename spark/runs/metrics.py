@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spark.utils.files import write_text, writing
+from spark.utils.files import read_regular, write_text, writing
+from spark.utils.json_text import parse_json
 
 FILE_NAME = "metrics.jsonl"
+MOST_BYTES = 2**30  # of one log
 
 
 class MetricsLog:
@@ -63,12 +66,45 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run; a line truncated by a kill is skipped."""
+    """Return the records of a run; lines that are damaged are left out, as is the last one if a kill truncated it.
+
+    Raises:
+        UserError: the log is there, and cannot be read at all.
+    """
+    return read_log(run)[0]
+
+
+def read_log(run: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return the same as `read_metrics`, and what is to be said of damaged lines; "" if there are none.
+
+    Raises:
+        UserError: as for `read_metrics`.
+    """
     path = run / FILE_NAME
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    if not os.path.lexists(path):
+        return [], ""
+    records, complaints = [], []
+    lines = read_regular(path, "log", MOST_BYTES).splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+            records.append(_checked(parse_json(line)))
+        except ValueError as error:
+            if line.strip() and line.endswith(b"\n"):  # else it is empty, or a kill has cut it off
+                complaints.append(f"line {number}: {error}")
+    more = f", and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    return records, f"log '{path}' is damaged in {complaints[0]}{more}" if complaints else ""
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """Return a record whose steps and epochs can be compared.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("it is no record")
+    if type(record.get("step")) is not int or record["step"] < 0:
+        raise ValueError("it has no step")
+    if type(record.get("epoch", 0)) not in (int, float):
+        raise ValueError("its epoch is no number")
+    return record

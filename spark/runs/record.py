@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from spark.errors import UserError
 from spark.utils.files import write_json
+from spark.utils.json_text import as_instance, read_json
 from spark.utils.provenance import content_hash
 
 # Incremented when a field changes its meaning or is removed. Adding a field does not change it, if the field's default
@@ -98,17 +98,17 @@ def load_record(path: Path) -> ResultRecord:
     Raises:
         UserError: the file is not a record of a schema version that this code reads.
     """
+    content = read_json(path, "result record")
+    if not isinstance(content, dict):
+        raise UserError(f"result record '{path}' is damaged: it holds no fields")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version} is not supported (expected {SCHEMA_VERSION})")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema version {version} is not supported (expected {SCHEMA_VERSION})")
-        content["init"] = Initialization(**content["init"])
-        content["metrics"] = {name: Metric(**metric) for name, metric in content["metrics"].items()}
-        stored_protocol_id = content.get("protocol_id")
-        record = ResultRecord(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        record = as_instance(ResultRecord, content)
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a result record: {error}") from None
+    stored_protocol_id = content.get("protocol_id")
     if stored_protocol_id != record.protocol_id:
         raise UserError(f"{path}: its protocol id does not match its protocol; was the file edited by hand?")
     return record
@@ -116,5 +116,13 @@ def load_record(path: Path) -> ResultRecord:
 
 def options_of(record: ResultRecord) -> Mapping[str, Any]:
     """Return the model options beyond its name, given to timm or a user's class; other options are another network."""
-    settings = record.protocol.get("model")
-    return (settings.get("options") or {}) if isinstance(settings, Mapping) else {}
+    options = setting_of(record, "model", "options")
+    return options if isinstance(options, Mapping) else {}
+
+
+def setting_of(record: ResultRecord, *names: str) -> Any:
+    """Return a setting of the protocol, by the names on the way to it; None if there is no such setting."""
+    value: Any = record.protocol
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

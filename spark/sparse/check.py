@@ -22,6 +22,7 @@ from spark.backbones.timm_pyramid import as_pyramid, build_pyramid
 from spark.masking import enlarge, random_mask
 from spark.sparse.convert import SparseLayer, sparsify
 from spark.sparse.layers import rule_of
+from spark.sparse.locate import first_deviation
 from spark.sparse.rule import LayerRule, sparse_layers_of
 from spark.sparse.state import VisiblePatches
 
@@ -48,11 +49,13 @@ class Equivalence(NamedTuple):
         engine: the one that was used.
         stood_back: why a faster engine was not used; "" if this is the fastest.
         errors: of the three checks.
+        where: the layers between which the maps begin to be wrong; "" if they are right, or it is not known.
     """
 
     engine: str
     stood_back: str
     errors: Errors
+    where: str = ""
 
     @property
     def holds(self) -> bool:
@@ -65,8 +68,8 @@ def verify(model: Pyramid | nn.Module | str, engine: str = "auto") -> Equivalenc
     for patches in PATCHES:
         result = check_equivalence(model, engine, patches=patches)
         if result.holds:
-            break
-    return result
+            return result
+    return result._replace(where=_where(model))
 
 
 def check_equivalence(
@@ -111,6 +114,20 @@ def check_equivalence(
             )
         worst = Errors(*map(max, worst, errors))
     return Equivalence(visible.engine, visible.stood_back, worst)
+
+
+def _where(model: Pyramid | nn.Module | str) -> str:
+    """Say between which layers a conversion begins to be wrong."""
+    dense = randomize(_without_draws(_built(model)))
+    extra_layers = sparse_layers_of(dense, None)
+    sparse = copy.deepcopy(dense)
+    channels_last = _channels_last(sparse, extra_layers)
+    example, patches = dense.example().double(), max(PATCHES)
+    visible = sparsify(sparse, example, "masked", extra_layers)
+    side = patches * dense.strides[-1]
+    image = torch.randn(2, example.shape[1], side, side, generator=torch.Generator().manual_seed(0)).double()
+    with _InDouble():
+        return first_deviation(dense.eval(), sparse.eval(), visible, image, patches, channels_last)
 
 
 def _built(model: Pyramid | nn.Module | str | Callable[[], Pyramid]) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spark.backbones.tracing import modules_used, output_of, parameters_reached
+from spark.config.values import shown
 from spark.errors import RefusedError, UserError, nearest
 from spark.sparse.extend_class import extend_class
 from spark.sparse.layers import BATCH_NORM, rule_of
@@ -61,7 +62,7 @@ def sparsify(
     """
     if engine not in ("auto", *ENGINES):
         known = ["auto", *ENGINES]
-        raise UserError(f"unknown engine '{engine}' (known: {', '.join(known)}).{nearest(engine, known)}")
+        raise UserError(f"unknown engine '{shown(engine)}' (known: {', '.join(known)}).{nearest(engine, known)}")
     try:
         used = modules_used(network, example)
         reached = parameters_reached(output_of(network, example, gradients=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from spark.backbones.names import is_reference
-from spark.backbones.own_network import source_hash, source_of
+from spark.backbones.own_network import helper_hashes, source_hash, source_of
 from spark.config.identity import acting, deciding_hash
 from spark.config.pretrain import AUTO, PretrainConfig
 from spark.data.dataset import ImagePool, Sample, build_loader
@@ -38,7 +38,9 @@ from spark.visualize.grid import reconstruction_grid, save_image
 
 RECONSTRUCTIONS = "reconstructions"
 RECONSTRUCTED = 6  # images
-SOURCE = "source"  # checkpoint key: hash of the file of the user's own network
+FEW_A_SIDE = 3
+FEW_PATCHES = FEW_A_SIDE**2  # of an image; with fewer there is next to nothing to predict, or to predict it from
+SOURCE, HELPERS = "source", "helpers"  # checkpoint keys: hash of the file of the user's own network; of its helpers
 RECORD_STEPS = 10  # interval of steps at which the loss is read from the device and logged
 
 
@@ -56,6 +58,7 @@ class Pretraining(Learner):
     """
 
     guard: NonFiniteGuard
+    images: ImagePool
 
     def __init__(
         self, config: PretrainConfig, ranks: Ranks | None = None, pool: ImagePool | None = None,
@@ -73,6 +76,7 @@ class Pretraining(Learner):
         own = is_reference(config.model.name)
         self._source = source_of(config.model.name) if own else None  # hashed now
         self._source_hash = source_hash(config.model.name) if own else None
+        self._helpers = helper_hashes(config.model.name) if own else None
         height, width = config.data.input_size
         self._grid = self._model.grid(height, width)
         local_batch = self._ranks.local_batch(config.train.batch)
@@ -152,7 +156,7 @@ class Pretraining(Learner):
             UserError: the network is not converted correctly; or weights cannot be loaded, or too few match.
         """
         config, ranks = self._config, self._ranks
-        if config.check and is_reference(config.model.name) and (proof := ranks.on_main(lambda: prove_own(config))):
+        if proof := self.prove():
             ranks.log(proof)
         if config.init is None:
             return
@@ -163,9 +167,37 @@ class Pretraining(Learner):
         ranks.broadcast(self._model)
         ranks.log(line)
 
+    def prove(self) -> str:
+        """Prove a user's own network unless check=false; return the result in a line, "" if nothing was to be proved.
+
+        Raises:
+            UserError: it is not converted correctly, or cannot be proved.
+        """
+        config = self._config
+        if not (config.check and is_reference(config.model.name)):
+            return ""
+        return self._ranks.on_main(lambda: prove_own(config))
+
+    def warnings(self) -> list[str]:
+        """Say, each in a line, what leaves little to learn."""
+        rows, columns = self._grid
+        if rows * columns >= FEW_PATCHES:
+            return []
+        height, width = (
+            max(side, FEW_A_SIDE * side // patches)
+            for side, patches in zip(self._config.data.input_size, self._grid, strict=True)
+        )
+        return [
+            f"warning: an image has only {rows * columns} patches ({rows} x {columns}) to hide and draw again, which "
+            f"leaves little to learn; set data.input_size=[{height},{width}] or more, or take a network of a smaller "
+            "total stride (tools/examples/cifar_resnet.py has 8)"
+        ]
+
     def describe(self) -> None:
         """Log how the steps are computed."""
         steps, ranks = self._accumulation_steps, self._ranks
+        for line in self.warnings():
+            ranks.log(line)
         for line in self._model.describe():
             ranks.log(line)
         local_batch = ranks.local_batch(self._config.train.batch)
@@ -196,7 +228,7 @@ class Pretraining(Learner):
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "config": dataclasses.asdict(self._config),
-            **({SOURCE: self._source_hash} if self._source_hash else {}),
+            **({SOURCE: self._source_hash, HELPERS: self._helpers} if self._source_hash else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,10 +243,14 @@ class Pretraining(Learner):
                 f"'{self._config.data.root}' does not hold the images that the run began with (by number and "
                 "names); restore them, or pass resume=never to start again"
             )
-        # Older versions did not keep the hash. An export tells this one, so all steps must be of the same source.
-        if state.get(SOURCE, self._source_hash) != self._source_hash:
+        # Older versions kept fewer hashes. An export tells these, so all steps must be of the same sources.
+        name, helpers = self._config.model.name, self._helpers or {}
+        before = state.get(HELPERS) or helpers
+        edited = [f"'{name}'"] if state.get(SOURCE, self._source_hash) != self._source_hash else []
+        edited += [f"its module '{file}'" for file in sorted(before) if before[file] != helpers.get(file)]
+        if edited:
             raise UserError(
-                f"the source of '{self._config.model.name}' has changed since the run in '{self._config.out}' began; "
+                f"the source of {' and of '.join(edited)} has changed since the run in '{self._config.out}' began; "
                 "restore it, or start again with another out= or with resume=never"
             )
         load_strictly(self._model, state["model"], f"the checkpoint in '{self._config.out}'", "the run's model")

@@ -33,8 +33,10 @@ def prove_own(config: PretrainConfig) -> str:
         return ""
     worst = max(max(result.errors) for result in results)
     if not all(result.holds for result in results):
+        place = next((f", first {result.where}" for result in results if result.where), "")
         raise UserError(
-            f"'{network.name}' is not converted correctly (relative error {worst:.1g}): its forward mixes positions "
-            f"outside of layers, such as by functional pooling; use nn.Module layers; {remedy}"
+            f"'{network.name}' is not converted correctly (relative error {worst:.1g}{place}): its forward mixes "
+            "positions outside of layers, such as by functional pooling, or adds to hidden ones; use nn.Module "
+            f"layers; {remedy}"
         )
     return f"{network.name}: proved, relative error {worst:.1g}"

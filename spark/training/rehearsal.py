@@ -16,6 +16,7 @@ from spark.training.preset import Cost
 from spark.training.pretraining import Pretraining
 from spark.utils.distributed import Ranks
 
+QUICK = 2.0  # seconds; where the smaller batch takes longer, the larger one is left out
 IMAGES = {"cuda": (8, 64), "cpu": (2, 8)}  # two batch sizes separate the fixed cost from the cost per image
 
 
@@ -49,7 +50,7 @@ def step_cost(config: PretrainConfig, pool: ImagePool, device: torch.device, rec
         below, seconds = _measure(config, pool, device, recompute, small)
     except torch.cuda.OutOfMemoryError:
         raise too_many from None
-    if large == small:  # too few images to separate the fixed cost from the cost per image
+    if large == small or seconds > QUICK:  # nothing to separate the fixed cost from the cost per image with
         return Cost(0, below / small, seconds / small)
     while large > small:
         try:

@@ -17,7 +17,7 @@ from spark.config.yaml_text import read_yaml
 from spark.data.dataset import ImagePool
 from spark.errors import UserError
 from spark.runs.folder import CHECKPOINTS, CONFIG
-from spark.training.preset import Choice, Cost, Facts, choose, shown
+from spark.training.preset import PATIENCE, Choice, Cost, Facts, choose, shown
 from spark.training.rehearsal import step_cost
 from spark.utils.distributed import Ranks
 
@@ -25,7 +25,6 @@ SIZED = (
     "train.batch", "train.recompute", "train.device_batch", "optimizer.name", "optimizer.base_lr", "train.epochs",
     "train.warmup_epochs", "train.picture_epochs", "train.checkpoint_epochs", "data.workers",
 )  # fmt: skip
-PATIENCE = 600.0  # seconds; a user wants a first result within this time
 
 
 def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> PretrainConfig:

@@ -63,7 +63,9 @@ def load_optimizer(optimizer: Optimizer, state: Any, source: str) -> None:
     own = optimizer.state_dict()["param_groups"]
     try:
         groups, moments = state["param_groups"], state["state"]
+        # Other keys of groups differ between versions, and some optimizers and schedules add theirs as they step.
         fits = [group["params"] for group in groups] == [group["params"] for group in own]
+        fits = fits and all("lr" in group for group in groups)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         fits = fits and all(
             not isinstance(value, Tensor) or value.dim() == 0 or value.shape == parameters[number].shape

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import sys
+from types import TracebackType
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -35,5 +37,12 @@ def _end_workers() -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
+    sys.excepthook = _quiet_when_left
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _quiet_when_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say what went wrong, unless it is that the process that batches go to has ended: that one tells why."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ class Subject(NamedTuple):
 
 
 def visualize_reconstructions(
-    checkpoint: Path, images: Sequence[Path], seeds: Sequence[int], ratios: Sequence[float], out: Path, device: str
+    checkpoint: Path, images: Sequence[Path], seeds: Sequence[int], ratios: Sequence[float], out: Path, device: str,
+    trust: Collection[str] = (),
 ) -> tuple[Path, Path]:
     """Draw every image under every mask ratio and seed into a PNG and a page; return their paths.
 
@@ -61,13 +62,14 @@ def visualize_reconstructions(
         ratios: shares of patches that are hidden; none: the one of the training.
         out: folder.
         device: "auto", "cpu" or "cuda".
+        trust: own networks that the checkpoint may name.
 
     Raises:
         UserError: the checkpoint or an image cannot be read, or a ratio hides all or nothing.
     """
     if min(seeds) < 0:
         raise UserError(f"--seeds {min(seeds)} must not be negative")
-    pretrained = load_pretrained(checkpoint)
+    pretrained = load_pretrained(checkpoint, trust=trust)
     files = _expand(images, image_suffixes(pretrained.config.model.in_chans))
     model, config = pretrained.model.to(choose_device(device)), pretrained.config
     height, width = config.data.input_size

@@ -29,9 +29,9 @@ def write_run(folder: Path, init: Initialization = SCRATCH, files: str = "a", **
     return str(folder)
 
 
-def found(first: str, second: str) -> dict[str, Difference]:
+def found(first: str, second: str, trust: tuple[str, ...] = ()) -> dict[str, Difference]:
     """Differences by the name of the setting."""
-    return {difference.name: difference for difference in differences(*read_sides(first, second))}
+    return {difference.name: difference for difference in differences(*read_sides(first, second, trust))}
 
 
 def test_runs_that_share_all_but_their_place_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,9 @@ def test_every_setting_is_named_and_those_of_the_protocol_are_marked(
 
 def test_the_code_of_a_network_is_no_other_protocol(tmp_path: Path) -> None:
     """The model is a column of tables; its code belongs to it."""
-    entries = found(str(RECIPES / "finetune/cifar10_few.yaml"), write_run(tmp_path / "a", model__name="resnet18"))
+    recipe, run = str(RECIPES / "finetune/cifar10_few.yaml"), write_run(tmp_path / "a", model__name="resnet18")
+    assert "source" not in found(recipe, run)  # its code is not run
+    entries = found(recipe, run, ("tools/examples/cifar_resnet.py:CifarResNet",))
     assert not entries["source"].protocol
     assert not entries["model.name"].protocol
 
@@ -127,3 +129,15 @@ def test_what_cannot_be_compared_is_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "seed": NaN', b"\xff\xfe\x00", b"[1]", b"{}"])
+def test_a_damaged_record_is_left_out_and_the_configurations_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", train__epochs=7)
+    (tmp_path / "b/result.json").write_bytes(content)
+    assert main(["diff", first, second]) == DIFFERENT
+    told = capsys.readouterr()
+    assert "train.epochs" in told.out
+    assert told.err.count("b/result.json") == 1

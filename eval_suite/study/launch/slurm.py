@@ -20,12 +20,13 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from eval_suite.study.attempt import Attempt, last_attempt
-from eval_suite.study.cluster import ClusterConfig, Resources
+from eval_suite.study.cluster import IN_SCRIPTS, ClusterConfig, Resources, may_stand_in_script
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.launch.slurm_batch import traps
 from eval_suite.study.launch.slurm_job import REQUEUE_SECONDS, WARNING, NodeJob
@@ -33,10 +34,13 @@ from eval_suite.study.launch.slurm_queries import ask_slurm, commented, ended_la
 from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import Job
+from spark.config.values import shown
 from spark.errors import UserError
-from spark.utils.files import cannot_write
+from spark.utils.files import cannot_write, read_regular
+from spark.utils.json_text import as_instance, parse_json
 
 SUBMISSIONS = "submissions.jsonl"
+MOST_BYTES = 2**28  # of that list
 FOLDER = "slurm"  # inside the study's: submitit's files, and copies of the code
 SUBMITTED = "submitted.json"  # the graph as it was then: jobs outlive what is changed in the study afterwards
 TIMEOUTS = 100_000  # how often a job may begin again: weeks of training are cut into goes of hours
@@ -67,6 +71,8 @@ class Slurm:
         Raises:
             UserError: Slurm refuses a job, or somebody else submits this study just now.
         """
+        if not may_stand_in_script(str(graph.out.absolute())):
+            raise UserError(f"out={shown(str(graph.out))} {IN_SCRIPTS}")
         if self._dry_run:
             with tempfile.TemporaryDirectory() as temporary, _stand_ins(Path(temporary)) as scripts:
                 jobs = self._submit(graph, names, {}, Path(temporary))
@@ -258,6 +264,17 @@ def _stand_ins(folder: Path) -> Iterator[Path]:
         os.environ["PATH"] = before
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A line of the list of jobs: the node, the scheduler's id, when (seconds since 1970), and as in Job."""
+
+    node: str
+    job: str
+    at: float
+    log: str = ""
+    called_off: bool = False
+
+
 def was_submitted(out: Path) -> bool:
     """Whether Slurm has ever been given anything of a study."""
     return (out / SUBMISSIONS).is_file()
@@ -274,26 +291,33 @@ def _call_off_strays(out: Path) -> None:
     Raises:
         UserError: Slurm does not answer.
     """
-    noted = {line["job"] for line in _notes(out)}
+    noted = {note.job for note in _notes(out)}
     if strays := [job for job in commented(_comment(out)) if job not in noted]:
         ask_slurm(["scancel", *strays])
         print(f"taken back: {', '.join(strays)}, of which Slurm did not tell when submitted", file=sys.stderr)
 
 
-def _notes(out: Path) -> list[dict[str, Any]]:
-    """Return what was ever submitted, in its order."""
+def _notes(out: Path) -> list[Submission]:
+    """Return what was ever submitted, in its order; lines that are damaged are named and left out."""
     path = out / SUBMISSIONS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    notes = []
+    for number, line in enumerate(read_regular(path, "list of jobs", MOST_BYTES).splitlines(), 1):
+        try:
+            notes.append(as_instance(Submission, parse_json(line)))
+        except ValueError as error:
+            print(f"left out: line {number} of '{path}' is damaged: {error}", file=sys.stderr)
+    return notes
 
 
 def _submitted(out: Path) -> dict[str, Job]:
     """Return the latest job of each node that was ever submitted."""
-    return {line["node"]: Job(line["job"], line["at"], Path(line.get("log", "")), line.get("called_off", False))
-            for line in _notes(out)}
+    return {note.node: Job(note.job, note.at, Path(note.log), note.called_off) for note in _notes(out)}
 
 
 def _note(out: Path, jobs: Mapping[str, Job]) -> None:
     with open(out / SUBMISSIONS, "a", encoding="utf-8") as file:
         for node, job in jobs.items():
-            line = {"node": node, "job": job.id, "at": job.submitted, "log": str(job.log), "called_off": job.called_off}
-            file.write(json.dumps(line) + "\n")
+            line = Submission(node, job.id, job.submitted, str(job.log), job.called_off)
+            file.write(json.dumps(dataclasses.asdict(line)) + "\n")

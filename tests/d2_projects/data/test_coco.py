@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from detectron2.data.datasets import load_coco_json
 
 from d2_projects.data.coco import ANNOTATED, Sources, check, locate, records, registered
 from d2_projects.data.demo import recipe_and_overrides
+from d2_projects.evaluation.gallery import write_gallery
 from spark.errors import UserError
 
 
@@ -131,6 +133,68 @@ def test_several_faults_are_told_at_once(coco: Path) -> None:
     for harm in ("lost file", "renamed"):
         DAMAGES[harm][0](coco)
     with pytest.raises(UserError, match=r"1 of 4 images .*; the categories of"):
+        check(coco)
+
+
+def test_all_faults_of_both_files_are_told_at_once(coco: Path) -> None:
+    def harm(content: dict[str, Any]) -> None:
+        del content["annotations"][0]["area"]
+        content["annotations"][2]["category_id"] = 99
+        content["annotations"][3]["category_id"] = 98
+        content["annotations"][4]["segmentation"] = [[1, 2, 3, 4, 5, 6, 7]]
+        content["images"][0]["id"] = content["images"][1]["id"]
+        content["images"][1]["width"] = "a"
+
+    edited(harm)(coco)
+    DAMAGES["no images"][0](coco)
+    with pytest.raises(UserError) as caught:
+        check(coco)
+    for part in (
+        "annotations[0] has no area", "annotation 3 has the unknown category_id 99 (and 1 more such)",
+        "annotation 5 has a polygon of 7 numbers", "2 images have the id 2", 'images[1] has width "a"',
+        "val2017' does not exist",
+    ):
+        assert part in str(caught.value)
+
+
+def test_crowds_may_be_true_and_false(coco: Path) -> None:
+    before = records(check(coco).train)
+    edited(lambda c: [entry.update(iscrowd=False) for entry in c["annotations"]])(coco)
+    assert records(check(coco).train) == before
+    edited(lambda c: c["annotations"][0].update(iscrowd=True))(coco)
+    assert sum(entry["iscrowd"] for record in records(check(coco).train) for entry in record["annotations"]) == 1
+
+
+@pytest.mark.parametrize("name", ["two\nlines.jpg", os.fsdecode(b"caf\xe9.jpg"), "tab\t.jpg"])
+def test_strange_file_names_are_read_and_told(coco: Path, name: str, tmp_path: Path) -> None:
+    (coco / "val2017" / "000000000001.jpg").rename(coco / "val2017" / name)
+    file = coco / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text().replace("000000000001.jpg", json.dumps(name)[1:-1]))
+    data = check(coco)
+    (tmp_path / "detections.json").write_text("[]")
+    write_gallery(tmp_path, data.val.source, tmp_path / "detections.json", "", {})
+    (coco / "val2017" / name).unlink()
+    with pytest.raises(UserError, match=r"1 of 2 images .* such as ") as caught:
+        check(coco)
+    assert str(caught.value).isprintable()
+    pair = {"images": str(coco / "val2017"), "annotations": str(file), "val_share": 0.5}
+    with pytest.raises(UserError):  # and not an error of encoding
+        check(locate(pair))
+
+
+HUGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "box": lambda c: c["annotations"][0].update(bbox=[0, 0, 10**400, 1]),
+    "area": lambda c: c["annotations"][0].update(area=10**400),
+    "id": lambda c: c["annotations"][0].update(id=2**63),
+    "width": lambda c: c["images"][0].update(width=10**30),
+    "file_name": lambda c: c["images"][0].update(file_name="a\0/b.jpg"),
+}
+
+
+@pytest.mark.parametrize("key", HUGE)
+def test_numbers_that_no_computer_holds_are_refused(coco: Path, key: str) -> None:
+    edited(HUGE[key])(coco)
+    with pytest.raises(UserError, match=r"\[0\] has .*, which is not a"):
         check(coco)
 
 

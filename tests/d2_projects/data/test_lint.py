@@ -143,5 +143,5 @@ def test_an_image_turned_by_its_camera_has_the_turned_size(coco: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (32, 64)).save(file, exif=exif)
     edit(coco, lambda c: c["images"][0].update(width=64, height=32) or [
-        entry.update(bbox=[1, 1, 9, 9]) for entry in c["annotations"][:2]])
+        entry.update(bbox=[1, 1, 9, 9], segmentation=[[1, 1, 10, 1, 10, 10, 1, 10]]) for entry in c["annotations"][:2]])
     assert not check(coco).warnings

@@ -133,6 +133,22 @@ def test_an_own_network_is_fine_tuned(recipe: str, tmp_path: Path) -> None:
     assert record.protocol["model"]["options"] == {"width": 4, "blocks": 1}
 
 
+def test_a_run_does_not_go_on_with_another_source_of_its_own_network(recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    code = Path(OWN.rpartition(":")[0]).read_text()
+    file.write_text(code)
+    own = [f"model.name={file}:CifarResNet", "model.options={width: 4, blocks: 1}", "optimizer.layer_decay=1"]
+    result = imagenet_finetune.finetune(recipe, own)
+    assert result
+    before = result.read_bytes()
+    file.write_text(code + "\n# edited\n")
+    with pytest.raises(UserError, match=r"another source of the own network; pass another out=.*resume=never"):
+        imagenet_finetune.finetune(recipe, own)
+    file.write_text(code)
+    imagenet_finetune.finetune(recipe, own)
+    assert result.read_bytes() == before
+
+
 def test_other_checkpoints_begin_it_too(recipe: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = timm.create_model("resnet18")

@@ -176,3 +176,10 @@ def test_each_task_is_a_class_in_a_file_of_its_name(name: str) -> None:
 def test_unknown_tasks(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_task(name)
+
+
+@pytest.mark.parametrize("statement", ["raise ValueError(3)", "raise SystemExit(3)"])
+def test_a_task_whose_file_fails_is_told(statement: str, tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(f"{statement}\n")
+    with pytest.raises(UserError, match=r"task.py:Own' cannot be imported: (ValueError|SystemExit): 3"):
+        find_task(f"{tmp_path / 'task.py'}:Own")

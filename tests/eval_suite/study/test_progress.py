@@ -11,6 +11,7 @@ import pytest
 from study_folder import StudyFolder
 from synthetic import record
 
+from eval_suite.cli import main
 from eval_suite.study.attempt import Attempt, last_attempt
 from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import FINISHED_FILE, finished, finished_above, mark_finished, progress, read_finished
@@ -78,3 +79,20 @@ def set_clock(node: Node, seconds: float) -> None:
     path = node.folder / FINISHED_FILE
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "at": content["at"] + seconds}))
+
+
+@pytest.mark.parametrize("name", ["finished.json", "metrics.jsonl", "attempts/0001.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[1]\n", b'{"step": "x", "epoch": [], "number": 1e999}\n'])
+def test_status_goes_on_without_a_damaged_file(
+    study: StudyFolder, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    graph = study.graph()
+    graph.save()
+    hurt = next(iter(graph))
+    (hurt.folder / "attempts").mkdir(parents=True)
+    (hurt.folder / name).write_bytes(content)
+    assert main(["study", "status", str(study.file)]) in (0, 1)
+    told = capsys.readouterr().out
+    assert all(node.name in "".join(told.split()) for node in graph)
+    if name == "finished.json":
+        assert "damaged" in told

@@ -338,6 +338,18 @@ def test_a_file_with_a_mistake_is_one_line(tmp_path: Path) -> None:
         build_pyramid(f"{tmp_path / 'broken.py'}:Net")
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_network_that_ends_python_is_told(code: int, tmp_path: Path) -> None:
+    (tmp_path / "exit.py").write_text(f"import sys\nsys.exit({code})\n")
+    with pytest.raises(UserError, match=rf"exit.py' cannot be imported: SystemExit: {code}"):
+        build_pyramid(f"{tmp_path / 'exit.py'}:Net")
+    (tmp_path / "late.py").write_text(
+        f"import sys\nfrom torch import nn\nclass Net(nn.Module):\n    def __init__(self): sys.exit({code})\n"
+    )
+    with pytest.raises(UserError, match=rf"late.py:Net' cannot be built with \(\): SystemExit: {code}"):
+        build_pyramid(f"{tmp_path / 'late.py'}:Net")
+
+
 def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Path) -> None:
     overrides = [
         f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={CIFAR}", "model.drop_path=0",
@@ -377,6 +389,29 @@ def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path,
     (folder / "encoder.json").unlink()  # as a run that was killed before its export
     pretrain(read_recipe(None, overrides))
     assert (folder / "encoder.json").read_bytes() == told
+
+
+def test_helpers_beside_an_own_network_are_part_of_its_source(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts_of_a_test").mkdir()
+    for name, code in (
+        ("mine.py", "import torch\nfrom parts_of_a_test import widths\n" + FILE.read_text().split('"""', 2)[2].replace(
+            "from __future__ import annotations\n", "", 1)),
+        ("parts_of_a_test/__init__.py", ""), ("parts_of_a_test/widths.py", "from .deeper import WIDTH\n"),
+        ("parts_of_a_test/deeper.py", "WIDTH = 8\n"), ("unused.py", ""),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(code)
+    overrides = [
+        f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={tmp_path}/mine.py:CifarResNet",
+        "model.drop_path=0", "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]",
+        "data.workers=0", "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
+    ]  # fmt: skip
+    folder = pretrain(read_recipe(None, overrides))
+    assert "parts_of_a_test/deeper.py (sha256 " in json.loads((folder / "encoder.json").read_text())["source"]
+    (tmp_path / "unused.py").write_text("# edited\n")
+    pretrain(read_recipe(None, overrides))
+    (tmp_path / "parts_of_a_test/deeper.py").write_text("WIDTH = 9\n")
+    with pytest.raises(UserError, match=r"source of its module 'parts_of_a_test/deeper\.py' has changed"):
+        pretrain(read_recipe(None, overrides))
 
 
 def test_a_network_that_the_check_refuses_is_not_trained(pictures: Path, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
+from paths import ROOT
 
 from spark.checks import coverage
 from spark.checks.coverage import Row
 from spark.cli import main
 from spark.errors import UserError
+from spark.utils.lock import TakenError
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,24 @@ def test_a_file_that_is_no_table_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no coverage table"):
         coverage.update(["resnet18"], other, missing=True, report=print)
     assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_one_updates_a_table_at_a_time(tmp_path: Path) -> None:
+    table = tmp_path / "coverage.csv"
+    code = (
+        "from pathlib import Path; from spark.utils.lock import sole_writer_of_file as keep\n"
+        f"with keep(Path({str(table)!r})): print(flush=True); input()"
+    )
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(TakenError, match=f"coverage.csv' is being written by process {other.pid}"):
+            coverage.update(["vit_tiny_patch16_224"], table, missing=True, report=print)
+        assert not table.exists()
+        other.communicate(b"\n")
+    coverage.update(["vit_tiny_patch16_224"], table, missing=True, report=print)
+    assert list(coverage.read_table(table)) == ["vit_tiny_patch16_224"]
 
 
 def test_the_coverage_line_counts_convolutional_names_only() -> None:

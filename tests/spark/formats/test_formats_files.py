@@ -316,6 +316,53 @@ def test_a_damaged_pickle_is_refused_in_a_line(damage: str, tmp_path: Path) -> N
         read(tmp_path / "x.pkl")
 
 
+class Calls:
+    """Pickled as a call, and then a state."""
+
+    def __init__(self, function: object, arguments: tuple, state: object = None) -> None:
+        self.way = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple:
+        return self.way
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+FLOATS = np.dtype("f4")
+HOSTILE = {
+    "objects": Calls(np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA")),  # a call of ndarray itself
+    "plain": Calls(np.ndarray, ((1,), FLOATS, b"AAAA")),
+    "pointers": Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype("O"), False, b"A" * 8)),
+    "huge": Calls(RECONSTRUCT, (np.ndarray, (10**12,), b"b"), (1, (10**12,), FLOATS, False, b"A" * 8)),
+    "negative": Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (-1, -2), FLOATS, False, b"A" * 8)),
+    "records": Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),
+    "of strings": Calls(np.dtype, ("f4, O",)),
+    "subclass": Calls(RECONSTRUCT, (dict, (0,), b"b")),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_arrays_are_plain_and_filled_by_their_bytes(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": {"a": HOSTILE[name]}}))
+    with pytest.raises(UserError, match=r"x\.pkl' (is truncated or no pickle of arrays|holds a \S+, not arrays alone)"):
+        read(tmp_path / "x.pkl")
+
+
+def test_pickles_that_grow_are_refused_at_once(tmp_path: Path) -> None:
+    block, shared = bytes(2**20), {}
+    blocks = {str(index): Calls(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (2**18,), FLOATS, False, block))
+              for index in range(500)}
+    nested: dict[str, object] = shared
+    for _ in range(200):
+        nested = {"a": nested, "b": nested}
+    (tmp_path / "blocks.pkl").write_bytes(pickle.dumps({"model": blocks}))
+    (tmp_path / "room.pkl").write_bytes(b"\x80\x04}r\xf0\xff\xff\xff.")
+    (tmp_path / "long.pkl").write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
+    (tmp_path / "nested.pkl").write_bytes(pickle.dumps(nested))
+    for name in ("blocks", "room", "long", "nested"):
+        with pytest.raises(UserError):
+            read(tmp_path / f"{name}.pkl")
+
+
 def test_a_model_zoo_file_is_read_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {key: tensor for key, tensor in random_state("resnet18").items() if "num_batches" not in key}
     arrays = {key: tensor.numpy() for key, tensor in detectron2.from_timm(state).state.items()}
