@@ -89,6 +89,11 @@ class LabeledSource:
         whole = len(self) == len(self.source)
         return self.source.identity if whole else content_hash([self.source.identity, self.indices.tolist()])
 
+    @property
+    def checksum(self) -> str | None:
+        """A hash of the content of all images of the source, where it can be had in seconds."""
+        return self.source.checksum
+
 
 def open_labeled(root: str) -> LabeledSource:
     """Open class folders (`<class>/…/<image>`), shards that hold them, or shards with a `.cls` beside each image.

@@ -66,6 +66,11 @@ class ImagePool(Dataset[Sample]):
         """A hash that tells this set of images from others, wherever it lies."""
         return self.source.identity
 
+    @property
+    def checksum(self) -> str | None:
+        """A hash of the images' content, where it can be had in seconds."""
+        return self.source.checksum
+
     def name(self, index: int) -> str:
         """Say where an image is, for people."""
         return self.source.name(index)

@@ -48,6 +48,10 @@ class FileSource:
         """A hash of the names. Not of the sizes: asking for a million of them takes minutes on a network disk."""
         return content_hash(list(self._names))
 
+    @property
+    def checksum(self) -> None:
+        """Files are not read for it."""
+
 
 def read_list(path: Path) -> list[str]:
     """Read a list of images: one a line, or the column `path` of a table. They are relative to the list's folder.

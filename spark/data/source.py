@@ -40,6 +40,10 @@ class ImageSource(Protocol):
     def identity(self) -> str:
         """A hash that tells this set from others, wherever it lies."""
 
+    @property
+    def checksum(self) -> str | None:
+        """A hash of the content, which the identity may know nothing of; None where it would take too long."""
+
 
 def open_source(root: str | Path, channels: int = 3) -> ImageSource:
     """Open a folder, a file list, tar shards or a Hugging Face data set.

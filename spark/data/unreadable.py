@@ -23,6 +23,10 @@ class NamedImages(Protocol):
     def name(self, index: int) -> str:
         """Say where an image is, for people."""
 
+    @property
+    def checksum(self) -> str | None:
+        """A hash of their content; None if there is none."""
+
     def load(self, index: int) -> Any:
         """Return an image.
 

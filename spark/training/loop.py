@@ -35,6 +35,7 @@ from spark.utils.state_dict import MisfitError
 UNREADABLE = "unreadable_files.txt"
 LOSS = "loss"
 SETTINGS = "settings"  # checkpoint key: the configuration
+CHECKSUM_OF_IMAGES = "images_checksum"  # checkpoint key, beside their identity; older versions' have none
 
 
 class Learner(ABC):
@@ -201,6 +202,7 @@ class Training:
             "rollbacks": self._rollbacks,
             "resolved": dict(self._learner.resolved),
             SETTINGS: dataclasses.asdict(self._config),
+            CHECKSUM_OF_IMAGES: self._learner.images.checksum,
             **self._learner.state_dict(),
         }
 
@@ -231,6 +233,10 @@ class Training:
         if other := changes(checkpoint.get(SETTINGS, {}), self._config) if SETTINGS in checkpoint else []:
             raise MisfitError(f"it is of another configuration: {'; '.join(other[:3])}")
         self._check_precision(checkpoint)
+        before, now = checkpoint.get(CHECKSUM_OF_IMAGES), self._learner.images.checksum
+        if None not in (before, now) and before != now and checkpoint["step"] < self.total_steps:
+            raise UserError(f"the content of the images has changed since the run in '{self._run}' began, though their "
+                            "names and sizes have not: restore them, or pass another out=…, or resume=never")
         self.load_state_dict(checkpoint)
         if not 0 <= self.step <= self.total_steps:
             raise MisfitError(f"it has {self.step} of {self.total_steps} steps")

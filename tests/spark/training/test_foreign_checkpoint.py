@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +79,30 @@ def test_it_is_refused_in_a_line(
     finally:
         last.write_bytes(whole)
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_shards_whose_content_changed_are_told_from_those_that_the_run_began_with(
+    run: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, command = run
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for photo in sorted((folder.parent / "photos").iterdir()):
+            tar.add(photo, photo.name)
+    command = [*command, f"data.root={shard}", f"out={tmp_path / 'run'}"]
+    assert main(command) == 0
+    damaged = bytearray(shard.read_bytes())
+    damaged[512 + 60] ^= 1
+    shard.write_bytes(damaged)
+    assert main(command) == 0  # what is finished stays so
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    saved = torch.load(last, weights_only=True)
+    del saved["checksum"]
+    saved["step"] = 1
+    torch.save(saved, last)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "the content of the images has changed since the run" in capsys.readouterr().err.splitlines()[-1]
+    del saved["images_checksum"]
+    torch.save(saved, last)
+    assert main(command) == 0  # an older version's checkpoint
