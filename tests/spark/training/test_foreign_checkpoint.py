@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from spark.cli import main
+from spark.data.shards import read_index
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_shards_whose_content_changed_are_told_from_those_that_the_run_began_wit
     command = [*command, f"data.root={shard}", f"out={tmp_path / 'run'}"]
     assert main(command) == 0
     damaged = bytearray(shard.read_bytes())
-    damaged[512 + 60] ^= 1
+    damaged[read_index(shard)[0].offset + 60] ^= 1
     shard.write_bytes(damaged)
     assert main(command) == 0  # what is finished stays so
     last = tmp_path / "run" / "checkpoints" / "last.pt"
