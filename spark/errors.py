@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import select
 import sys
@@ -45,6 +46,9 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @wraps(main)
     def wrapper(*args: object, **kwargs: object) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8, and must be told all the same
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:

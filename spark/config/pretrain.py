@@ -23,6 +23,7 @@ from spark.config.values import (
     Minutes,
     Name,
     NotNegative,
+    Output,
     Pixels,
     Place,
     Positive,
@@ -141,7 +142,7 @@ class PretrainConfig:
         "train.device_batch", "train.accumulate",
     }  # fmt: skip
 
-    out: Place = MISSING  # the run's folder
+    out: Output = MISSING  # the run's folder
     method: str = added(DEFAULT_METHOD)  # how to pre-train (spark/methods); it decides which of the keys there are
     seed: Seed = 0
     device: str = "auto"  # auto: cuda if there is one
