@@ -27,7 +27,7 @@ from spark.runs.record import Metric, ResultRecord
 from spark.training.loop import Training
 from spark.utils.distributed import Ranks
 from spark.utils.files import write_text
-from spark.utils.printable import printable
+from spark.utils.printable import counted, printable
 from spark.utils.provenance import content_hash
 
 TASK, FEW_SHOT = "imagenet_finetune", "few_shot"
@@ -136,7 +136,8 @@ def _describe(config: FinetuneConfig, data: Data, ranks: Ranks, recalibrated: in
     """Say how the steps are computed."""
     local_batch = ranks.local_batch(config.train.batch)
     steps = config.accumulation_steps(local_batch)
-    ranks.log(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
+    ranks.log(f"{counted(len(data.train), 'image')} of {counted(data.classes, 'class', 'classes')} to train on, "
+              f"{len(data.val)} to evaluate on")
     if ranks.size > 1:
         ranks.log(f"{ranks.size} processes of {local_batch} images each; batch norms are synchronised")
     if recalibrated:

@@ -11,7 +11,7 @@ from torch import Tensor
 from spark.data.decode import UnreadableImageError
 from spark.errors import UserError
 from spark.utils.files import write_text
-from spark.utils.printable import printable
+from spark.utils.printable import counted, printable
 
 UNREADABLE_LIMIT, SPARED = 0.01, 2  # share of a data set's images; how many never stop a training
 
@@ -78,7 +78,7 @@ class UnreadableFiles:
         """Say how many images could not be read in the whole run, and where they are named; '' if all could."""
         if not self._lines:
             return ""
-        return f"{len(self._lines)} of {len(self._pool)} images could not be read: see {self._report}"
+        return f"{len(self._lines)} of {counted(len(self._pool), 'image')} could not be read: see {self._report}"
 
     def _reason(self, index: int) -> str:
         """Find out what is wrong with an image; a worker tells only which it was."""

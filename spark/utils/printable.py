@@ -1,4 +1,4 @@
-"""Names as text that can be shown, in one line: file names may hold line ends, and bytes that are no UTF-8."""
+"""Text for people: names in one line, which may hold line ends and bytes that are no UTF-8; and numbers of things."""
 
 from __future__ import annotations
 
@@ -8,3 +8,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number of things in words, such as `1 thread` and `2,000 threads`.
+
+    Args:
+        number: of them.
+        one: what one is called.
+        several: what several are called, where that is not `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
