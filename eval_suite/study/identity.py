@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from spark.data.listing import walk
 from spark.data.shards import expand_braces
 from spark.errors import UserError
 from spark.utils.files import sha256
@@ -75,15 +75,6 @@ def _digest(names: Iterable[str]) -> str:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield the relative names of all files below a folder, hidden ones left out."""
-    pending = [(str(folder), "")]
-    while pending:
-        place, prefix = pending.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                else:
-                    yield f"{prefix}{entry.name}"
+    """Yield the relative names of all files of data below a folder, hidden ones left out."""
+    for prefix, names in walk(folder):
+        yield from (f"{prefix}{name}" for name in names if name[0] != ".")
