@@ -12,10 +12,10 @@ from PIL import Image
 import eval_suite.cli
 import spark.cli
 from spark.config.recipe import value_in
-from spark.errors import UserError
+from spark.errors import UserError, in_a_line
 from spark.methods.registry import read_recipe
 from spark.utils.plots import plain
-from spark.utils.printable import printable
+from spark.utils.printable import counted, printable
 
 ODD = os.fsdecode(b"n\xff\n<b>$x_$")
 TINY = ["device=cpu", "data.workers=0", "model.name=test_resnet"]
@@ -88,3 +88,18 @@ def test_any_name_can_be_drawn(name: str) -> None:
 def test_names_are_shown_in_a_line() -> None:
     assert printable("plain Ünï 漢") == "plain Ünï 漢"
     assert printable("a\nb\udcff\x07") == "a\\nb\\udcff\\x07"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [("it fails: oh..", "it fails: oh."), ("Did you mean a?. No", "Did you mean a? No"), ("see ../.. or a...", None),
+     ("'..' is a folder", None), ("a\n b.", "a b.")],
+)  # fmt: skip
+def test_sentences_end_once(message: str, told: str | None) -> None:
+    assert in_a_line(message) == (told or message)
+
+
+def test_one_thing_is_one() -> None:
+    assert (counted(1, "thread"), counted(0, "thread"), counted(2000, "thread")) == (
+        "1 thread", "0 threads", "2,000 threads")
+    assert counted(2, "category", "categories") == "2 categories"
