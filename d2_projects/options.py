@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from spark.config.values import Count, CountOrNone, NotNegative, Place, Positive, Seed
+from spark.config.values import Count, CountOrNone, NotNegative, Output, Positive, Seed
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Checkpointer:
 class TrainOptions:
     """How a recipe is trained; an iteration is one step of the optimizer."""
 
-    output_dir: Place = "runs/detect"
+    output_dir: Output = "runs/detect"
     seed: Seed = 0
     device: str = "auto"  # cuda if there is one
     max_iter: Count = 90_000

@@ -29,6 +29,7 @@ from spark.runs.folder import CONFIG
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import load_record
 from spark.utils.files import read_regular
+from spark.utils.printable import counted
 
 PRETRAIN, AUTO = "pretrain", "auto"
 # Settings that a recipe must have and cannot know, while it is only read; they are not compared.
@@ -89,7 +90,7 @@ def diff(first: str, second: str, trust: Collection[str] = ()) -> int:
     if not found:
         print("no setting differs")
         return SAME
-    table = Table(title=f"{a.task}: {len(found)} settings differ", title_justify="left")
+    table = Table(title=f"{a.task}: {counted(len(found), 'setting differs', 'settings differ')}", title_justify="left")
     for title in ("", "setting", a.name, b.name):
         table.add_column(title, overflow="fold")
     for entry in found:

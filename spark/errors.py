@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterable
@@ -11,6 +13,8 @@ from functools import wraps
 from typing import TextIO
 
 from spark.faults import fault
+
+SECOND_STOP = re.compile(r"(?<=\w[.?!])\.(?=\s|$)")
 
 
 class UserError(Exception):
@@ -33,6 +37,11 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 
+def in_a_line(message: str) -> str:
+    """Return a message in one line; where it ends in another's sentence, one full stop is enough."""
+    return SECOND_STOP.sub("", " ".join(message.split()))
+
+
 def _unread(stream: TextIO) -> bool:
     """Whether whoever read the output has seen enough, and closed it."""
     poll = select.poll()
@@ -45,10 +54,13 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @wraps(main)
     def wrapper(*args: object, **kwargs: object) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8, and must be told all the same
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", in_a_line(str(error)), file=sys.stderr)
             return 2
         except PostponedError as stopped:
             print(stopped, file=sys.stderr)

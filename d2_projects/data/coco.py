@@ -19,6 +19,7 @@ from d2_projects.data.masks import compressed, valid_mask
 from spark.config.values import Name, Part, Place
 from spark.errors import UserError
 from spark.utils.files import sha256
+from spark.utils.printable import counted
 
 SPLITS = ("train2017", "val2017")
 ANNOTATED = "annotated"  # of a record: how many objects its image has, those without a mask included
@@ -77,8 +78,8 @@ class CocoData:
     @property
     def summary(self) -> str:
         """Its size in a line."""
-        return (f"{self.train_images} training and {self.val.images} validation images, "
-                f"{len(self.train.categories)} categories")
+        return (f"{self.train_images} training and {counted(self.val.images, 'validation image')}, "
+                f"{counted(len(self.train.categories), 'category', 'categories')}")
 
     @property
     def train_images(self) -> int:

@@ -20,6 +20,7 @@ from spark.runs.folder import CHECKPOINTS
 from spark.runs.record import FILE_NAME as RESULT
 from spark.utils.distributed import Ranks
 from spark.utils.files import sha256, write_json
+from spark.utils.printable import counted
 from spark.utils.provenance import code_version
 from spark.utils.signals import StopRequest
 
@@ -106,7 +107,8 @@ def summary(config: DetectConfig, data: Data, start: Start) -> str:
         *(f"note     {note}" for note in data.notes),
         *(f"warning  {warning}" for warning in data.warnings),
         f"init     {config.init}{tensors}",
-        f"train    {cfg.train.max_iter} iterations of {cfg.dataloader.train.total_batch_size} images, "
+        f"train    {counted(cfg.train.max_iter, 'iteration')} of "
+        f"{counted(cfg.dataloader.train.total_batch_size, 'image')}, "
         f"lr {cfg.optimizer.lr:g}, seed {cfg.train.seed}",
     ))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLORS, GRAY, encode, quieten
+from spark.utils.plots import COLORS, GRAY, encode, plain, quieten
 
 if TYPE_CHECKING:
     from d2_projects.evaluation.average_precision import Evaluation
@@ -29,7 +29,7 @@ def draw_precision_recall(evaluations: Mapping[Any, Evaluation]) -> bytes:
             for color, category in zip(COLORS, shown, strict=False):
                 if evaluation.objects[category] and len(evaluation.categories) > 1:
                     axes.plot(RECALLS, precision_RK[:, category], color=color, linewidth=1.1,
-                              label=f"{evaluation.categories[category]} ({evaluation.objects[category]:,})")
+                              label=f"{plain(evaluation.categories[category])} ({evaluation.objects[category]:,})")
             defined = ~np.isnan(precision_RK[0])
             axes.plot(RECALLS, precision_RK[:, defined].mean(1) if defined.any() else np.zeros(101), color="black",
                       linewidth=2.2, label=f"mean of {defined.sum()}")
@@ -59,7 +59,8 @@ def draw_course(log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Sequence
             points = [(record["step"], record[key]) for record in log if key in record]
             if points:
                 axes.plot(*zip(*points, strict=True), color=COLORS[number % len(COLORS)],
-                          linewidth=2 if number == 0 else 1.1, marker="o" if len(points) < 3 else None, label=key)
+                          linewidth=2 if number == 0 else 1.1, marker="o" if len(points) < 3 else None,
+                          label=plain(key))
         axes.set_title(title, fontsize=10, color=GRAY)
         axes.set_xlabel("iteration", fontsize=9)
         axes.set_ylim(0, 1.08 * max((record[key] for record in log for key in keys if key in record), default=1) or 1)

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from d2_projects.options import called
+from spark.utils.printable import counted
 
 BATCH, LR, ITERATIONS = "dataloader.train.total_batch_size", "optimizer.lr", "train.max_iter"
 PERIODS = ("train.eval_period", "train.precise_bn_iter")
@@ -63,7 +64,7 @@ def scaled(cfg: DictConfig, gpus: int, fixed: Collection[str] = ()) -> tuple[Dic
     batch = cfg.dataloader.train.total_batch_size
     per_gpu = max(1, round(batch / cfg.train.reference_world_size))
     share = per_gpu * parts / batch
-    change(BATCH, per_gpu * parts, f"{per_gpu} images for each GPU at a time, with {gpus} GPUs instead of "
+    change(BATCH, per_gpu * parts, f"{per_gpu} images for each GPU at a time, with {counted(gpus, 'GPU')} instead of "
            f"{cfg.train.reference_world_size}")
     root = "Adam" in called(cfg.optimizer).__name__
     change(LR, float(f"{cfg.optimizer.lr * (math.sqrt(share) if root else share):.6g}"),

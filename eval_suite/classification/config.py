@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from spark.config.choices import DEVICES, PRECISIONS, SCRATCH
 from spark.config.identity import deciding
-from spark.config.values import CountOrNone, Level, Name, Pixels, Place, Positive, Seed, Share, Workers, shown
+from spark.config.values import CountOrNone, Level, Name, Output, Pixels, Place, Positive, Seed, Share, Workers, shown
 from spark.errors import nearest
 
 AUTO = "auto"
@@ -69,7 +69,7 @@ class EvaluationConfig:
         "train.checkpoint_minutes", "train.on_divergence", "train.device_batch",
     })  # fmt: skip
 
-    out: Place = MISSING  # the run's folder
+    out: Output = MISSING  # the run's folder
     # scratch; a run's folder or its encoder.safetensors; a checkpoint of any format that `spark convert` reads;
     # timm:NAME (supervised weights)
     init: Place = SCRATCH

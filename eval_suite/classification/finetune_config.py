@@ -83,7 +83,7 @@ class TrainConfig:
     """The schedule."""
 
     epochs: Epochs = 300
-    warmup_epochs: EpochsOrNone = 5
+    warmup_epochs: EpochsOrNone = 5  # if not less than `epochs`: a tenth of them
     batch: Count = 2048  # images of a step, over all devices
     # At most so many images on a device at a time; null: its whole share of the batch.
     device_batch: Count | None = None
@@ -167,8 +167,6 @@ class FinetuneConfig(EvaluationConfig):
             "augment.mix_group must be even and at least 2": augment.mix_group < 2 or augment.mix_group % 2 == 1,
             f"optimizer.layer_decay must be 1: nothing says which layers your own {self.model.name} has":
                 is_reference(self.model.name) and self.optimizer.layer_decay != 1,
-            "train.warmup_epochs must be at least 0 and below train.epochs":
-                not 0 <= train.warmup_epochs < max(train.epochs, 1),
             "train.batch must be at least 2": train.batch < 2,
             "train.batch must be even to mix pairs of images": self.mixes and train.batch % 2 == 1,
         })

@@ -51,7 +51,7 @@ class ProbeTrainConfig:
     base_lrs: list[Positive] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0])  # per 256 images
     weight_decay: NotNegative = 0.0
     epochs: Epochs = 30
-    warmup_epochs: EpochsOrNone = 0
+    warmup_epochs: EpochsOrNone = 0  # if not less than `epochs`: a tenth of them
     batch: Count = 1024  # images of a step, over all devices
     min_crop: Share = 0.08  # smallest area of a random crop, as a fraction of the image; beside it, flips alone
     held_out: Part = 0.02  # of each class's training images, at least one, to choose the learning rate by
@@ -95,8 +95,6 @@ class ProbeConfig(FrozenConfig):
         return super().problems() + those_that_hold({
             "train.base_lrs must be at least one, and each once":
                 not train.base_lrs or len(set(train.base_lrs)) < len(train.base_lrs),
-            "train.warmup_epochs must be at least 0 and below train.epochs":
-                not 0 <= train.warmup_epochs < max(train.epochs, 1),
             "train.statistics must be at least 2": train.statistics < 2,
         })
 

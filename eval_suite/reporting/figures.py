@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLORS, GRAY_ON_ANY, encode, quieten
+from spark.utils.plots import COLORS, GRAY_ON_ANY, encode, plain, quieten
 
 Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
 POINTS = 400  # of a line: more would not be seen, and make the page large
@@ -86,7 +86,7 @@ def _draw_lines(axes: Any, curves: Sequence[Curve], key: str, axis_name: str, co
         if points:
             axes.plot(*zip(*_thinned(points), strict=True), color=colors[curve.group], linewidth=1.4,
                       marker="o" if len(points) == 1 else None,
-                      label=None if curve.group in named else curve.group)
+                      label=None if curve.group in named else plain(curve.group))
             named.add(curve.group)
 
 
@@ -113,7 +113,7 @@ def _draw_points(
         bars = [below[line.index].fillna(0), above[line.index].fillna(0)]
         axes.errorbar(line[cost], line[value], yerr=bars, color=style.colors[str(name)],
                       marker=style.markers[str(protocol)], linewidth=1.4, markersize=5, elinewidth=1, capsize=2.5,
-                      label=name)
+                      label=plain(str(name)))
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
@@ -131,7 +131,7 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
 
 
 def _finish(axes: Any, title: str, legend: bool = True) -> None:
-    axes.set_title(title, fontsize=10, color=GRAY_ON_ANY)
+    axes.set_title(plain(title), fontsize=10, color=GRAY_ON_ANY)
     quieten(axes, GRAY_ON_ANY, grid=True)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

@@ -25,6 +25,7 @@ from eval_suite.reporting.tables import Collected, caution_of
 from spark.backbones.names import shown_name
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import ResultRecord
+from spark.utils.printable import counted
 from spark.utils.provenance import code_version
 from spark.visualize.curve import FILE_NAME as CURVE
 
@@ -161,4 +162,4 @@ def _totals(found: Mapping[Path, Effort]) -> str:
     unknown = sum(effort.hours is None for effort in found.values())
     parts = [f"{hours:,.2f} {name}" for hours, name in ((gpu, "GPU-hours"), (cpu, "hours without a GPU")) if hours]
     rest = f"; the time of {unknown} was not noted" if unknown else ""
-    return f"{len(found)} runs took {' and '.join(parts) or 'no time that was noted'}{rest}."
+    return f"{counted(len(found), 'run')} took {' and '.join(parts) or 'no time that was noted'}{rest}."

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spark.config.overrides import split_overrides
 from spark.config.recipe import load_recipe
-from spark.config.values import Count, Name, Place, Seed, wrong_values
+from spark.config.values import Count, Name, Output, Place, Seed, wrong_values
 from spark.errors import UserError, nearest
 
 Schema = TypeVar("Schema")
@@ -72,7 +72,7 @@ class Point(NamedTuple):
 class StudyConfig:
     """A study file."""
 
-    out: Place = MISSING  # folder of all its runs
+    out: Output = MISSING  # folder of all its runs
     data: Name = ""  # folder of the data: what {data} stands for
     images: Count | None = None  # training images, for estimates where the data is not there
     prepare: str = ""  # command that makes {data}; it runs first, and once

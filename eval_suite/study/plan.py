@@ -18,6 +18,7 @@ from eval_suite.study.graph import Graph, Node, missing_data
 from eval_suite.study.progress import finished, read_finished
 from eval_suite.study.status import console
 from eval_suite.task import Cost
+from spark.utils.printable import counted
 
 UNKNOWN = "–"
 
@@ -74,7 +75,7 @@ def commands(graph: Graph) -> str:
 
 def _tree(graph: Graph) -> Tree:
     """Draw each node below the last of those that it builds upon, where all of these hang."""
-    tree = Tree(f"{graph.out}: {len(graph)} nodes")
+    tree = Tree(f"{graph.out}: {counted(len(graph), 'node')}")
     branches: dict[str, Tree] = {}
     for node in graph:
         above = branches[node.upstream[-1]] if node.upstream and node.wants_all else tree

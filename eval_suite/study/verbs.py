@@ -141,7 +141,8 @@ def _start(graph: Graph, names: Collection[str], launcher: Launcher, dry_run: bo
     elif todo and missing:
         raise UserError(f"not there: {', '.join(missing)}; pass data=FOLDER, or put it there")
     if not todo:
-        which = f"all {len(graph)} nodes are" if len(names) == len(graph) else f"{', '.join(sorted(names))}:"
+        every = "its node is" if len(graph) == 1 else f"all {len(graph)} nodes are"
+        which = every if len(names) == len(graph) else f"{', '.join(sorted(names))}:"
         console().print(f"{graph.out}: {which} finished", soft_wrap=True)
         return 0
     return launcher.start(graph, todo)

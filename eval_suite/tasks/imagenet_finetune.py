@@ -27,6 +27,7 @@ from spark.runs.record import Metric, ResultRecord
 from spark.training.loop import Training
 from spark.utils.distributed import Ranks
 from spark.utils.files import write_text
+from spark.utils.printable import counted, printable
 from spark.utils.provenance import content_hash
 
 TASK, FEW_SHOT = "imagenet_finetune", "few_shot"
@@ -96,7 +97,7 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
         return None
     if config.labels.limited and ranks.is_main:
         names = map(data.train.images.name, range(len(data.train)))
-        write_text(Path(config.out) / SUBSET, "".join(f"{name}\n" for name in names))
+        write_text(Path(config.out) / SUBSET, "".join(f"{printable(name)}\n" for name in names))
     best = {name.replace("_last", "_best"): value for name, value in learner.best.items() if name.endswith("_last")}
     task = FEW_SHOT if config.labels.limited else TASK
     protocol = {**evaluation.protocol(data.identity), **config.protocol(evaluation.recalibrated)}
@@ -135,7 +136,8 @@ def _describe(config: FinetuneConfig, data: Data, ranks: Ranks, recalibrated: in
     """Say how the steps are computed."""
     local_batch = ranks.local_batch(config.train.batch)
     steps = config.accumulation_steps(local_batch)
-    ranks.log(f"{len(data.train)} images of {data.classes} classes to train on, {len(data.val)} to evaluate on")
+    ranks.log(f"{counted(len(data.train), 'image')} of {counted(data.classes, 'class', 'classes')} to train on, "
+              f"{len(data.val)} to evaluate on")
     if ranks.size > 1:
         ranks.log(f"{ranks.size} processes of {local_batch} images each; batch norms are synchronised")
     if recalibrated:

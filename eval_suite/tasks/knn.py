@@ -33,6 +33,7 @@ from spark.runs.folder import CONFIG, check_run_folder
 from spark.runs.record import FILE_NAME as RESULT
 from spark.runs.record import Metric, ResultRecord, load_record
 from spark.utils.distributed import Ranks
+from spark.utils.printable import counted
 from spark.utils.provenance import content_hash
 from spark.utils.signals import PostponedError, StopRequest
 
@@ -106,7 +107,7 @@ def _classify(config: KnnConfig, evaluation: Evaluation) -> ResultRecord | None:
         metrics[f"top1_k{neighbours}"] = Metric(100 * (predicted == wanted).double().mean().item(), "%")
     seconds = time.monotonic() - started
     main = f"top1_k{config.neighbours[0]}"
-    ranks.log(f"{len(queries)} images by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
+    ranks.log(f"{counted(len(queries), 'image')} by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
     return evaluation.record(
         task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
         metrics=metrics, main_metric=main, protocol=protocol, epochs=0, wall_seconds=seconds,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from spark.benchmark.step import PARTS
 from spark.utils.files import atomic_path, write_json, write_text
 from spark.utils.lock import sole_writer
-from spark.utils.plots import GRAY, encode, quieten
+from spark.utils.plots import GRAY, encode, plain, quieten
 
 COLORS = ("#4c8eda", "#93bdf0", "#e0803c", "#f2b48a", "#3fa777")  # one per part; a part's backward is its lighter
 MIB = 2**20
@@ -128,7 +128,7 @@ def draw(result: Result) -> bytes:
     figure = Figure(figsize=(5.6 * panels, 3.4), layout="constrained", dpi=130)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _draw_parts(axes[0], result["variants"])
-    axes[0].set_title(f"{result['workload']['model']}: one training step", fontsize=10, color=GRAY)
+    axes[0].set_title(f"{plain(result['workload']['model'])}: one training step", fontsize=10, color=GRAY)
     if result["ratios"]:
         _draw_ratios(axes[1], result["ratios"])
     return encode(figure, "png")

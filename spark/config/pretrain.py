@@ -23,6 +23,7 @@ from spark.config.values import (
     Minutes,
     Name,
     NotNegative,
+    Output,
     Pixels,
     Place,
     Positive,
@@ -82,7 +83,7 @@ class TrainConfig:
     # spark/training/preset.py); what is written beside or over this line stays, what a base recipe says does not.
     preset: str | None = None
     epochs: Epochs = 1600
-    warmup_epochs: EpochsOrNone = 40
+    warmup_epochs: EpochsOrNone = 40  # if not less than `epochs`: a tenth of them
     batch: Count = 4096  # images of a step, over all devices
     # At most so many images on a device at a time; null: its whole share of the batch.
     device_batch: Count | None = None
@@ -104,13 +105,7 @@ class TrainConfig:
             found.append(f"train.on_divergence={shown(self.on_divergence)} is not one of {', '.join(ON_DIVERGENCE)}")
         if self.preset not in (None, "none", AUTO):
             found.append(f"train.preset={shown(self.preset)} must be {AUTO} or none")
-        return found if self.preset == AUTO else found + self.schedule_problems()
-
-    def schedule_problems(self) -> list[str]:
-        """Say what is wrong with numbers that a preset may still change."""
-        if self.warmup_epochs < self.epochs:
-            return []
-        return [f"train.warmup_epochs={self.warmup_epochs} must be less than train.epochs={self.epochs}"]
+        return found
 
 
 @dataclass
@@ -141,7 +136,7 @@ class PretrainConfig:
         "train.device_batch", "train.accumulate",
     }  # fmt: skip
 
-    out: Place = MISSING  # the run's folder
+    out: Output = MISSING  # the run's folder
     method: str = added(DEFAULT_METHOD)  # how to pre-train (spark/methods); it decides which of the keys there are
     seed: Seed = 0
     device: str = "auto"  # auto: cuda if there is one

@@ -80,7 +80,8 @@ def value_in(key: str, recipe: str | Path | None, overrides: Sequence[str], defa
     Raises:
         UserError: the recipe cannot be read.
     """
-    layers = _layers({key: str}, recipe, overrides)
+    of_the_key = [override for override in overrides if override.partition("=")[0].strip() == key]
+    layers = _layers({key: str}, recipe, of_the_key)  # how others are read, their declarations say
     return next((layer[key] for layer in reversed(layers) if layer.get(key) is not None), default)
 
 

@@ -65,11 +65,13 @@ class Text:
         part: the most bytes between two slashes; of a file's name, they allow 255.
         whole: the most bytes of all.
         empty: whether it may be.
+        utf8: whether it must be; names of files that are there already need not.
     """
 
     part: int
     whole: int = 4095
     empty: bool = True
+    utf8: bool = False
 
     def complaint(self, value: Any) -> str | None:
         """Say what a text must be; None if it is so."""
@@ -80,9 +82,10 @@ class Text:
         if "\0" in value:
             return "must not hold the character NUL"
         try:
-            encoded = os.fsencode(value)  # names that are no UTF-8 are, to Python, text with escaped bytes
+            # Names that are no UTF-8 are, to Python, text with escaped bytes.
+            encoded = value.encode("utf-8") if self.utf8 else os.fsencode(value)
         except UnicodeEncodeError:
-            return "must not hold halves of characters"
+            return f"must not hold {'bytes that are no UTF-8' if self.utf8 else 'halves of characters'}"
         longest = max(map(len, encoded.split(b"/")))
         if longest > self.part or len(encoded) > self.whole:
             return f"is too long ({len(encoded):,} bytes): at most {self.part} between slashes, {self.whole:,} in all"
@@ -113,6 +116,7 @@ Decay = Annotated[float, Range(0, 1, below=True)]  # [0, 1)
 Level = Annotated[float, Range(-(10**6), 10**6)]  # of a pixel
 Name = Annotated[str, Text(part=255)]  # also a path
 Place = Annotated[str, Text(part=255, empty=False)]  # a path that there must be
+Output = Annotated[str, Text(part=255, empty=False, utf8=True)]  # a path to write to, which libraries take
 
 
 def wrong_values(config: Any, schema: type | None = None, prefix: str = "") -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from spark.data.decode import UnreadableImageError
 from spark.errors import UserError
 from spark.utils.files import write_text
+from spark.utils.printable import counted, printable
 
 UNREADABLE_LIMIT, SPARED = 0.01, 2  # share of a data set's images; how many never stop a training
 
@@ -50,7 +51,7 @@ class UnreadableFiles:
         self._pool, self._report, self._spared = pool, report, spared
         self.found: set[int] = set()
         told = report.read_text(encoding="utf-8").splitlines() if report and report.is_file() else []
-        names = {pool.name(index) for index in range(len(pool))} if told else set()
+        names = {printable(pool.name(index)) for index in range(len(pool))} if told else set()
         self._lines = dict.fromkeys(line for line in told if line.partition("\t")[0] in names)
 
     def note(self, indices: Tensor) -> None:
@@ -61,7 +62,7 @@ class UnreadableFiles:
         """
         for index in sorted(set(indices.tolist()) - {-1} - self.found):
             self.found.add(index)
-            name, reason = self._pool.name(index), self._reason(index)
+            name, reason = printable(self._pool.name(index)), self._reason(index)
             self._tell(f"{name}\t{reason}")
             warnings.warn(f"unreadable image {name} is skipped ({len(self.found)} so far): {reason}", stacklevel=2)
             self.judge(len(self.found), f", '{name}' for one ({reason})")
@@ -81,7 +82,7 @@ class UnreadableFiles:
         """Say how many images could not be read in the whole run, and where they are named; '' if all could."""
         if not self._lines:
             return ""
-        return f"{len(self._lines)} of {len(self._pool)} images could not be read: see {self._report}"
+        return f"{len(self._lines)} of {counted(len(self._pool), 'image')} could not be read: see {self._report}"
 
     def _reason(self, index: int) -> str:
         """Find out what is wrong with an image; a worker tells only which it was."""

@@ -14,6 +14,7 @@ from spark.training.pretraining import Pretraining
 from spark.training.rehearsal import IMAGES, peak_memory, step_cost, timed_step
 from spark.training.sizing import sized
 from spark.utils.distributed import Ranks, process_group
+from spark.utils.printable import counted
 
 TIMED = 3  # timed steps, after one warm-up step
 PATIENCE = 5.0  # seconds that steps may take on a CPU
@@ -76,11 +77,11 @@ def _report(config: PretrainConfig, training: Pretraining, ranks: Ranks, step: _
     checks = [f"check    {proof}"] if proof else []
     memory = f"{step.memory / 2**30:.2f} GiB in {'the GPU' if gpu else 'each process'} at most"
     return "\n".join([
-        *training.warnings(),
+        *training.warnings(), *training.schedule.notes(training.total_steps),
         f"method   {config.method}, {config.model.name}",
         *checks,
         f"steps    {training.total_steps} ({training.total_steps // config.train.epochs} in each of "
-        f"{config.train.epochs} epochs, {config.train.batch} images in a step)",
+        f"{counted(config.train.epochs, 'epoch')}, {counted(config.train.batch, 'image')} in a step)",
         f"step     {step.seconds:.3f} s, {config.train.batch / step.seconds:.0f} images/s ({step.how}, with images "
         "from memory: loading has to keep up)",
         f"time     {timedelta(seconds=round(total))} on {ranks.size} x {device}",

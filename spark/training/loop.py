@@ -28,6 +28,7 @@ from spark.runs.metrics import MetricsLog
 from spark.training.guard import LR_FACTOR, Counts, DivergedError, NonFiniteGuard, check_counts, check_rollback
 from spark.training.optim import learning_rate_at
 from spark.utils.distributed import Ranks
+from spark.utils.printable import counted
 from spark.utils.progress import TrainingProgress
 from spark.utils.signals import StopRequest
 from spark.utils.state_dict import MisfitError
@@ -131,6 +132,21 @@ class Schedule:
     may_roll_back: bool = False
     precision_key: str = "precision"
 
+    def warmup_steps(self, total: int) -> int:
+        """Return how many of all steps are warm-up: a tenth at most where it would not end before the training."""
+        return total // 10 if self._too_short else self.warmup_epochs * total // self.epochs
+
+    def notes(self, total: int) -> list[str]:
+        """Return what is not as the settings say, in lines."""
+        return [
+            f"train.warmup_epochs={self.warmup_epochs} is not less than train.epochs={self.epochs}: warm-up is "
+            f"shortened to {counted(self.warmup_steps(total), 'step')} of {total:,}"
+        ] * self._too_short
+
+    @property
+    def _too_short(self) -> bool:
+        return self.warmup_epochs >= self.epochs
+
 
 class Training:
     """The state of a training between two steps, and the loop that advances it.
@@ -182,6 +198,8 @@ class Training:
         if ranks.is_main:
             save_resolved(self._config, run / CONFIG)
         ranks.log(to_yaml(self._config))
+        for note in self._schedule.notes(self.total_steps):
+            ranks.log(note)
         self._learner.describe()
         if self._schedule.may_roll_back and self.step == 0 and ranks.is_main:
             save_checkpoint(run / CHECKPOINTS, self.state_dict())  # for a rollback
@@ -336,7 +354,7 @@ class Training:
 
     def _lr(self) -> float:
         """Return the next step's learning rate."""
-        warmup = self._schedule.warmup_epochs * self._learner.steps_per_epoch
+        warmup = self._schedule.warmup_steps(self.total_steps)
         peak = self._schedule.lr * LR_FACTOR**self._rollbacks
         return learning_rate_at(self.step, self.total_steps, warmup, peak)
 

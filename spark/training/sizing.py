@@ -15,7 +15,6 @@ from spark.config.pretrain import AUTO, PretrainConfig
 from spark.config.recipe import with_values
 from spark.config.yaml_text import read_yaml
 from spark.data.dataset import ImagePool
-from spark.errors import UserError
 from spark.runs.folder import CHECKPOINTS, CONFIG
 from spark.training.preset import PATIENCE, Choice, Cost, Facts, choose, shown
 from spark.training.rehearsal import step_cost
@@ -36,7 +35,7 @@ def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> Pre
         ranks: the processes; must be called on all ranks.
 
     Raises:
-        UserError: images or model cannot be loaded, or the numbers conflict with the written settings.
+        UserError: images or model cannot be loaded.
     """
     if config.train.preset != AUTO:
         return config
@@ -45,10 +44,7 @@ def sized(config: PretrainConfig, written: Collection[str], ranks: Ranks) -> Pre
         values = ranks.on_main(lambda: _chosen(config, written, ranks))
     else:
         ranks.log(f"train.preset=auto: the run in {config.out} keeps the numbers that it began with")
-    config = with_values(config, values)
-    if problems := config.train.schedule_problems():
-        raise UserError("; ".join(problems))
-    return config
+    return with_values(config, values)
 
 
 def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] | None:

@@ -114,9 +114,9 @@ def user_cache(name: str) -> Path:
 
 
 def write_text(destination: Path | str, text: str) -> None:
-    """Atomically write `text` as UTF-8."""
+    """Atomically write `text` as UTF-8; bytes of files' names that are none are written as escapes."""
     with atomic_path(destination) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(destination: Path | str, value: Any) -> None:

@@ -7,9 +7,16 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
+from spark.utils.printable import printable
+
 GRAY = "#60686f"  # on white
 GRAY_ON_ANY = "#808890"  # legible on white and on near-black: for pictures with a transparent background
 COLORS = ("#4c8eda", "#e0803c", "#3fa777", "#b86bc9", "#d05a5a", "#8a8f3c")
+
+
+def plain(text: str) -> str:
+    """Return a name as matplotlib takes it: `$` begins no formula, and all of it can be drawn."""
+    return printable(text).replace("$", r"\$")
 
 
 def quieten(axes: Any, color: str = GRAY, grid: bool = False) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spark.utils.printable import counted
 from spark.utils.version import __version__
 
 if TYPE_CHECKING:  # who only asks for versions need not wait for it
@@ -58,7 +59,7 @@ def hardware(device: torch.device, processes: int | None = None) -> str:
     if device.type == "cuda":
         return f"{processes or torch.cuda.device_count()}x {torch.cuda.get_device_name(device)}"
     shared = f"{processes} processes of " if processes and processes > 1 else ""
-    return f"{_processor()}, {shared}{torch.get_num_threads()} threads"
+    return f"{_processor()}, {shared}{counted(torch.get_num_threads(), 'thread')}"
 
 
 def gpus_in(hardware: str) -> int:

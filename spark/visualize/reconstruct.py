@@ -24,6 +24,7 @@ from spark.methods.load import Pretrained, load_pretrained
 from spark.utils.device import choose_device
 from spark.utils.files import atomic_path, write_text
 from spark.utils.lock import sole_writer
+from spark.utils.printable import printable
 from spark.utils.provenance import code_version
 from spark.visualize.contact_sheet import Row, contact_sheet, enlargement
 from spark.visualize.grid import GRAY, displayable
@@ -127,7 +128,7 @@ def _subject(pretrained: Pretrained, file: Path, seeds: Sequence[int], ratios: S
     mean, std = config.data.mean, config.data.std
     images = normalize(pixels, mean, std, next(model.parameters()).device)
     attempts = [attempt(model, images, ratio, seed, mean, std) for ratio in ratios for seed in seeds]
-    return Subject(file.name, _to_pil(pixels / 255), attempts)
+    return Subject(printable(file.name), _to_pil(pixels / 255), attempts)
 
 
 def _expand(paths: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:

@@ -27,7 +27,7 @@ from spark.sparse.convert import sparsify
 from spark.sparse.rule import sparse_layers_of
 from spark.utils.files import atomic_path
 from spark.utils.lock import sole_writer
-from spark.utils.plots import COLORS, GRAY, encode, quieten
+from spark.utils.plots import COLORS, GRAY, encode, plain, quieten
 
 FIRST, MAPS = 3, 8  # the first maps, where it happens, are all drawn, and this many altogether
 SPARSE, DENSE = COLORS[:2]
@@ -100,7 +100,7 @@ def draw(model: str, traces: Sequence[Trace]) -> bytes:
     """Draw maps of some layers, dense above sparse, and the shares of all layers below; PNG."""
     chosen = _chosen(traces)
     figure = Figure(figsize=(1.45 * len(chosen) + 0.6, 5.6), layout="constrained", dpi=130)
-    figure.suptitle(f"{model}: where feature maps are not zero", fontsize=12, color=GRAY)
+    figure.suptitle(f"{plain(model)}: where feature maps are not zero", fontsize=12, color=GRAY)
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.5, 2))
     above, below = parts
     axes = above.subplots(2, len(chosen), squeeze=False)
@@ -114,7 +114,7 @@ def draw(model: str, traces: Sequence[Trace]) -> bytes:
 
 def _draw_maps(axes: Any, traced: Trace) -> None:
     height, width = traced.dense.shape
-    axes[0].set_title(f"{traced.layer}\n{height}×{width}", fontsize=8.5, color=GRAY)
+    axes[0].set_title(f"{plain(traced.layer)}\n{height}×{width}", fontsize=8.5, color=GRAY)
     for axis, activity, color in zip(axes, (traced.dense, traced.sparse), (DENSE, SPARSE), strict=True):
         shades = LinearSegmentedColormap.from_list("", ["#ffffff", color, "#1d2329"])
         axis.imshow(shades(_strength(activity)) if activity.any() else np.ones((1, 1, 3)), interpolation="nearest")

@@ -50,7 +50,7 @@ def test_fewer_gpus_see_as_many_images(name: str, gpus: int, batch: int, rate: f
 
 def test_changes_are_told_with_reason() -> None:
     told = [str(change) for change in scaled(recipe("mask_rcnn_r50_fpn"), 1)[1]]
-    assert told[0] == "dataloader.train.total_batch_size: 16 -> 2 (2 images for each GPU at a time, with 1 GPUs " \
+    assert told[0] == "dataloader.train.total_batch_size: 16 -> 2 (2 images for each GPU at a time, with 1 GPU " \
                       "instead of 8)"
     assert told[1] == "optimizer.lr: 0.00025 -> 8.83883e-05 (with the square root of the batch, as for Adam)"
     assert told[2] == "train.max_iter: 90000 -> 720000 (as many images in all)"

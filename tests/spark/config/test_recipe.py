@@ -61,7 +61,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
 def test_all_unsound_values_are_listed_at_once() -> None:
     with pytest.raises(UserError) as caught:
         load("mask.ratio=1.5", "train.batch=0", "optimizer.name=lam", "data.input_size=[64]", "train.epochs=10")
-    for part in ("mask.ratio=1.5", "train.batch=0", "Did you mean lamb", "input_size", "warmup_epochs=40"):
+    for part in ("mask.ratio=1.5", "train.batch=0", "Did you mean lamb", "input_size"):
         assert part in str(caught.value)
 
 
