@@ -28,7 +28,11 @@ def helpers(file: Path, root: Path) -> dict[str, str]:
 
 
 def _imported(file: Path, root: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # of a module that the network can do without: it was imported all the same
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _files(root, alias.name)

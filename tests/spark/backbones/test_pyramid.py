@@ -371,14 +371,19 @@ def test_an_own_network_is_pretrained_and_exported(pictures: Path, tmp_path: Pat
     assert all(math.isfinite(record["loss"]) for record in records)
 
 
-def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(FILE.read_text())
-    overrides = [
-        f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={file}:CifarResNet",
+def small_run(pictures: Path, folder: Path, file: Path) -> list[str]:
+    """Return the settings of a pre-training of a copy of the example network, in seconds."""
+    return [
+        f"data.root={pictures}", f"out={folder / 'run'}", "device=cpu", f"model.name={file}:CifarResNet",
         "model.drop_path=0", "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]",
         "data.workers=0", "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
     ]  # fmt: skip
+
+
+def test_a_run_does_not_go_on_with_another_source_of_its_network(pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.read_text())
+    overrides = small_run(pictures, tmp_path, file)
     folder = pretrain(read_recipe(None, overrides))
     told = (folder / "encoder.json").read_bytes()
     file.write_text(FILE.read_text() + "\n# edited\n")
@@ -400,11 +405,7 @@ def test_helpers_beside_an_own_network_are_part_of_its_source(pictures: Path, tm
         ("parts_of_a_test/deeper.py", "WIDTH = 8\n"), ("unused.py", ""),
     ):  # fmt: skip
         (tmp_path / name).write_text(code)
-    overrides = [
-        f"data.root={pictures}", f"out={tmp_path / 'run'}", "device=cpu", f"model.name={tmp_path}/mine.py:CifarResNet",
-        "model.drop_path=0", "model.options={width: 8, blocks: 1}", "mask.patch_size=16", "data.input_size=[32,48]",
-        "data.workers=0", "decoder.width=16", "train.batch=4", "train.epochs=1", "train.warmup_epochs=0",
-    ]  # fmt: skip
+    overrides = small_run(pictures, tmp_path, tmp_path / "mine.py")
     folder = pretrain(read_recipe(None, overrides))
     assert "parts_of_a_test/deeper.py (sha256 " in json.loads((folder / "encoder.json").read_text())["source"]
     (tmp_path / "unused.py").write_text("# edited\n")
