@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from d2_projects.data.masks import are_finite, unsound_masks
 from spark.errors import UserError
+from spark.utils.printable import printable
 
 Content = dict[str, Any]  # an annotation file
 VAL_SHARE = 0.1  # of one pair of annotations and images
@@ -198,11 +198,6 @@ def _refuse(name: str) -> NoReturn:
 def _fraction(text: str) -> float:
     """Return a number in [0, 1) that is drawn by the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48
-
-
-def printable(text: str) -> str:
-    """Return a name for messages and pages: without line ends and what is no UTF-8, as file names may have it."""
-    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
 
 
 def _as_number(value: Any) -> Any:

@@ -15,12 +15,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from d2_projects.data.annotations import Content, Source, printable
+from d2_projects.data.annotations import Content, Source
 from d2_projects.data.masks import valid_mask
 from d2_projects.data.pictures import read_picture
 from d2_projects.evaluation.matching import Matches, best_score, match
 from d2_projects.evaluation.visualize import annotated, detected, draw, sheet
 from spark.utils.files import atomic_path, write_text
+from spark.utils.printable import printable
 from spark.utils.provenance import code_version
 
 PAGE, SHEET = "detections.html", "detections.png"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from eval_suite.reporting.page import PICTURES, render_page
 from eval_suite.reporting.table_text import interval_note, readable, to_csv, to_latex, to_markdown
 from eval_suite.reporting.tables import caution_of, collect, flatten, summarize
 from spark.backbones.names import is_reference
-from spark.errors import UserError
+from spark.errors import UserError, in_a_line
 from spark.utils.files import atomic_path, write_text
 from spark.utils.lock import sole_writer
+from spark.utils.printable import printable
 
 PAGE = "report.html"
 
@@ -49,13 +49,13 @@ def write_report(
     with sole_writer(out):
         _write_pictures(out / PICTURES, page.pictures)
         for name, text in texts.items():
-            write_text(out / name, _printable(text))
+            write_text(out / name, text)
     _print_table(table)
     models = {record.model for record in collected.records.values()}
     for model in sorted(model for model in models if is_reference(model) and model not in trust):
         print(f"note: parameters of '{model}' are not counted, as its code would run; pass --trust '{model}'")
     for reason in collected.left_out:
-        print(f"left out: {' '.join(_printable(reason).split())}", file=sys.stderr)
+        print(f"left out: {in_a_line(reason)}", file=sys.stderr)
     print(f"report: {(out / PAGE).resolve()}")
     return out / PAGE
 
@@ -70,11 +70,6 @@ def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
             path.unlink()
 
 
-def _printable(text: str) -> str:
-    """Return text with a sign in the place of bytes of a file's name that are no UTF-8."""
-    return os.fsencode(text).decode("utf-8", "replace")
-
-
 def _print_table(table: pd.DataFrame) -> None:
     """Print one table for each task, protocol and origin: narrow enough for a terminal, and nothing is mixed."""
     console = Console()
@@ -84,7 +79,7 @@ def _print_table(table: pd.DataFrame) -> None:
         for name in rows.columns.drop(apart):
             shown.add_column(name, overflow="fold")
         for row in rows.drop(columns=apart).astype(str).to_numpy().tolist():
-            shown.add_row(*map(Text, map(_printable, row)))  # brackets are no markup
+            shown.add_row(*map(Text, map(printable, row)))  # brackets are no markup
         console.print(shown)
     for note in (interval_note(table), caution_of(table)):
         if note:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, halves of characters, ends of lines and paragraphs
+
 
 def printable(text: str) -> str:
     """Return a text with escapes, such as `\\n`, in the place of what cannot be seen or is no character."""
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+    return "".join(ascii(sign)[1:-1] if unicodedata.category(sign) in UNSEEN else sign for sign in text)
 
 
 def counted(number: int, one: str, several: str = "") -> str:
