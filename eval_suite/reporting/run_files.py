@@ -17,7 +17,7 @@ from spark.runs.folder import CHECKPOINTS, CONFIG
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.metrics import read_log
 from spark.runs.record import FILE_NAME as RESULT
-from spark.runs.record import ResultRecord
+from spark.runs.record import ResultRecord, value_below
 from spark.visualize.curve import FILE_NAME as CURVE
 
 LINKED = {"log": METRICS, "text log": "log.txt", "config": CONFIG, "record": RESULT, "checkpoints": CHECKPOINTS}
@@ -99,10 +99,7 @@ class RunFiles:
             path = run / CONFIG
             found = self.try_to(lambda: read_yaml(path, "configuration")) if os.path.lexists(path) else {}
             self._configs[run] = found if isinstance(found, Mapping) else {}
-        value: Any = self._configs[run]
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
+        return value_below(self._configs[run], *names)
 
 
 def files_of(folder: Path) -> dict[str, Path]:

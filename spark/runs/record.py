@@ -122,7 +122,11 @@ def options_of(record: ResultRecord) -> Mapping[str, Any]:
 
 def setting_of(record: ResultRecord, *names: str) -> Any:
     """Return a setting of the protocol, by the names on the way to it; None if there is no such setting."""
-    value: Any = record.protocol
+    return value_below(record.protocol, *names)
+
+
+def value_below(settings: Any, *names: str) -> Any:
+    """Return a value of nested mappings, by the names on the way to it; None if there is no such value."""
     for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings
