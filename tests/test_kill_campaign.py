@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
 import tiny_coco
 from campaign import Commands, campaign, differences
-from PIL import Image
+from colored import write_folders
 
 pytestmark = pytest.mark.slow
 
@@ -26,16 +25,8 @@ def commands() -> Commands:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of noise in two colors: 12 images to train, 6 to validate."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for label, color in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
-            (root / split / label).mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(color + rng.normal(0, 40, (64, 64, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{index}.png")
-    return root
+    """Two classes: 12 images to train, 6 to validate."""
+    return write_folders(tmp_path_factory.mktemp("images"), 6, 3, ("blue", "red"))
 
 
 def pretraining(images: Path, folder: Path, workers: int) -> list[str]:
