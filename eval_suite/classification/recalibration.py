@@ -2,7 +2,7 @@
 
 The new statistics are plain averages over batches of training images that are prepared as those to evaluate on are,
 without augmentation: nothing is drawn, so they follow from weights and images alone, and they are of what the network
-is about to see. All else in the network stays in evaluation mode meanwhile.
+is about to see. All else in the network stays in evaluation mode meanwhile, which torch's `update_bn` does not do.
 """
 
 from __future__ import annotations

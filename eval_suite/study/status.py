@@ -16,8 +16,7 @@ from eval_suite.study.graph import Graph, Node
 from eval_suite.study.progress import damage_of_mark, progress, read_finished
 from eval_suite.study.runner import LOG, tail
 
-WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST = "waiting", "running", "elsewhere", "blocked", "lost"
-QUEUED = "queued"
+WAITING, RUNNING, ELSEWHERE, BLOCKED, LOST, QUEUED = "waiting", "running", "elsewhere", "blocked", "lost", "queued"
 STYLES = {FINISHED: "green", RUNNING: "cyan", ELSEWHERE: "cyan", QUEUED: "blue", FAILED: "red", LOST: "red",
           STOPPED: "yellow", UNKNOWN: "yellow", BLOCKED: "magenta"}
 ORDER = (FINISHED, RUNNING, ELSEWHERE, QUEUED, UNKNOWN, WAITING, STOPPED, FAILED, LOST, BLOCKED)

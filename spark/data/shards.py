@@ -28,8 +28,8 @@ from spark.utils.files import user_cache, write_text
 from spark.utils.provenance import content_hash
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 MOST_SHARDS, MOST_DIGITS = 100_000, 18
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 READ_WHOLE = 1 << 30  # bytes of shards that are read for a checksum in seconds; more would delay the first step
 _SCAN = 2  # number of the way of scanning, which what is in the cache was found by; 1 did not look for the end
@@ -116,7 +116,6 @@ class TarSource:
         sizes, shards = self._places[:, 2].tolist(), self._places[:, 0].tolist()
         members = zip(shards, self._names, sizes, strict=True)
         return content_hash([f"{self._shards[shard].name}/{name}:{size}" for shard, name, size in members])
-
 
     @functools.cached_property
     def checksum(self) -> str | None:

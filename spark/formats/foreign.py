@@ -118,10 +118,10 @@ def _kind(path: Path) -> str | None:
     if zipfile.is_zipfile(path):
         return _kind_of_zip(path)
     with open(path, "rb") as file:
-        start = file.read(64)
+        start = file.read(4096)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
         return f"a safetensors file: name it {path.stem}.safetensors"
-    if start[:1] == b"\x80" and b"numpy" in start + path.read_bytes()[:4096]:
+    if start[:1] == b"\x80" and b"numpy" in start:
         return f"a pickle of arrays: name it {path.stem}.pkl"
     return next((kind for magic, kind in KINDS if start.lstrip().startswith(magic)), None)
 

@@ -248,7 +248,7 @@ class Training:
 
     def _go_on_from(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to a checkpoint, if it is of this run; older ones do not tell of which they are."""
-        if other := changes(checkpoint.get(SETTINGS, {}), self._config) if SETTINGS in checkpoint else []:
+        if other := changes(checkpoint[SETTINGS], self._config) if SETTINGS in checkpoint else []:
             raise MisfitError(f"it is of another configuration: {'; '.join(other[:3])}")
         self._check_precision(checkpoint)
         before, now = checkpoint.get(CHECKSUM_OF_IMAGES), self._learner.images.checksum
