@@ -12,7 +12,7 @@ from torch import nn
 
 from d2_projects.engine.trainer import Trainer
 from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
-from spark.runs.folder import check_still_there
+from spark.runs.folder import check_still_there, told_if_gone
 from spark.utils.files import atomic_path, torch_save
 from spark.utils.state_dict import load_optimizer, load_strictly
 
@@ -37,13 +37,14 @@ class Checkpoints:
         """Save after so many iterations."""
         if self._writes:
             check_still_there(self.folder.parent)
-            save_checkpoint(self.folder, {
-                "model": self._model.state_dict(),
-                "optimizer": self._trainer.optimizer.state_dict(),
-                "grad_scaler": self._trainer.grad_scaler.state_dict(),
-                "iterations": iterations,
-                "clock": self._clock.state_dict(),
-            })
+            with told_if_gone(self.folder.parent):
+                save_checkpoint(self.folder, {
+                    "model": self._model.state_dict(),
+                    "optimizer": self._trainer.optimizer.state_dict(),
+                    "grad_scaler": self._trainer.grad_scaler.state_dict(),
+                    "iterations": iterations,
+                    "clock": self._clock.state_dict(),
+                })
 
     def resume(self) -> int:
         """Go back to the last whole checkpoint, if there is any; return how many iterations are done.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ def check_run_folder(folder: Path, config: Any, fresh: bool, yields: Collection[
         if not (folder / CONFIG).is_file():
             raise UserError(f"'{folder}' has checkpoints but no {CONFIG}; pass another out=…, or resume=never")
         _check_same(folder, config)
+
+
+@contextmanager
+def told_if_gone(folder: Path, file: str = ".") -> Iterator[None]:
+    """Let what cannot be written into a run's folder, as that was removed or renamed meanwhile, be told as such.
+
+    Raises:
+        UserError: as for `check_still_there`, or as the body does.
+    """
+    try:
+        yield
+    except UserError:
+        check_still_there(folder, file)
+        raise
 
 
 def check_still_there(folder: Path, file: str = ".") -> None:

@@ -23,7 +23,7 @@ from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import NamedImages, UnreadableFiles
 from spark.errors import UserError
 from spark.runs.checkpoint import load_latest, save_checkpoint
-from spark.runs.folder import CHECKPOINTS, CONFIG, changes, check_run_folder, check_still_there
+from spark.runs.folder import CHECKPOINTS, CONFIG, changes, check_run_folder, check_still_there, told_if_gone
 from spark.runs.metrics import MetricsLog
 from spark.training.guard import LR_FACTOR, Counts, DivergedError, NonFiniteGuard, check_counts, check_rollback
 from spark.training.optim import learning_rate_at
@@ -286,6 +286,7 @@ class Training:
         saved = time.monotonic()
         status = ""
         with (
+            told_if_gone(run, CONFIG),
             MetricsLog(run, self.step, quiet=not ranks.is_main) as log,
             TrainingProgress(
                 self._title, self.total_steps, schedule.batch, self.step, quiet=not ranks.is_main

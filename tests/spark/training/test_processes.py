@@ -46,7 +46,10 @@ class Net(nn.Module):
 def started() -> Iterator[list[subprocess.Popen[str]]]:
     """What a test starts, each in a session of its own, ends with it."""
     processes: list[subprocess.Popen[str]] = []
+    # In the background of a shell, the tests are deaf to Ctrl-C, and so would be what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield processes
+    signal.signal(signal.SIGINT, before)
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
