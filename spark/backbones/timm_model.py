@@ -8,6 +8,8 @@ from typing import Any
 
 import timm
 
+import spark.backbones.plane.um_pvt
+import spark.backbones.plane.um_swin  # noqa: F401  # the two are timm's, too, from here on
 from spark.backbones.names import unknown_model
 from spark.backbones.options import require_own_options
 from spark.errors import UserError

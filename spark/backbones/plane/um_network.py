@@ -85,6 +85,16 @@ class UMNetwork(nn.Module, ABC):
         """Add what tells tokens of the first stage where they are."""
         return x_BHWC
 
+    def freeze_positions(self) -> None:
+        """Fix what pre-training does not train, where there is such."""
+
+    def check_plane(self, height: int, width: int, cell: int) -> None:
+        """Make sure that a plane of height x width pixels, of cells of so many patches a side, is taken.
+
+        Raises:
+            UserError: it is not.
+        """
+
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Return the stem's tokens before its norm: [B, H / 4, W / 4, C]."""
         return self.patch_embed.proj(images_BCHW).permute(0, 2, 3, 1)

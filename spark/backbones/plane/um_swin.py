@@ -20,7 +20,8 @@ from torch.nn import functional
 from spark.backbones.plane.geometry import Layout
 from spark.backbones.plane.position_bias import Offsets, offsets_within
 from spark.backbones.plane.windows import apart, fitting, from_windows, shifted, to_windows, windowed_attention
-from spark.backbones.um_network import UMNetwork
+from spark.backbones.plane.um_network import STRIDE, UMNetwork
+from spark.errors import UserError
 
 
 class Downsample(nn.Module):
@@ -115,6 +116,21 @@ class UMSwin(UMNetwork):
         return Block(
             self.widths[stage], self._heads[stage], self._posmlp_dim, bool(number % 2), drop_path, downsample
         )
+
+    def check_plane(self, height: int, width: int, cell: int) -> None:
+        """Make sure that every stage's map is whole windows; UserError if not."""
+        if self.window_size % cell:
+            raise UserError(f"window_size={self.window_size} is no multiple of the {cell} patches of a cell's side")
+        for stage in range(len(self.widths)):
+            sides = height // (STRIDE << stage), width // (STRIDE << stage)
+            window, _ = fitting(self.window_size // cell, sides)
+            if any(side % window for side in sides):
+                unit = (STRIDE << stage) * window * cell
+                raise UserError(
+                    f"images of {height * cell}x{width * cell} are not made of whole windows: at stage {stage + 1} a "
+                    f"plane of {sides[0]}x{sides[1]} tokens has windows of {window}; set data.input_size to multiples "
+                    f"of {unit}, or another model.options.window_size"
+                )
 
     def run_stage(self, x_BHWC: Tensor, blocks: Sequence[nn.Module], stride: int, layout: Layout) -> Tensor:
         """Run the blocks of a stage, on tokens of a stride."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from spark.backbones.plane.geometry import Layout
 from spark.backbones.plane.sincos import sincos_table
-from spark.backbones.um_network import STRIDE, UMNetwork
+from spark.backbones.plane.um_network import STRIDE, UMNetwork
 
 
 class Downsample(nn.Module):
@@ -124,6 +124,10 @@ class UMPVT(UMNetwork):
             table = resample_abs_pos_embed(table, list(whole), list(self._grid), num_prefix_tokens=0)
         places = layout.positions(STRIDE, height, width, x_BHWC.device).rows_columns
         return x_BHWC + functional.embedding(places[..., 0] * whole[1] + places[..., 1], table[0])
+
+    def freeze_positions(self) -> None:
+        """Keep the table of positions as it is."""
+        self.pos_embed.requires_grad_(False)
 
     def run_stage(self, x_BHWC: Tensor, blocks: Sequence[nn.Module], stride: int, layout: Layout) -> Tensor:
         """Run the blocks of a stage."""
