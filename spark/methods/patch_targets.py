@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spark.errors import UserError
 from spark.masking import enlarge
 from spark.methods.targets import EPSILON
-from spark.errors import UserError
 
 
 class Patches(NamedTuple):

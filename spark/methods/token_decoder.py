@@ -27,11 +27,12 @@ class TokenDecoder(nn.Module):
         depth: blocks.
         heads: of each block.
         expand: patches, in each direction, that a token of the encoder stands for.
-        prefix: whether the encoder's tokens without a place, such as a class token, take part.
 
     Shapes:
         B images, V kept and M dropped patches, D the width.
     """
+
+    positions: Tensor
 
     def __init__(
         self, in_width: int, grid: tuple[int, int], values: int, width: int, depth: int, heads: int, expand: int = 1,
@@ -81,7 +82,7 @@ class TokenDecoder(nn.Module):
         return self.embed(x_BPC)
 
     def _expanded(self, x_BHWC: Tensor) -> Tensor:
-        """Return a token per patch: [B, V, D]; the embedding's output c * e * e + e * row + column goes to (row, column)."""
+        """Return a token per patch: [B, V, D]; output c * e * e + e * row + column is that of (row, column)."""
         e = self.expand
         x_BHWDrc = self.embed(x_BHWC).unflatten(3, (self.width, e, e))
         return x_BHWDrc.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2).flatten(1, 2)

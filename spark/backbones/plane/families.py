@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from spark.backbones.plane.encoder import PlaneEncoder
 from spark.backbones.plane.um import UMPlane
-from spark.backbones.plane.vit import ViTPlane
 from spark.backbones.plane.um_pvt import UMPVT
 from spark.backbones.plane.um_swin import UMSwin
+from spark.backbones.plane.vit import ViTPlane
 from spark.errors import RefusedError
 
 FAMILIES: Mapping[type, Callable[[Any], PlaneEncoder]] = MappingProxyType({

@@ -18,16 +18,16 @@ class Offsets(NamedTuple):
     """Where keys are as their queries see them.
 
     Attributes:
-        index: row of each pair in `distinct`: [B or 1, windows, tokens, tokens], query by key.
+        pairs: row of each pair in `distinct`: [B or 1, windows, tokens, tokens], query by key.
         distinct: offsets, rows and columns, in tokens: [T, 2].
     """
 
-    index: Tensor
+    pairs: Tensor
     distinct: Tensor
 
     def look_up(self, table_TH: Tensor) -> Tensor:
         """Return each pair's entries of a table [T, heads]: [B or 1, windows, heads, tokens, tokens]."""
-        return functional.embedding(self.index, table_TH).movedim(-1, 2)
+        return functional.embedding(self.pairs, table_TH).movedim(-1, 2)
 
 
 def offsets_within(windows_BnN2: Tensor, per_token: int, reach: int, dtype: torch.dtype) -> Offsets:

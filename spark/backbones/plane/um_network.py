@@ -1,4 +1,4 @@
-"""What the two pyramid transformers of UM-MAE share: a stem of stride 4, stages in one flat list of blocks, timm's ways.
+"""What the pyramid transformers of UM-MAE share: a stem of stride 4, stages in one flat list of blocks, timm's ways.
 
 `embed`, `stem_norm` and `body` are the pieces that uniform masking works with; `forward` is the classifier.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -56,7 +56,7 @@ class UMNetwork(nn.Module, ABC):
         self.patch_embed = PatchEmbed(in_chans, self.widths[0], self.build_stem_norm(self.widths[0]))
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
         first = [0, *accumulate(depths)]
-        self._stages = [range(start, end) for start, end in zip(first, first[1:], strict=False)]
+        self._stages = [range(start, end) for start, end in pairwise(first)]
         self.blocks = nn.ModuleList(
             self.build_block(stage, number - numbers.start, rates[number])
             for stage, numbers in enumerate(self._stages) for number in numbers
@@ -153,7 +153,7 @@ class UMNetwork(nn.Module, ABC):
         width = self.num_features
         self.num_classes = num_classes
         if num_classes:
-            self.norm: nn.Module = nn.Identity()
+            self.norm = nn.Identity()
             self.fc_norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
             self.head: nn.Module = nn.Linear(width, num_classes)
             trunc_normal_(self.head.weight, std=HEAD_STD)

@@ -1,7 +1,7 @@
 """The pyramid vision transformer of UM-MAE (arXiv 2205.10063, its repository): neither PVT v1 nor v2.
 
-Positions are one fixed table at the first stage; keys and values are averaged to an eighth of that stage's side, so that
-no weight depends on how many there are. Parameters have the original's names.
+Positions are one fixed table at the first stage; keys and values are averaged over squares, so that no weight depends
+on how many there are. Parameters have the original's names.
 
 `um_pvt_small` is a timm model by this name once this module is imported.
 """

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from spark.backbones.plane.geometry import Layout
 from spark.backbones.plane.position_bias import Offsets, offsets_within
-from spark.backbones.plane.windows import apart, fitting, from_windows, shifted, to_windows, windowed_attention
 from spark.backbones.plane.um_network import STRIDE, UMNetwork
+from spark.backbones.plane.windows import apart, fitting, from_windows, shifted, to_windows, windowed_attention
 from spark.errors import UserError
 
 
@@ -148,7 +148,7 @@ class UMSwin(UMNetwork):
                     windows = windows[:, :1]  # they are all alike
                 reach = layout.reach(stride, window, shift)
                 offsets = offsets_within(windows, positions.per_token, reach, x_BHWC.dtype)
-                seen[shift] = offsets, apart(*padded, window, shift, offsets.distinct) if shift else None
+                seen[shift] = offsets, apart(padded[0], padded[1], window, shift, offsets.distinct) if shift else None
             x_BHWC = block(x_BHWC, window, shift, *seen[shift])
         return x_BHWC[:, :height, :width]
 
@@ -162,6 +162,6 @@ def um_swin_tiny(pretrained: bool = False, **options: Any) -> UMSwin:
 @register_model
 def um_swin_large(pretrained: bool = False, **options: Any) -> UMSwin:
     """Build UM-MAE's Swin-L, with random weights."""
-    return UMSwin(**{  # type: ignore[arg-type]
+    return UMSwin(**{
         "depths": (2, 2, 18, 2), "embed_dim": 192, "num_heads": (6, 12, 24, 48), "posmlp_dim": 64, **options,
     })
