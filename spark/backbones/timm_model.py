@@ -15,7 +15,13 @@ from spark.backbones.options import require_own_options
 from spark.errors import UserError
 
 OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
+OWN = ("um_swin_*", "um_pvt_*")  # names that this package adds to timm's
 REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
+
+
+def timm_names() -> list[str]:
+    """Return the names of the models that timm itself has."""
+    return timm.list_models(exclude_filters=list(OWN))
 
 
 def create_timm(
