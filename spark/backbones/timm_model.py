@@ -8,12 +8,20 @@ from typing import Any
 
 import timm
 
+import spark.backbones.plane.um_pvt
+import spark.backbones.plane.um_swin  # noqa: F401  # the two are timm's, too, from here on
 from spark.backbones.names import unknown_model
 from spark.backbones.options import require_own_options
 from spark.errors import UserError
 
 OPTIONS_ELSEWHERE = {"in_chans": "model.in_chans", "drop_path_rate": "model.drop_path"}
+OWN = ("um_swin_*", "um_pvt_*")  # names that this package adds to timm's
 REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # timm's, of odd options
+
+
+def timm_names() -> list[str]:
+    """Return the names of the models that timm itself has."""
+    return timm.list_models(exclude_filters=list(OWN))
 
 
 def create_timm(

@@ -35,6 +35,7 @@ class TimmPyramid(nn.Module):
 
     Attributes:
         channels: of each map.
+        in_chans: of the images.
         strides: of each map, relative to the image; the last one is the patch size.
         name: the timm name.
     """
@@ -45,10 +46,10 @@ class TimmPyramid(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(network, str):
-            self.name, self._in_chans = network, 3 if in_chans is None else in_chans
-            self.network = build_timm(network, self._in_chans, drop_path, options or {})
+            self.name, self.in_chans = network, 3 if in_chans is None else in_chans
+            self.network = build_timm(network, self.in_chans, drop_path, options or {})
         else:
-            self.name, self._in_chans = _name_and_channels(network)
+            self.name, self.in_chans = _name_and_channels(network)
             self.network = network
         levels = deepest_per_stride(self.network.feature_info)
         finest = max(2, levels[-1][1]["reduction"] >> (SCALES - 1))
@@ -70,7 +71,7 @@ class TimmPyramid(nn.Module):
     def example(self) -> Tensor:
         """Return a small input of zeros that runs through every level."""
         side = 2 * self.strides[-1]
-        return torch.zeros(1, self._in_chans, side, side)
+        return torch.zeros(1, self.in_chans, side, side)
 
 
 def build_pyramid(
@@ -89,6 +90,29 @@ def build_pyramid(
     """
     if is_reference(name):
         return build_own(name, in_chans, drop_path, options)
+    return TimmPyramid(name, in_chans, drop_path, options)
+
+
+def build_sized(
+    name: str, size: tuple[int, int], in_chans: int, drop_path: float, options: Mapping[str, Any]
+) -> TimmPyramid:
+    """Build a timm network for images of a size, which many transformers want to know.
+
+    Args:
+        name: timm's.
+        size: height and width in pixels; `img_size` among the options goes before.
+        in_chans: channels of the images.
+        drop_path: probability of the last block.
+        options: more arguments of `timm.create_model`.
+
+    Raises:
+        UserError: there is no such network, or it cannot be built so.
+    """
+    try:
+        return TimmPyramid(name, in_chans, drop_path, {"img_size": size, **options})
+    except UserError as error:
+        if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error.__cause__)):
+            raise
     return TimmPyramid(name, in_chans, drop_path, options)
 
 

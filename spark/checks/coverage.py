@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from spark.backbones.pyramid import require_pyramid
+from spark.backbones.timm_model import timm_names
 from spark.backbones.timm_pyramid import TimmPyramid
 from spark.checks.convolutional import mixes_positions
 from spark.config.choices import DEFAULT_METHOD
@@ -94,7 +95,7 @@ def matching(pattern: str) -> list[str]:
     Raises:
         UserError: none does.
     """
-    names = timm.list_models()
+    names = timm_names()
     if found := [name for name in names if fnmatch(name, pattern)]:
         return found
     raise UserError(f"no timm model matches '{pattern}'.{nearest(pattern.strip('*'), names)}")

@@ -1,0 +1,69 @@
+"""Windows of a map, and attention within them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+APART = -100.0  # added to the logits of tokens that a cyclic shift put into one window; exp(-100) is nothing
+
+
+def to_windows(x_BHWC: Tensor, window: int) -> Tensor:
+    """Split a map [B, H, W, C] into windows, row by row: [B, windows, window * window, C]."""
+    cells = x_BHWC.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def from_windows(x_BnNC: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Put windows together again: [B, H, W, C]."""
+    cells = x_BnNC.unflatten(2, (window, window)).unflatten(1, (height // window, width // window))
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def shifted(x_BHWC: Tensor, shift: int) -> Tensor:
+    """Roll a map up and to the left, or back by a negative shift."""
+    return x_BHWC.roll((-shift, -shift), (1, 2)) if shift else x_BHWC
+
+
+def apart(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Return what is added to logits in windows of a shifted map: [windows, tokens, tokens].
+
+    Tokens from different regions of the map, which the shift made neighbors, do not see each other.
+    """
+    row, column = (_regions(side, window, shift, like.device) for side in (height, width))
+    region = to_windows((row[:, None] * 3 + column)[None, :, :, None], window)[0, :, :, 0]
+    return torch.where(region[:, None] == region[:, :, None], 0.0, APART).to(like.dtype)
+
+
+def windowed_attention(
+    x_BnNC: Tensor, qkv: torch.nn.Linear, heads: int, bias_BnhNN: Tensor, scale: float | None = None
+) -> Tensor:
+    """Attend within windows: [B, windows, tokens, C], before the output's projection.
+
+    Args:
+        x_BnNC: tokens.
+        qkv: projects to queries, keys and values, in this order, heads inside.
+        heads: number of heads.
+        bias_BnhNN: added to logits: [B or 1, windows or 1, heads, tokens, tokens].
+        scale: of products; None: one over the square root of a head's width.
+    """
+    batch, windows, tokens, channels = x_BnNC.shape
+    q, k, v = qkv(x_BnNC).view(batch, windows, tokens, 3, heads, -1).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+    # Windows are more heads: so a bias that all images share is never repeated for each.
+    bias = bias_BnhNN.expand(-1, windows, -1, -1, -1).flatten(1, 2)
+    y = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=scale)
+    return y.unflatten(1, (windows, heads)).transpose(2, 3).reshape(batch, windows, tokens, channels)
+
+
+def fitting(window: int, sides: Sequence[int]) -> tuple[int, bool]:
+    """Return the window that a map has, and whether windows can be shifted: not where one spans the map."""
+    return (window, True) if min(sides) > window else (min(sides), False)
+
+
+def _regions(side: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Number the regions along an axis: before the last window, its part that was there, what came round."""
+    place = torch.arange(side, device=device)
+    return (place >= side - window).long() + (place >= side - shift).long()
