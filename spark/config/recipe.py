@@ -42,7 +42,7 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
     """
     declared = declarations(schema)
     problems = []
-    config = copy.deepcopy(_defaults(schema))
+    config = copy.deepcopy(_defaults(typing.cast(type, schema)))
     for layer in _layers(declared, recipe, overrides):
         for key, value in layer.items():
             if key not in declared:
