@@ -99,6 +99,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    version_of_some: ClassVar[Mapping[str, int]] = {}  # data for which alone it is a later one, in words
     purpose: ClassVar[str]  # a line for people
     distributed: ClassVar[bool] = False  # whether its command may be started once per GPU, as torchrun does
     lazy_config: ClassVar[bool] = False  # whether its recipes are Detectron2's, in Python

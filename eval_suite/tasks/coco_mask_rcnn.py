@@ -27,6 +27,7 @@ class CocoMaskRcnn(Task):
     """`spark-eval detect`."""
 
     name, version = "coco_mask_rcnn", 1  # those of the project, which needs Detectron2
+    version_of_some = {"images that Detectron2 alone reads otherwise": 2}
     purpose = "Mask R-CNN by Detectron2 on data in COCO's layout; box and mask AP"
     distributed = lazy_config = True
 

@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -89,8 +90,14 @@ def as_instance(schema: type[Schema], content: Any) -> Schema:
         raise ValueError(f"unknown field {str(unknown[0])[:40]!r}")
     if missing := [name for name, entry in fields.items() if name not in content and _is_required(entry)]:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(schema)
+    hints = _hints(typing.cast(type, schema))
     return schema(**{name: _value(content[name], hints[name], name) for name in content})
+
+
+@cache
+def _hints(schema: type) -> Mapping[str, Any]:
+    """Return the declared types of a dataclass: a report reads thousands of records."""
+    return typing.get_type_hints(schema)
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:

@@ -180,7 +180,7 @@ def test_each_task_is_a_class_in_a_file_of_its_name(name: str) -> None:
     task = find_task(name)
     assert isinstance(task, Task)
     assert task.name == name
-    assert f"| `{name}` | {task.version} |" in tasks_table()
+    assert f"| `{name}` | {task.version}" in tasks_table()
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -11,8 +11,9 @@ import toy_project
 from tiny_coco import RECIPE
 
 from d2_projects.engine import config
-from d2_projects.instance_segmentation import InstanceSegmentation
+from d2_projects.instance_segmentation import DECODED, InstanceSegmentation
 from eval_suite.task import Work
+from eval_suite.task_registry import tasks_table
 from eval_suite.tasks.coco_mask_rcnn import CocoMaskRcnn
 from spark.errors import UserError
 
@@ -26,6 +27,8 @@ def test_the_number_of_gpus_decides_where_it_scales_the_recipe(tmp_path: Path) -
 
 def test_the_task_is_its_projects(tmp_path: Path) -> None:
     assert (CocoMaskRcnn.name, CocoMaskRcnn.version) == (InstanceSegmentation.name, InstanceSegmentation.version)
+    assert set(CocoMaskRcnn.version_of_some.values()) == {DECODED}
+    assert f"| 1; {DECODED} for images that " in tasks_table()
     recipe = tmp_path / "recipe.py"
     recipe.write_text(toy_project.RECIPE)
     with pytest.raises(UserError, match="is of the task toy_brightness, not of coco_mask_rcnn"):
