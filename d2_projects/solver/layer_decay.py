@@ -12,7 +12,7 @@ from torch import nn
 from d2_projects.modeling.timm_backbone import TimmBackbone
 from spark.backbones.layer_groups import BLOCKS_PER_LAYER, timm_layers
 from spark.errors import UserError
-from spark.training.optim import decayed
+from spark.utils.weight_decay import decayed
 
 RES4_BLOCKS = {18: 2, 34: 6, 50: 6, 101: 23, 152: 36}
 

@@ -13,7 +13,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from spark.backbones.layer_groups import timm_layers
-from spark.training.optim import decayed
+from spark.utils.weight_decay import decayed
 
 # Residual blocks per layer, by the number of blocks in the stage; up to three blocks are one layer.
 RESNET_BLOCKS_PER_LAYER = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 8: 4, 23: 3, 24: 4, 36: 4}

@@ -95,7 +95,7 @@ class TrainingStep:
         if state is not None:
             self.model.load_state_dict(state)
         self.model.to(self.device).to(memory_format=variant.memory_format)
-        groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model)]
+        groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model, self.model.decayed)]
         self.optimizer = build_optimizer("lamb", groups, (0.9, 0.95))
         set_schedule(self.optimizer, 1e-4, 0.04)
         shape = (workload.batch, 3, *workload.input_size)

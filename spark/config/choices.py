@@ -10,5 +10,7 @@ SCRATCH, TIMM = "scratch", "timm:"  # of what `init=` may say; else it is a path
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("lamb", "adamw")
+DEFAULT_COURSE = "spark"
+COURSES = (DEFAULT_COURSE, "mae")  # of the learning rate
 ON_DIVERGENCE = ("stop", "rollback")
 FORMATS = ("timm", "torchvision", "detectron2", "mmpretrain", "official-convnext", "original-spark")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from spark.config.choices import DEFAULT_METHOD, DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
+from spark.config.choices import COURSES, DEFAULT_COURSE, DEFAULT_METHOD, DEVICES, ON_DIVERGENCE, OPTIMIZERS, PRECISIONS
 from spark.config.identity import added
 from spark.config.values import (
     Channels,
@@ -72,7 +72,9 @@ class OptimizerConfig:
     betas: list[Decay] = field(default_factory=lambda: [0.9, 0.95])  # the paper: .95 for BN nets, .999 for ConvNeXt
     weight_decay: NotNegative = 0.04
     weight_decay_end: NotNegative = 0.2
-    clip_grad_norm: Positive = 5.0
+    clip_grad_norm: NotNegative = 5.0  # of all gradients together; 0: no clipping
+    # Of the learning rate: spark: linearly from .005 of the peak, then a cosine to .001 of it; mae: from 0, and to 0.
+    schedule: str = added(DEFAULT_COURSE)
 
 
 @dataclass
@@ -199,6 +201,7 @@ class PretrainConfig:
             "device": (self.device, DEVICES),
             "train.precision": (self.train.precision, PRECISIONS),
             "optimizer.name": (self.optimizer.name, OPTIMIZERS),
+            "optimizer.schedule": (self.optimizer.schedule, COURSES),
         }
         for name, (value, known) in choices.items():
             if value not in known:

@@ -19,6 +19,7 @@ from spark.backbones.pyramid import Pyramid
 from spark.errors import UserError
 from spark.sparse.check import Equivalence
 from spark.sparse.patches import patches_per_image
+from spark.utils.weight_decay import decayed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -136,6 +137,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def encoder_state(self) -> dict[str, Tensor]:
         """Return the state of the dense encoder, in timm's naming or in that of the user's own class."""
+
+    def decayed(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to one of the method's parameters."""
+        return decayed(name, parameter)
 
     @property
     def trivial_loss(self) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spark.config.choices import DEFAULT_COURSE
 from spark.config.identity import acting
 from spark.config.recipe import save_resolved, to_yaml
 from spark.data.unreadable import NamedImages, UnreadableFiles
@@ -120,6 +121,7 @@ class Schedule:
         checkpoint_epochs: interval of checkpoints in epochs.
         may_roll_back: whether to roll back to the last checkpoint after non-finite steps.
         precision_key: dotted key of the precision setting, for error messages.
+        course: how the learning rate rises and falls, a name in `optim.COURSES`.
     """
 
     lr: float
@@ -131,6 +133,7 @@ class Schedule:
     checkpoint_epochs: int = 1
     may_roll_back: bool = False
     precision_key: str = "precision"
+    course: str = DEFAULT_COURSE
 
     def warmup_steps(self, total: int) -> int:
         """Return how many of all steps are warm-up: a tenth at most where it would not end before the training."""
@@ -357,7 +360,7 @@ class Training:
         """Return the next step's learning rate."""
         warmup = self._schedule.warmup_steps(self.total_steps)
         peak = self._schedule.lr * LR_FACTOR**self._rollbacks
-        return learning_rate_at(self.step, self.total_steps, warmup, peak)
+        return learning_rate_at(self.step, self.total_steps, warmup, peak, self._schedule.course)
 
     def _counts(self) -> Counts:
         """Return the counts of skipped steps; this synchronizes with the device."""

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import timm.optim
 import torch
 from torch import nn
 
-from spark.config.choices import OPTIMIZERS
+from spark.config.choices import DEFAULT_COURSE, OPTIMIZERS
 from spark.errors import UserError, nearest
+from spark.utils.weight_decay import decayed
 
 
-def decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms, layer scales, gains and mask tokens.
+def parameter_groups(model: nn.Module, decays: Callable[[str, nn.Parameter], bool] = decayed) -> list[dict]:
+    """Return two parameter groups, with and without weight decay, marked by the key `decays`.
 
-    These have one number per channel, some with extra axes of length 1; so can the weights of convolutions.
+    Args:
+        model: whose parameters.
+        decays: whether weight decay applies to a parameter, given its name too.
     """
-    one_per_channel = parameter.numel() == max(parameter.shape, default=1)
-    return parameter.ndim > 1 and (name.endswith("weight") or not one_per_channel)
-
-
-def parameter_groups(model: nn.Module) -> list[dict]:
-    """Return two parameter groups, with and without weight decay, marked by the key `decays`."""
     groups: list[dict] = [{"params": [], "decays": True}, {"params": [], "decays": False}]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[0 if decayed(name, parameter) else 1]["params"].append(parameter)
+            groups[0 if decays(name, parameter) else 1]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 
@@ -54,17 +54,31 @@ def cosine(progress: float, start: float, end: float) -> float:
     return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * min(progress, 1.0)))
 
 
-def learning_rate_at(
-    step: int, total: int, warmup: int, peak: float, start_factor: float = 0.005, end_factor: float = 0.001
-) -> float:
-    """Linear warm-up from `start_factor * peak`, then half a cosine down to `end_factor * peak`.
+class Course(NamedTuple):
+    """The course of the learning rate: a linear warm-up to the peak, then half a cosine down.
 
-    `step` counts from 0; the last one, `total - 1`, gets the end value.
+    Attributes:
+        start: of the first step, relative to the peak, if there is a warm-up.
+        end: where the cosine ends, relative to the peak.
+        after: how many steps after the last one it ends there.
     """
+
+    start: float
+    end: float
+    after: int
+
+
+COURSES: Mapping[str, Course] = MappingProxyType({"spark": Course(0.005, 0.001, 0), "mae": Course(0.0, 0.0, 1)})
+"""By the name of the method that they come from. MAE's last step still has a learning rate."""
+
+
+def learning_rate_at(step: int, total: int, warmup: int, peak: float, course: str = DEFAULT_COURSE) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    start, end, after = COURSES[course]
     if step < warmup:
-        return peak * (start_factor + (1 - start_factor) * step / warmup)
-    progress = (step - warmup) / max(total - 1 - warmup, 1)
-    return cosine(progress, peak, end_factor * peak)
+        return peak * (start + (1 - start) * step / warmup)
+    progress = (step - warmup) / max(total - 1 + after - warmup, 1)
+    return cosine(progress, peak, end * peak)
 
 
 def weight_decay_at(step: int, total: int, start: float, end: float) -> float:

@@ -96,7 +96,8 @@ class Pretraining(Learner):
             self._model.compile()
         self._parallel = data_parallel(self._model, self._ranks)
         betas = (config.optimizer.betas[0], config.optimizer.betas[1])
-        self._optimizer = build_optimizer(config.optimizer.name, parameter_groups(self._model), betas)
+        groups = parameter_groups(self._model, self._model.decayed)
+        self._optimizer = build_optimizer(config.optimizer.name, groups, betas)
         self.guard = NonFiniteGuard(self._model, self._device)
         self._curve = Curve(Path(config.out), self._model.trivial_loss)
 
@@ -107,6 +108,7 @@ class Pretraining(Learner):
         return Schedule(
             self._config.learning_rate, train.epochs, train.warmup_epochs, train.batch, RECORD_STEPS,
             train.checkpoint_minutes, train.checkpoint_epochs, train.on_divergence == "rollback", "train.precision",
+            self._config.optimizer.schedule,
         )
 
     @property
@@ -136,7 +138,7 @@ class Pretraining(Learner):
         self._optimizer.zero_grad()
         self.guard.before()
         loss = self._accumulate_gradients(batch.image, mask)
-        grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), optimizer.clip_grad_norm)
+        grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), optimizer.clip_grad_norm or torch.inf)
         bad = self.guard.after(loss, grad_norm)
         self._optimizer.step()
         return {LOSS: torch.where(bad, torch.nan, loss), "lr": lr, "weight_decay": decay, "grad_norm": grad_norm}

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm.layers
 import torch
 
+from spark.config import choices
 from spark.errors import UserError
 from spark.methods.spark.model import SparK
 from spark.training.optim import (
+    COURSES,
     build_optimizer,
-    decayed,
     learning_rate_at,
     parameter_groups,
     set_schedule,
     weight_decay_at,
 )
+from spark.utils.weight_decay import decayed, decayed_by_shape
 
 
 @pytest.mark.parametrize("model", ["resnet18", "convnext_atto"])
@@ -41,6 +45,13 @@ def test_only_weights_of_two_dimensions_and_more_decay(model: str) -> None:
 def test_scales_of_channels_do_not_decay_whatever_their_shape(layer: torch.nn.Module, decaying: set[str]) -> None:
     """LAMB would also move a small one by its own norm only, so that layer scales never opened."""
     assert {name for name, parameter in layer.named_parameters() if decayed(name, parameter)} == decaying
+
+
+def test_by_shape_tokens_decay_and_biases_of_any_shape_do_not() -> None:
+    shapes = {"token": (1, 8, 1, 1), "norm.weight": (8,), "fc.bias": (1, 8), "fc.weight": (8, 1), "scale": (8,)}
+    decaying = {name for name, shape in shapes.items()
+                if decayed_by_shape(name, torch.nn.Parameter(torch.zeros(shape)))}
+    assert decaying == {"token", "fc.weight"}
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
@@ -86,6 +97,14 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest_name() -> None:
 )
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(step: float, rate: float) -> None:
     assert learning_rate_at(step, total=110, warmup=10, peak=1.0) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.0), (5, 0.5), (10, 1.0), (60, 0.5), (109, 0.5 + 0.5 * math.cos(math.pi * 99 / 100))]
+)
+def test_maes_learning_rate_begins_at_zero_and_would_be_zero_after_the_last_step(step: int, rate: float) -> None:
+    assert learning_rate_at(step, 110, 10, 1.0, "mae") == pytest.approx(rate)
+    assert set(COURSES) == set(choices.COURSES)
 
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.04), (50, 0.12), (100, 0.2)])
