@@ -107,6 +107,8 @@ class Task(ABC):
     def prepare(self, work: Work) -> Prepared:
         """Read the recipe; touch neither data nor run folder.
 
+        One instance is asked for all nodes of a study, so it may remember what it has read.
+
         Raises:
             UserError: the recipe or a setting is unsound.
         """
@@ -126,6 +128,9 @@ class Task(ABC):
 
     def cost(self, work: Work, images: int | None) -> Cost | None:
         """Return what the run will take, or None where that is not known.
+
+        It depends neither on the seed nor on the initial weights or the folder: runs that differ in nothing else are
+        asked about once.
 
         Args:
             work: as for `prepare`.

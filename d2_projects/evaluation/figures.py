@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLORS, GRAY, encode, plain, quieten
+from spark.utils.plots import COLORS, GRAY, encode, name_lines, plain, quieten
 
 if TYPE_CHECKING:
     from d2_projects.evaluation.average_precision import Evaluation
@@ -26,19 +26,21 @@ def draw_precision_recall(evaluations: Mapping[Any, Evaluation]) -> bytes:
         shown = np.argsort(evaluation.objects, kind="stable")[::-1][:SHOWN]
         for axes, threshold in zip(row, (0.5, 0.75), strict=True):
             precision_RK = evaluation.precision(threshold)
+            lines: dict[str, Any] = {}
             for color, category in zip(COLORS, shown, strict=False):
                 if evaluation.objects[category] and len(evaluation.categories) > 1:
-                    axes.plot(RECALLS, precision_RK[:, category], color=color, linewidth=1.1,
-                              label=f"{plain(evaluation.categories[category])} ({evaluation.objects[category]:,})")
+                    name = f"{evaluation.categories[category]} ({evaluation.objects[category]:,})"
+                    (lines[name],) = axes.plot(RECALLS, precision_RK[:, category], color=color, linewidth=1.1)
             defined = ~np.isnan(precision_RK[0])
-            axes.plot(RECALLS, precision_RK[:, defined].mean(1) if defined.any() else np.zeros(101), color="black",
-                      linewidth=2.2, label=f"mean of {defined.sum()}")
+            mean = precision_RK[:, defined].mean(1) if defined.any() else np.zeros(101)
+            (lines[f"mean of {defined.sum()}"],) = axes.plot(RECALLS, mean, color="black", linewidth=2.2)
             axes.set(xlim=(0, 1), ylim=(0, 1.02))
             axes.set_title(f"{TITLES[task]}, IoU {threshold:g}: AP {100 * np.nanmean(precision_RK[:, defined]):.1f}"
                            if defined.any() else f"{TITLES[task]}, IoU {threshold:g}", fontsize=10, color=GRAY)
             quieten(axes, grid=True)
-        row[0].set_ylabel("precision", fontsize=9)
-        row[0].legend(fontsize=8, frameon=False, labelcolor=GRAY)
+            if axes is row[0]:
+                axes.set_ylabel("precision", fontsize=9)
+                name_lines(axes, lines)
     for axes in panels[-1]:
         axes.set_xlabel("recall", fontsize=9)
     return encode(figure, "png")

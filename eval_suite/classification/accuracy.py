@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from eval_suite.classification.data import UNLABELED
 from spark.data.unreadable import UnreadableFiles
 from spark.utils.distributed import Ranks
+
+if TYPE_CHECKING:
+    from torchmetrics.classification import MulticlassAccuracy
 
 TOP = (1, 5)
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W], labels [B], unreadable [B]; see LabeledSample
@@ -28,6 +31,8 @@ def accuracies(
     Raises:
         UserError: more than one per cent of the images cannot be read.
     """
+    from torchmetrics.classification import MulticlassAccuracy  # takes a second, which plans and dry runs can spare
+
     metrics: dict[str, dict[int, MulticlassAccuracy]] = {}
     for images, labels_of_any, missing in batches:
         unreadable.note(missing)

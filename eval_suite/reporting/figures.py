@@ -1,4 +1,4 @@
-"""Curves of runs, and results over model size, as SVG that reads on light and dark pages."""
+"""Results over what they cost, as SVG that reads on light and dark pages."""
 
 from __future__ import annotations
 
@@ -11,45 +11,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spark.utils.plots import COLORS, GRAY_ON_ANY, encode, plain, quieten
+from eval_suite.reporting.looks import Look, legend_of, looks_of
+from spark.utils.plots import GRAY_ON_ANY, encode, name_lines, plain, quieten
 
-Log = Sequence[Mapping[str, Any]]  # the records of one metrics.jsonl
-POINTS = 400  # of a line: more would not be seen, and make the page large
 MARKERS = "osD^vP"
 TICKS_APART = 0.08  # of a logarithmic axis
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run's log; runs of a group share a color."""
-
-    group: str
-    log: Log
-
-
-def draw_curves(curves: Sequence[Curve], keys: Sequence[str]) -> bytes | None:
-    """Draw each key as a panel with one line per run; return SVG, or None if no run has any of the keys.
-
-    The horizontal axis is the epoch where a log has one record an epoch, else the optimizer step.
-    """
-    shown = [key for key in keys if any(key in record for curve in curves for record in curve.log)]
-    if not shown:
-        return None
-    axis_name = "epoch" if all(_one_record_an_epoch(curve.log) for curve in curves) else "step"
-    columns = min(len(shown), 2)
-    rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    colors = dict(zip(dict.fromkeys(curve.group for curve in curves), itertools.cycle(COLORS), strict=False))
-    for axes, key in itertools.zip_longest(panels, shown):
-        if key is None:
-            axes.set_visible(False)
-            continue
-        _draw_lines(axes, curves, key, axis_name, colors)
-        axes.set_xlabel("optimizer step" if axis_name == "step" else "epoch")
-        axes.set_xlim(left=0)
-        _finish(axes, key)
-    return encode(figure, "svg")
+BELOW = -0.24  # of a panel's height: where a legend begins that has the axis above it
 
 
 def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: str) -> bytes:
@@ -62,6 +29,7 @@ def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: st
     """
     figure = Figure(figsize=(4.2 * len(axes_names), 5.6), layout="constrained")
     grid = figure.subplots(2, len(axes_names), squeeze=False, sharex="col")
+    named: set[str] = set()  # what lines are named after, where that was said
     for column, (cost, title) in enumerate(axes_names.items()):
         there = points[points[cost] > 0]
         # Over the size of models each initialisation is a line; over its cost each model is one.
@@ -75,33 +43,26 @@ def draw_scaling(points: pd.DataFrame, axes_names: Mapping[str, str], metric: st
         lower.set_xlabel(title)
         _logarithmic(lower, sorted(there[cost].unique()))
         _finish(upper, metric if column == 0 else "")
-        _finish(lower, "gain" if column == 0 else "", legend=False)
+        _finish(lower, "gain" if column == 0 else "")
+        if by not in named:
+            named.add(by)
+            name_lines(lower, legend_of(style.looks), GRAY_ON_ANY, ncols=2, loc="upper center",
+                       bbox_to_anchor=(0.5, BELOW))
     return encode(figure, "svg")
-
-
-def _draw_lines(axes: Any, curves: Sequence[Curve], key: str, axis_name: str, colors: Mapping[str, str]) -> None:
-    named: set[str] = set()
-    for curve in curves:
-        points = [(record[axis_name], record[key]) for record in curve.log if record.get(key) is not None]
-        if points:
-            axes.plot(*zip(*_thinned(points), strict=True), color=colors[curve.group], linewidth=1.4,
-                      marker="o" if len(points) == 1 else None,
-                      label=None if curve.group in named else plain(curve.group))
-            named.add(curve.group)
 
 
 @dataclass(frozen=True)
 class _Style:
-    """Colours of lines by the column that they are named after, markers by protocol."""
+    """Looks of lines by the column that they are named after, markers by protocol."""
 
     by: str
-    colors: Mapping[str, str]
+    looks: Mapping[str, Look]
     markers: Mapping[str, str]
 
     @classmethod
     def of(cls, points: pd.DataFrame, by: str) -> _Style:
-        colors = dict(zip(points[by].unique(), itertools.cycle(COLORS), strict=False))
-        return cls(by, colors, dict(zip(points["protocol"].unique(), itertools.cycle(MARKERS), strict=False)))
+        markers = dict(zip(points["protocol"].unique(), itertools.cycle(MARKERS), strict=False))
+        return cls(by, looks_of(map(str, points[by].unique())), markers)
 
 
 def _draw_points(
@@ -111,9 +72,8 @@ def _draw_points(
     there = points.dropna(subset=[value]).sort_values(cost)
     for (name, protocol), line in there.groupby([style.by, "protocol"], sort=False):
         bars = [below[line.index].fillna(0), above[line.index].fillna(0)]
-        axes.errorbar(line[cost], line[value], yerr=bars, color=style.colors[str(name)],
-                      marker=style.markers[str(protocol)], linewidth=1.4, markersize=5, elinewidth=1, capsize=2.5,
-                      label=plain(str(name)))
+        axes.errorbar(line[cost], line[value], yerr=bars, marker=style.markers[str(protocol)], markersize=4,
+                      elinewidth=1, capsize=2.5, **style.looks[str(name)])
 
 
 def _logarithmic(axes: Any, values: Sequence[float]) -> None:
@@ -130,21 +90,6 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def _finish(axes: Any, title: str, legend: bool = True) -> None:
+def _finish(axes: Any, title: str) -> None:
     axes.set_title(plain(title), fontsize=10, color=GRAY_ON_ANY)
     quieten(axes, GRAY_ON_ANY, grid=True)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    if unique and legend:
-        axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, labelcolor=GRAY_ON_ANY)
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Keep every nth point, and the last."""
-    every = math.ceil(len(points) / POINTS)
-    return [*points[:-1:every], points[-1]]
-
-
-def _one_record_an_epoch(log: Log) -> bool:
-    epochs = [record.get("epoch") for record in log]
-    return None not in epochs and len(set(epochs)) == len(epochs)

@@ -85,7 +85,8 @@ def summary_grid(rows: pd.DataFrame, records: Mapping[Path, ResultRecord], where
                *([PUBLISHED] if with_published else []), "runs"]
     cells = []
     for (_, row), numbers in zip(rows.iterrows(), beside, strict=True):
-        links = [(f"seed {records[folder].seed}", f"#{where.anchor(folder)}") for folder in row["folders"]]
+        folders = sorted(row["folders"], key=lambda folder: (records[folder].seed, folder))
+        links = [(f"seed {records[folder].seed}", f"#{where.anchor(folder)}") for folder in folders]
         published_cell = Cell(as_text(numbers), float(numbers[0].value) if numbers else None, kind="published")
         cells.append([
             Cell(shown_name(row["model"])), Cell(row["init"], kind="" if row["n"] else "missing"),
@@ -93,7 +94,7 @@ def summary_grid(rows: pd.DataFrame, records: Mapping[Path, ResultRecord], where
             Cell(gain_text(row), _number(row["gain"]), kind="gain"),
             Cell(str(row["n"]), row["n"]), Cell(f"{row['metric']} [{row['unit']}]"),
             *([published_cell] if with_published else []),
-            Cell("" if links else "missing", links=links, kind="files" if links else "missing"),
+            Cell("" if links else "missing", links=links, kind="seeds" if links else "missing"),
         ])
     return Grid(columns, cells)
 

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eval_suite.nested import ABSENT, differing
 from eval_suite.reporting import grids
+from eval_suite.reporting.curves import Curve, draw_curves
 from eval_suite.reporting.effort import Effort, effort_by_checkpoint, efforts
-from eval_suite.reporting.figures import Curve, draw_curves
 from eval_suite.reporting.grids import Addresses, Grid
 from eval_suite.reporting.images import Album, Picture, by_number
 from eval_suite.reporting.run_files import DETECTIONS, RECONSTRUCTIONS, RunFiles

@@ -136,5 +136,7 @@ def changed(resources: Resources, content: Mapping[str, Any], where: str) -> Res
     Raises:
         UserError: what differs has no such name or type.
     """
+    if content == {}:
+        return resources
     both = {**dataclasses.asdict(resources), **content} if isinstance(content, Mapping) else content
     return typed(Resources, both, where)

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ class _Builder:
         self._identities = DataIdentities()
         self._nodes: dict[str, Node] = {}
         self._by_identity: dict[str, Node] = {}
+        self._pretrained: dict[tuple[Any, ...], Node] = {}
+        self._find_task = cache(find_task)  # a task may remember the recipes that it has read
 
     def build(self) -> Graph:
         """Return the graph of all points."""
@@ -215,9 +218,13 @@ class _Builder:
     def _pretraining(self, point: Point, choice: InitializationChoice, made: Node | None) -> Node:
         seed = point.seed if choice.seed is None else choice.seed
         labels = {"task": PRETRAIN, "model": point.model, "init": point.init, "budget": point.budget, "seed": seed}
-        budget = dotted(self._study.budgets.get(point.budget) or {})
-        work = self._work(choice.pretrain, {**dotted(choice.settings), **budget}, labels, seed, None)
-        return self._add(choice.task, f"{PRETRAIN}-{point.init}", work, labels, (), made)
+        point_of_it = tuple(labels.values())
+        if point_of_it not in self._pretrained:  # all tasks begin with it
+            budget = dotted(self._study.budgets.get(point.budget) or {})
+            work = self._work(choice.pretrain, {**dotted(choice.settings), **budget}, labels, seed, None)
+            node = self._add(choice.task, f"{PRETRAIN}-{point.init}", work, labels, (), made)
+            self._pretrained[point_of_it] = node
+        return self._pretrained[point_of_it]
 
     def _evaluation(
         self, point: Point, choice: InitializationChoice, pretraining: Node | None, made: Node | None
@@ -249,7 +256,7 @@ class _Builder:
         made: Node | None, images: int | None = None,
     ) -> Node:
         """Add a node, or return the one that comes to the same."""
-        task = find_task(task_name)
+        task = self._find_task(task_name)
         what = " ".join(str(value) for value in labels.values())
         resources = self._resources(task, labels, what)
         work = dataclasses.replace(work, gpus=resources.gpus)

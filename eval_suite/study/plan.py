@@ -45,8 +45,12 @@ def estimate(graph: Graph, cluster: ClusterConfig) -> dict[str, Estimate]:
     """
     measured = {_kind(node): node for node in graph if read_finished(node)}
     found = {}
+    costs: dict[str, Cost | None] = {}
     for node in track(list(graph), "counting costs", transient=True, console=console(stderr=True)):
-        cost = node.cost()  # builds the network, which may take seconds
+        asked = _asked(node)
+        if asked not in costs:
+            costs[asked] = node.cost()  # builds the network, which may take seconds
+        cost = costs[asked]
         like = node if read_finished(node) else measured.get(_kind(node))
         mark = read_finished(like) if like else None
         if like and mark and (like is node or (like.length and node.length)):
@@ -132,6 +136,11 @@ def _resources(node: Node) -> str:
 
 def _kind(node: Node) -> tuple[object, ...]:
     return node.task, node.labels.get("task"), node.labels.get("model"), node.resources.gpus
+
+
+def _asked(node: Node) -> str:
+    """Return what a node's cost depends on."""
+    return repr((node.task, node.work.recipe, dict(node.work.settings), node.work.trust, node.work.gpus, node.images))
 
 
 def _mark(graph: Graph, node: Node) -> str:

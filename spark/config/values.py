@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 SHOWN = 60  # characters of a value in a message
@@ -128,7 +129,7 @@ def wrong_values(config: Any, schema: type | None = None, prefix: str = "") -> I
         prefix: of the settings' names.
     """
     schema = schema or type(config)
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = type_hints(schema)
     for entry in dataclasses.fields(schema):
         name, hint = f"{prefix}{entry.name}", hints[entry.name]
         value = config.get(entry.name) if isinstance(config, Mapping) else getattr(config, entry.name)
@@ -171,6 +172,12 @@ def shown(value: Any, most: int = SHOWN) -> str:
         return "a number of thousands of digits"
     text = " ".join(text.split()) if "\n" in text else text
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+@cache
+def type_hints(schema: type) -> Mapping[str, Any]:
+    """Return the declaration of each of a dataclass's settings, limits included; read once."""
+    return typing.get_type_hints(schema, include_extras=True)
 
 
 def _must_be_number(declaration: Any) -> bool:

@@ -5,6 +5,7 @@ It reads what OmegaConf reads: `4e-4` is a number and `2024-01-01` is text; keys
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ def parse_yaml(text: str, loader: Any = None) -> Any:
         ValueError: it is no YAML, or more than a person would write.
     """
     try:
-        content = yaml.load(text, Loader=loader or get_yaml_loader())
+        content = yaml.load(text, Loader=loader or _loader())
         _measure(content, {}, 0)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
     except (yaml.YAMLError, OverflowError, TypeError) as error:
         raise ValueError(_line(error)) from None
     return content
+
+
+@cache
+def _loader() -> Any:
+    """Return OmegaConf's loader, a class that it would make anew for each text."""
+    return get_yaml_loader()
 
 
 def _measure(value: Any, known: dict[int, int], depth: int) -> int:

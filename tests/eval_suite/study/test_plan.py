@@ -15,10 +15,10 @@ from study_folder import StudyFolder
 from eval_suite.cli import main
 from eval_suite.study.cluster import ClusterConfig, Device, Resources, load_cluster
 from eval_suite.study.config import load_study
-from eval_suite.study.graph import build_graph
+from eval_suite.study.graph import Node, build_graph
 from eval_suite.study.launch.snapshot import snapshot_path, source_root, take_snapshot
 from eval_suite.study.plan import estimate
-from eval_suite.task import Task
+from eval_suite.task import Cost, Task
 from eval_suite.task_registry import find_task, task_names, tasks_table
 from spark.errors import UserError
 from spark.utils.files import write_json
@@ -39,6 +39,21 @@ def test_hours_from_flops_and_sums(study: StudyFolder, capsys: pytest.CaptureFix
     assert "50% of the 1 TFLOP/s of a GPU, an assumption" in said
     assert said.count("quick_task.py steps=3") == 6
     assert not study.out.exists()
+
+
+def test_runs_that_differ_in_the_seed_alone_are_counted_once(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+    monkeypatch.setattr(Node, "cost", lambda node: counted.append(node.name) or Cost(len(counted), 0, "counted"))
+    study.change(models=["a"], seeds=[0, 1, 2], overrides={
+        "longer": {"when": {"task": "count", "init": "scratch", "seed": 1}, "settings": {"steps": 30}}})
+    estimates = estimate(study.graph(), GPU)
+    assert len(estimates) == 9
+    # The pre-trainings, their evaluations, those from scratch, which have the same settings, and the longer one.
+    flops = {name.rpartition("-")[0]: entry.cost.flops for name, entry in estimates.items() if entry.cost}
+    assert flops["count-scratch-a-s0"] == flops["count-scratch-a-s2"] != flops["count-scratch-a-s1"]
+    assert len(counted) == len(set(flops.values())) <= 4
 
 
 def test_what_is_not_known_is_not_invented(study: StudyFolder) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import toy_project
 from tiny_coco import RECIPE
 
+from d2_projects.engine import config
 from d2_projects.instance_segmentation import InstanceSegmentation
 from eval_suite.task import Work
 from eval_suite.tasks.coco_mask_rcnn import CocoMaskRcnn
@@ -27,3 +30,26 @@ def test_the_task_is_its_projects(tmp_path: Path) -> None:
     recipe.write_text(toy_project.RECIPE)
     with pytest.raises(UserError, match="is of the task toy_brightness, not of coco_mask_rcnn"):
         CocoMaskRcnn().prepare(Work(str(recipe), tmp_path))
+
+
+def test_runs_that_differ_in_seed_and_weights_share_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of hundreds of runs is planned in seconds; what each is does not depend on which was read first."""
+    read: list[str] = []
+
+    def counting(recipe: str, overrides: Sequence[str]) -> config.DetectConfig:
+        read.append(recipe)
+        return load(recipe, overrides)
+
+    load = config.load
+    works = [Work(RECIPE, tmp_path / f"run{seed}", {"train.max_iter": iterations}, seed, init)
+             for iterations in (3, 4) for seed in (0, 1) for init in ("scratch", "runs/encoder")]
+    alone = [CocoMaskRcnn().prepare(work) for work in works]
+    monkeypatch.setattr(config, "load", counting)
+    task = CocoMaskRcnn()
+    assert [task.prepare(work) for work in works] == alone
+    assert len(read) == 2
+    assert [prepared.settings["seed"] for prepared in alone] == [0, 0, 1, 1] * 2
+    with pytest.raises(UserError, match=r"init=.* is too long"):
+        task.prepare(dataclasses.replace(works[0], init="x" * 300))
