@@ -75,11 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser("bench", help="time a training step in each way that its method can compute it")
     bench.add_argument("model", type=a_name, metavar="MODEL", help="timm name")
     bench.add_argument("--batch", type=number(Count), default=16)
-    bench.add_argument(
-        "--input-size", type=number(Pixels), nargs="+", default=[224], metavar="PIXELS", help="height [width]"
-    )
-    bench.add_argument("--mask-ratio", type=number(Part), default=0.6)
-    bench.add_argument("--decoder-width", type=number(Width), default=768)
+    bench.add_argument("--input-size", type=number(Pixels), nargs="+", metavar="PIXELS", help="height [width]")
+    bench.add_argument("--mask-ratio", type=number(Part))
+    bench.add_argument("--decoder-width", type=number(Width))
     bench.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     bench.add_argument("--device", choices=DEVICES, default="auto")
     bench.add_argument("--rounds", type=number(Count), default=5)
@@ -183,7 +181,7 @@ def _bench(options: argparse.Namespace) -> int:
     from spark.benchmark.report import save
     from spark.benchmark.step import Workload, benchmark
 
-    size = _input_size(options.input_size)
+    size = _input_size(options.input_size) if options.input_size else None
     workload = Workload(
         options.model, options.batch, size, options.mask_ratio, options.decoder_width, options.device, options.method
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from spark.errors import UserError
 
 
-def visible_count(patches: int, mask_ratio: float) -> int:
-    """Return how many of an image's patches stay visible: `round(patches * (1 - mask_ratio))`.
+def visible_count(patches: int, mask_ratio: float, rounding: Callable[[float], int] = round) -> int:
+    """Return how many of an image's patches stay visible: `patches * (1 - mask_ratio)`, made whole by `rounding`.
 
     Raises:
         UserError: no patch would be visible, or none masked.
     """
-    count = round(patches * (1 - mask_ratio))
+    count = rounding(patches * (1 - mask_ratio))
     if not 0 < count < patches:
         raise UserError(
             f"mask ratio {mask_ratio} leaves {count} of {patches} patches visible; "
@@ -29,6 +31,7 @@ def random_mask(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     square: int = 1,
+    rounding: Callable[[float], int] = round,
 ) -> Tensor:
     """Draw visible patches uniformly without replacement, independently per image.
 
@@ -38,13 +41,14 @@ def random_mask(
         mask_ratio: share of them that is hidden.
         generator: without one, the CPU's default generator.
         square: draw squares of so many by so many patches; it divides the grid.
+        rounding: of the number of visible ones.
 
     Returns:
         Boolean tensor [batch, 1, grid_height, grid_width] on the CPU, True where a patch is visible; every
         image has exactly `visible_count` patches, or squares, of them.
     """
     height, width = grid[0] // square, grid[1] // square
-    count = visible_count(height * width, mask_ratio)
+    count = visible_count(height * width, mask_ratio, rounding)
     order = torch.rand(batch, height * width, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, height * width, dtype=torch.bool)
     mask.scatter_(1, order[:, :count], True)

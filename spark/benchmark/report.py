@@ -50,8 +50,8 @@ def markdown(result: Result, chart: str) -> str:
         f"# {work['model']}, batch {work['batch']}, {height}x{width}, mask ratio {work['mask_ratio']}",
         "",
         f"{result['hardware']}, {result['date']}, torch {result['environment']['torch']}, code {result['code']}. "
-        f"`original` computes in float32, the others in {result['precision']}. Medians of {result['rounds']} rounds, "
-        f"in which the variants took turns. Measured rates: {rates['matmul'] / 1e9:.0f} GFLOP/s (matrix product), "
+        f"× is how many times less than the first one. Medians of {result['rounds']} rounds, in which variants took "
+        f"turns. Measured rates: {rates['matmul'] / 1e9:.0f} GFLOP/s (matrix product), "
         f"{rates['copy'] / 1e9:.1f} GB/s (copy).",
         "",
         whole_table(result).to_markdown(index=False),
@@ -77,6 +77,7 @@ def whole_table(result: Result) -> pd.DataFrame:
         step, flops = _step(variant), sum(variant["flops"].values())
         row = {
             "variant": variant["variant"],
+            "precision": variant["precision"],
             "encoder s": f"{_encoder(variant):.3g}",
             "encoder ×": f"{_encoder(first) / _encoder(variant):.2f}",
             "step s": f"{step:.3g}",
@@ -85,7 +86,9 @@ def whole_table(result: Result) -> pd.DataFrame:
             "GFLOP": f"{flops / 1e9:.0f}",
             "floor s": f"{flops / result['rates']['matmul']:.3g}",
             "encoder's activations MiB": f"{variant['activations'] / MIB:.0f}",
-            "×": f"{variant['activations'] / first['activations']:.2f}",
+            "encoder's activations ×": f"{first['activations'] / variant['activations']:.2f}",
+            "all activations MiB": f"{variant['step_activations'] / MIB:.0f}",
+            "all activations ×": f"{first['step_activations'] / variant['step_activations']:.2f}",
         }
         if variant["peak"]:
             row["peak MiB"] = f"{variant['peak'] / MIB:.0f}"

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import value_at, with_values
+from spark.config.recipe import value_at
 from spark.methods.registry import default_config, variants
 from spark.methods.variant import Variant
 from spark.sparse.patches import patches_per_image
@@ -38,25 +38,37 @@ Reporter = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on."""
+    """What is trained on; None: as the method's defaults say."""
 
     model: str = "resnet50"
     batch: int = 16
-    input_size: tuple[int, int] = (224, 224)
-    mask_ratio: float = 0.6
-    decoder_width: int = 768
+    input_size: tuple[int, int] | None = None
+    mask_ratio: float | None = None
+    decoder_width: int | None = None
     device: str = "auto"
     method: str = DEFAULT_METHOD
 
     def config(self) -> PretrainConfig:
-        """Return the configuration of such a pre-training; what the method has no setting for is left out.
+        """Return the configuration of such a pre-training.
 
         Raises:
-            UserError: there is no such method.
+            UserError: there is no such method, or it has not all of these settings.
         """
-        config = default_config(self.method, self.model, {"data.input_size": list(self.input_size)})
-        wanted = {"mask.ratio": self.mask_ratio, "decoder.width": self.decoder_width}
-        return with_values(config, {key: value for key, value in wanted.items() if value_at(config, key) is not None})
+        wanted = {
+            "data.input_size": self.input_size and list(self.input_size), "mask.ratio": self.mask_ratio,
+            "decoder.width": self.decoder_width,
+        }
+        return default_config(
+            self.method, self.model, {key: value for key, value in wanted.items() if value is not None}
+        )
+
+    def described(self) -> dict[str, Any]:
+        """Return all that there is to tell, with the method's defaults."""
+        config = self.config()
+        return asdict(self) | {
+            "input_size": list(config.data.input_size), "mask_ratio": value_at(config, "mask.ratio"),
+            "decoder_width": value_at(config, "decoder.width"),
+        }
 
     def variants(self, precision: str, compile: bool = False) -> list[Variant]:
         """Return the ways to compute it, the baseline first."""
@@ -69,13 +81,16 @@ class Measurement:
 
     Attributes:
         activations: what the encoder's forward pass keeps for its backward pass.
+        step_activations: what the whole forward pass keeps.
         peak: most memory that a step has in use on a GPU; 0 on a CPU, whose allocator does not count.
     """
 
     variant: str
+    precision: str = "float32"
     seconds: dict[str, float] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)
     activations: int = 0
+    step_activations: int = 0
     peak: int = 0
 
     @property
@@ -91,18 +106,20 @@ class TrainingStep:
         self.workload, self.variant = workload, variant
         self.device = choose_device(workload.device)
         torch.manual_seed(0)
-        self.model = variant.build(workload.config())
-        if state is not None:
+        config = workload.config()
+        self.model = variant.build(config)
+        if state is not None and not variant.own_weights:
             self.model.load_state_dict(state)
         self.model.to(self.device).to(memory_format=variant.memory_format)
         groups = [group | {"foreach": variant.foreach} for group in parameter_groups(self.model, self.model.decayed)]
         self.optimizer = build_optimizer("lamb", groups, (0.9, 0.95))
         set_schedule(self.optimizer, 1e-4, 0.04)
-        shape = (workload.batch, 3, *workload.input_size)
+        height, width = config.data.input_size
+        shape = (workload.batch, 3, height, width)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=generator).to(self.device)
         self.images = images.contiguous(memory_format=variant.memory_format)
-        self.mask = self.model.draw_mask(workload.batch, self.model.grid(*workload.input_size), generator)
+        self.mask = self.model.draw_mask(workload.batch, self.model.grid(height, width), generator)
         if variant.compile:
             self.model.compile()
 
@@ -142,12 +159,12 @@ def measure(workload: Workload, chosen: list[Variant], rounds: int, report: Repo
     first = TrainingStep(workload, chosen[0], None)
     state = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
     steps = [first, *(TrainingStep(workload, variant, state) for variant in chosen[1:])]
-    results = [Measurement(step.variant.label) for step in steps]
+    results = [Measurement(step.variant.label, step.variant.precision) for step in steps]
     for step, result in zip(steps, results, strict=True):
         loss = step.run(lambda part, function: function()).item()  # warm-up
         report(f"{result.variant}: loss {loss:.6f}")
         result.flops = count_flops(step)
-        result.activations = kept_bytes(step)
+        result.activations, result.step_activations = kept_bytes(step)
         result.peak = peak_bytes(step)
     times: list[list[dict[str, float]]] = [[] for _ in steps]
     for turn in range(rounds):
@@ -199,20 +216,24 @@ def _convolution_backward_flops(
 CONVOLUTION_BACKWARD = MappingProxyType({torch.ops.aten.convolution_backward: _convolution_backward_flops})
 
 
-def kept_bytes(step: TrainingStep) -> int:
-    """Return the bytes that the encoder's forward pass keeps for its backward pass, parameters left out."""
-    kept: dict[int, int] = {}
+def kept_bytes(step: TrainingStep) -> tuple[int, int]:
+    """Return the bytes that the forward pass keeps for the backward pass: the encoder's, and the whole one's.
+
+    Parameters are left out, and so are the inputs of what is computed a second time.
+    """
+    kept: dict[str, dict[int, int]] = {}
 
     def around(part: str, function: Callable[[], Any]) -> Any:
-        if part != "encoder forward":
+        if not part.endswith("forward"):
             return function()
         with kept_for_backward(step.model) as found:
             result = function()
-        kept.update(found)
+        kept[part] = dict(found)
         return result
 
     step.run(around)
-    return sum(kept.values())
+    encoder, decoder = kept["encoder forward"], kept["decoder forward"]
+    return sum(encoder.values()), sum((encoder | decoder).values())
 
 
 def peak_bytes(step: TrainingStep) -> int:
@@ -269,7 +290,7 @@ def benchmark(
     results = measure(workload, chosen, rounds, report)  # first: it refuses what is wrong
     rates = {"matmul": matmul_rate(device, precision), "copy": copy_rate(device)}
     return {
-        "workload": asdict(workload),
+        "workload": workload.described(),
         "precision": precision,
         "rounds": rounds,
         "hardware": hardware(device),

@@ -13,4 +13,4 @@ OPTIMIZERS = ("lamb", "adamw")
 DEFAULT_COURSE = "spark"
 COURSES = (DEFAULT_COURSE, "mae")  # of the learning rate
 ON_DIVERGENCE = ("stop", "rollback")
-FORMATS = ("timm", "torchvision", "detectron2", "mmpretrain", "official-convnext", "original-spark")
+FORMATS = ("timm", "torchvision", "detectron2", "mmpretrain", "official-convnext", "original-fcmae", "original-spark")

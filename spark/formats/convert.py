@@ -14,12 +14,12 @@ from torch import Tensor
 
 from spark.backbones.names import is_reference
 from spark.errors import UserError
-from spark.formats import detectron2, original_spark, torchvision
+from spark.formats import detectron2, torchvision
 from spark.formats.encoder import INFO, WEIGHTS, Encoder, EncoderInfo, save_encoder
 from spark.formats.naming import Conversion
 from spark.formats.proofs import Difference, randomize_statistics
 from spark.formats.reader import Source, optional, read
-from spark.formats.registry import FORMATS
+from spark.formats.registry import FORMATS, WHOLE_FORMATS, WholeFormat
 from spark.utils.lock import sole_writer, sole_writer_of_file
 from spark.utils.state_dict import load_strictly
 
@@ -62,9 +62,10 @@ def convert(
     converted = to_format(found, to)
     report(converted, verbose)
     prove_timm(found.encoder)
+    whole = _whole_format(found, to)
     for name in FORMATS:
-        if name == "original-spark" == to and found.pretraining is not None:
-            count = prove_way_back(name, found.pretraining, converted, original_spark.to_spark(converted.state))
+        if name == to and whole is not None and found.pretraining is not None:
+            count = prove_way_back(name, found.pretraining, converted, whole.to_ours(converted.state))
             print(f"proof: converting back gives the same {count} tensors")
         elif name in (found.format, to):
             prove(name, info, found.encoder.state)
@@ -107,9 +108,16 @@ def to_format(found: Source, to: str) -> Conversion:
         following = detectron2.from_timm(found.encoder.state)  # a tensor in the way tells more than a model's name
         detectron2.shape_of(found.encoder.info.model)
         return found.conversion.then(following)
-    if to == "original-spark" and found.pretraining is not None:
-        return original_spark.from_spark(found.pretraining)
+    whole = _whole_format(found, to)
+    if whole is not None and found.pretraining is not None:
+        return whole.from_ours(found.pretraining)
     return found.conversion.then(FORMATS[to].from_timm(found.encoder.state))
+
+
+def _whole_format(found: Source, to: str) -> WholeFormat | None:
+    """Return the format as one of whole models, if it is, and the source is one with its decoder."""
+    form = WHOLE_FORMATS.get(to)
+    return form if form is not None and found.pretraining is not None and form.holds(found.pretraining) else None
 
 
 def report(conversion: Conversion, verbose: bool) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from spark.formats import official_convnext
 from spark.formats.encoder import EncoderInfo
-from spark.formats.naming import Conversion, Drops, Renaming, Rule, Table, rename
+from spark.formats.naming import Conversion, Drops, Rule, Table, rename
+from spark.formats.whole_model import LACKING, OURS, SAME, keep_encoder, side_by_side, split
 from spark.formats.writer import save_tensors
 
 TITLE = "original SparK format"
@@ -21,8 +22,8 @@ USAGE = "the original's --init_weight and --resume_from take a whole model, its 
 CAUTION = ""
 
 ENCODER = "sparse_encoder.sp_cnn."
+WHOLE = "original SparK, whole model"
 METHOD = "spark"  # whose checkpoints these are
-OURS = "encoder.network."
 
 # What is around the encoder. Sparse layers were submodules of the dense ones' classes there, so names inside the
 # encoder are the network's.
@@ -39,8 +40,6 @@ TABLE = Table(
     example="decoder.to_pixels.weight",
 )
 UNUSED: Drops = ((r"imn_m|imn_s|norm_black", "unused buffer of the original"),)
-LACKING: Drops = ((r"head\..*", "behind the last feature map, where the original's encoders end"),)
-SAME: Renaming = ((r"(.*)", r"\1"),)
 
 
 def recognized(state: Mapping[str, Tensor]) -> bool:
@@ -48,23 +47,26 @@ def recognized(state: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(ENCODER) for key in state)
 
 
-def to_spark(state: Mapping[str, Tensor]) -> Conversion:
+def holds(state: Mapping[str, Tensor]) -> bool:
+    """Whether one of our pre-training models is of the kind that this format is for."""
+    return TABLE.example in state
+
+
+def to_ours(state: Mapping[str, Tensor]) -> Conversion:
     """Map the whole pre-training model to the names of `spark.SparK`."""
-    inside = {key.removeprefix(ENCODER): tensor for key, tensor in state.items() if key.startswith(ENCODER)}
-    outside = {key: tensor for key, tensor in state.items() if not key.startswith(ENCODER)}
-    return _side_by_side(_encoder_to_timm(inside), ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
+    inside, outside = split(state, ENCODER)
+    return side_by_side(_encoder_to_timm(inside), ENCODER, OURS, TABLE.to_timm(outside, UNUSED, TITLE))
 
 
-def from_spark(state: Mapping[str, Tensor]) -> Conversion:
+def from_ours(state: Mapping[str, Tensor]) -> Conversion:
     """Map the state of `spark.SparK` to the original's whole pre-training model."""
-    inside = {key.removeprefix(OURS): tensor for key, tensor in state.items() if key.startswith(OURS)}
-    outside = {key: tensor for key, tensor in state.items() if not key.startswith(OURS)}
-    return _side_by_side(from_timm(inside), OURS, ENCODER, TABLE.from_timm(outside, source="pre-training model"))
+    inside, outside = split(state, OURS)
+    return side_by_side(from_timm(inside), OURS, ENCODER, TABLE.from_timm(outside, source="pre-training model"))
 
 
 def to_timm(state: Mapping[str, Tensor]) -> Conversion:
     """Map an encoder, alone or out of the pre-training model, whose rest is dropped."""
-    return keep_encoder(to_spark(state)) if recognized(state) else _encoder_to_timm(state)
+    return keep_encoder(to_ours(state)) if recognized(state) else _encoder_to_timm(state)
 
 
 def from_timm(state: Mapping[str, Tensor]) -> Conversion:
@@ -72,15 +74,6 @@ def from_timm(state: Mapping[str, Tensor]) -> Conversion:
     body = rename(state, SAME, LACKING)
     is_convnext = official_convnext.TABLE.example in body.state
     return body.then(official_convnext.from_timm(body.state) if is_convnext else rename(body.state, SAME))
-
-
-def keep_encoder(conversion: Conversion) -> Conversion:
-    """Reduce a conversion to our pre-training model to its encoder, in timm's naming."""
-    decoding: Drops = (
-        (r"decoder\..*", "decoder, used in pre-training only"),
-        (r"densify\..*", "densify layer, used in pre-training only"),
-    )
-    return conversion.then(rename(conversion.state, ((r"encoder\.network\.(.*)", r"\1"),), decoding))
 
 
 def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> list[Path]:
@@ -95,12 +88,3 @@ def save(destination: Path, state: Mapping[str, Tensor], info: EncoderInfo) -> l
 def _encoder_to_timm(state: Mapping[str, Tensor]) -> Conversion:
     is_convnext = official_convnext.recognized(state)
     return official_convnext.to_timm(state) if is_convnext else rename(state, SAME)
-
-
-def _side_by_side(encoder: Conversion, old: str, new: str, rest: Conversion) -> Conversion:
-    """Join the conversion of an encoder, whose names get the prefixes back, to that of what is around it."""
-    return Conversion(
-        {new + key: tensor for key, tensor in encoder.state.items()} | rest.state,
-        {old + source: new + key for source, key in encoder.mapped.items()} | rest.mapped,
-        {old + source: why for source, why in encoder.dropped.items()} | rest.dropped,
-    )

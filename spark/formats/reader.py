@@ -21,17 +21,19 @@ from spark.backbones.timm_model import REFUSALS, cannot_build
 from spark.backbones.timm_pyramid import deepest_per_stride
 from spark.config.choices import DEFAULT_METHOD
 from spark.errors import UserError
-from spark.formats import detectron2, original_spark
+from spark.formats import detectron2
 from spark.formats.arrays import load_arrays
 from spark.formats.encoder import Encoder, EncoderInfo, is_export, load_encoder
 from spark.formats.foreign import Foreign, load_foreign
 from spark.formats.naming import CLASSIFIER, Conversion, rename
-from spark.formats.registry import FORMATS
+from spark.formats.registry import FORMATS, WHOLE_FORMATS
+from spark.formats.whole_model import OURS as PREFIX
+from spark.formats.whole_model import keep_encoder
 from spark.utils.provenance import code_version
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXPORT, TIMM = "our export", "timm or torchvision naming"  # which are the same for ResNets
-ORIGINAL, OURS = "original SparK, whole model", "our pre-training checkpoint"
+OURS = "our pre-training checkpoint"
 CANDIDATES: Mapping[str, tuple[str, ...]] = {  # by a tensor of their own
     "layer1.0.conv1.weight": (
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
@@ -57,9 +59,9 @@ class Source(NamedTuple):
     """What was read, in which format it was, and what became of each of its tensors."""
 
     encoder: Encoder
-    format: str  # one of `registry.FORMATS`, EXPORT, TIMM, ORIGINAL or OURS
+    format: str  # one of `registry.FORMATS`, a WHOLE of theirs, EXPORT, TIMM or OURS
     conversion: Conversion
-    pretraining: dict[str, Tensor] | None = None  # the state of `spark.SparK`, where it is a whole model
+    pretraining: dict[str, Tensor] | None = None  # the state of our method's model, where it is a whole one
     notes: tuple[str, ...] = ()  # what people should know of it
 
 
@@ -143,8 +145,8 @@ def tensors_of(content: Any, path: Path) -> tuple[dict[str, Tensor], bool, str]:
     if {"step", "config", "optimizer"} <= details.keys():
         return state, True, OURS
     kind, conversion, pretraining = _to_timm(state)
-    if kind == ORIGINAL and pretraining is not None:
-        return pretraining, True, ORIGINAL
+    if kind != OURS and pretraining is not None:
+        return pretraining, True, kind
     return conversion.state, False, kind
 
 
@@ -311,12 +313,13 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 def _to_timm(state: dict[str, Tensor]) -> tuple[str, Conversion, dict[str, Tensor] | None]:
     """Return the format, the conversion to timm's names, and the whole pre-training model's state if it is one."""
-    if original_spark.recognized(state):
-        whole = original_spark.to_spark(state)
-        return ORIGINAL, original_spark.keep_encoder(whole), whole.state
-    if any(key.startswith(original_spark.OURS) for key in state):
+    for original in WHOLE_FORMATS.values():
+        if original.recognized(state):
+            whole = original.to_ours(state)
+            return original.WHOLE, keep_encoder(whole), whole.state
+    if any(key.startswith(PREFIX) for key in state):
         same = Conversion(state, {key: key for key in state})
-        return OURS, original_spark.keep_encoder(same), state
+        return OURS, keep_encoder(same), state
     detectron2.refuse_caffe2(state)
     for name, module in FORMATS.items():
         if module.recognized(state):
@@ -367,7 +370,7 @@ def _method(kind: str, config: Mapping[str, Any]) -> str:
     """Return how weights were trained, where the kind of checkpoint or its configuration tells."""
     if kind == OURS:
         return str(config.get("method", DEFAULT_METHOD))
-    return original_spark.METHOD if kind == ORIGINAL else "imported"
+    return next((original.METHOD for original in WHOLE_FORMATS.values() if kind == original.WHOLE), "imported")
 
 
 def _epochs(details: Mapping[str, Any]) -> int | None:

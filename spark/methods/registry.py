@@ -41,6 +41,7 @@ class Entry(NamedTuple):
 METHODS: Mapping[str, Entry] = MappingProxyType({
     "spark": Entry("spark.methods.spark.config:SparKConfig", "spark.methods.spark.model:SparK",
                    "spark.methods.spark.original:variants"),
+    "fcmae": Entry("spark.methods.fcmae.config:FCMAEConfig", "spark.methods.fcmae.model:FCMAE"),
     "um_mae": Entry("spark.methods.um_mae.config:UMMAEConfig", "spark.methods.um_mae.model:UMMAE"),
 })
 

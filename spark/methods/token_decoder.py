@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -59,21 +61,27 @@ class TokenDecoder(nn.Module):
             dropped_BM: of the dropped ones.
             grid: rows and columns.
         """
-        return self.predict(self.tokens(latent, kept_BV, dropped_BM, grid)[:, -dropped_BM.shape[1] :])
+        return self.predict(self.tokens(latent, kept_BV, dropped_BM, grid, dropped_BM.shape[1]))
 
-    def tokens(self, latent: Latent, kept_BV: Tensor, dropped_BM: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return what the blocks make of [prefix, kept, dropped]: [B, P + V + M, D]."""
+    def tokens(
+        self, latent: Latent, kept_BV: Tensor, dropped_BM: Tensor, grid: tuple[int, int], last: int | None = None
+    ) -> Tensor:
+        """Return what the blocks make of [prefix, kept, dropped], or of so many last ones: [B, P + V + M, D]."""
         table = self.positions if grid == self._grid else sincos_table(self.width, *grid).to(self.positions)
         visible = self._expanded(latent.tokens) + functional.embedding(kept_BV, table)
         hidden = self.mask_token + functional.embedding(dropped_BM, table)
         x = torch.cat([self._prefix(latent.prefix), visible, hidden.to(visible.dtype)], 1)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
-        return x
+        for block in self.blocks[:-1]:
+            x = self._recomputed(block, x)
+        return self._recomputed(partial(_last_block, self.blocks[-1], last), x)
 
     def predict(self, x_BND: Tensor) -> Tensor:
         """Return the pixels that tokens stand for: [B, N, values]; row, column, channel."""
         return self.pred(self.norm(x_BND))
+
+    def _recomputed(self, block: Callable[[Tensor], Tensor], x_BND: Tensor) -> Tensor:
+        """Apply a block, and keep its input only if it is to be computed a second time."""
+        return checkpoint(block, x_BND, use_reentrant=False) if self.recompute and self.training else block(x_BND)
 
     def _prefix(self, x_BPC: Tensor) -> Tensor:
         """Embed tokens that have no place; they have no code of one either."""
@@ -86,6 +94,14 @@ class TokenDecoder(nn.Module):
         e = self.expand
         x_BHWDrc = self.embed(x_BHWC).unflatten(3, (self.width, e, e))
         return x_BHWDrc.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2).flatten(1, 2)
+
+
+def _last_block(block: Any, last: int | None, x_BND: Tensor) -> Tensor:
+    """Apply a block where only so many last tokens are wanted of it: nobody else needs to go through its MLP."""
+    x_BND = x_BND + block.attn(block.norm1(x_BND))
+    if last is not None:
+        x_BND = x_BND[:, -last:]
+    return x_BND + block.mlp(block.norm2(x_BND))
 
 
 def _initialize(layer: nn.Module) -> None:

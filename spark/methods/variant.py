@@ -21,6 +21,7 @@ class Variant:
         foreach: whether the optimizer treats all tensors together instead of looping over them; None: torch's choice.
         compile: whether torch.compile translates it.
         baseline: whether it is only there to be compared with.
+        own_weights: whether it begins with random weights of its own, as it has others than the first one.
     """
 
     label: str
@@ -30,3 +31,4 @@ class Variant:
     foreach: bool | None = None
     compile: bool = False
     baseline: bool = False
+    own_weights: bool = False

@@ -81,7 +81,7 @@ def sparsify(
     )
     for path, rule in rules.items():
         _convert(concerned[path], rule, visible)
-    _freeze(network, reached)
+    freeze_unreached(network, reached)
     return visible
 
 
@@ -164,7 +164,7 @@ def _some(layers: list[str]) -> str:
     return "; ".join(layers[:LAYERS_NAMED]) + more
 
 
-def _freeze(network: nn.Module, reached: set[nn.Parameter]) -> None:
+def freeze_unreached(network: nn.Module, reached: set[nn.Parameter]) -> None:
     """Freeze unreached parameters: they would only get weight decay, and DDP would wait for their gradients forever."""
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter in reached)

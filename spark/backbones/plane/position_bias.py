@@ -43,4 +43,5 @@ def offsets_within(windows_BnN2: Tensor, per_token: int, reach: int, dtype: torc
     offset = (windows_BnN2[:, :, None] - windows_BnN2[:, :, :, None]).clamp(-reach, reach) + reach
     axis = torch.arange(-reach, reach + 1, device=offset.device)
     distinct = torch.cartesian_prod(axis, axis).to(dtype) / per_token
-    return Offsets(offset[..., 0] * (2 * reach + 1) + offset[..., 1], distinct)
+    pairs = offset[..., 0] * (2 * reach + 1) + offset[..., 1]
+    return Offsets(pairs.int(), distinct)  # they are kept for the backward pass

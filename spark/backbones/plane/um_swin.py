@@ -76,11 +76,12 @@ class Block(nn.Module):
         self.downsample = downsample
 
     def forward(self, x_BHWC: Tensor, window: int, shift: int, offsets: Offsets, mask: Tensor | None) -> Tensor:
-        """Attend in windows of a map that is whole windows; merging is not done here."""
+        """Attend in windows, the last ones filled up with zeros; merging is not done here."""
         height, width = x_BHWC.shape[1:3]
-        windows = to_windows(shifted(self.norm1(x_BHWC), shift), window)
-        attended = from_windows(self.attn(windows, offsets, mask), window, height, width)
-        x_BHWC = x_BHWC + self.drop_path(shifted(attended, -shift))
+        filled = functional.pad(self.norm1(x_BHWC), (0, 0, 0, -width % window, 0, -height % window))
+        attended = self.attn(to_windows(shifted(filled, shift), window), offsets, mask)
+        attended = shifted(from_windows(attended, window, *filled.shape[1:3]), -shift)
+        x_BHWC = x_BHWC + self.drop_path(attended[:, :height, :width])
         return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
 
 
@@ -136,9 +137,8 @@ class UMSwin(UMNetwork):
         """Run the blocks of a stage, on tokens of a stride."""
         height, width = x_BHWC.shape[1:3]
         window, may_shift = fitting(self.window_size // layout.cell, (height, width))
-        x_BHWC = functional.pad(x_BHWC, (0, 0, 0, -width % window, 0, -height % window))
-        padded = x_BHWC.shape[1:3]
-        positions = layout.positions(stride, padded[0], padded[1], x_BHWC.device)
+        filled = height + -height % window, width + -width % window
+        positions = layout.positions(stride, *filled, x_BHWC.device)
         seen: dict[int, tuple[Offsets, Tensor | None]] = {}  # by shift: shared by the blocks
         for block in cast("Sequence[Block]", blocks):
             shift = window // 2 if block.shifts and may_shift else 0
@@ -148,9 +148,9 @@ class UMSwin(UMNetwork):
                     windows = windows[:, :1]  # they are all alike
                 reach = layout.reach(stride, window, shift)
                 offsets = offsets_within(windows, positions.per_token, reach, x_BHWC.dtype)
-                seen[shift] = offsets, apart(padded[0], padded[1], window, shift, offsets.distinct) if shift else None
+                seen[shift] = offsets, apart(*filled, window, shift, offsets.distinct) if shift else None
             x_BHWC = block(x_BHWC, window, shift, *seen[shift])
-        return x_BHWC[:, :height, :width]
+        return x_BHWC
 
 
 @register_model

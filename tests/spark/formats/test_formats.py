@@ -91,7 +91,7 @@ def test_the_originals_whole_checkpoint_is_read(case: str, arch: str, stem: dict
 
 def test_the_originals_whole_model_loads_into_ours() -> None:
     model = SparK("resnet18", decoder_width=256)
-    converted = original_spark.to_spark(golden_state("resnet18_128.json")).state
+    converted = original_spark.to_ours(golden_state("resnet18_128.json")).state
     model.load_state_dict(converted)
 
 

@@ -118,8 +118,8 @@ def test_a_classifier_goes_along(format: Format, model: str, head: set[str]) -> 
 def test_the_originals_whole_model_comes_back_as_it_was(case: str) -> None:
     entries = json.loads((GOLDEN / case).read_text())["state"]
     state = {entry["name"]: torch.randn(entry["shape"]) for entry in entries}
-    ours = original_spark.to_spark(state)
-    assert equal(original_spark.from_spark(ours.state).state, state)
+    ours = original_spark.to_ours(state)
+    assert equal(original_spark.from_ours(ours.state).state, state)
 
 
 def test_the_originals_encoder_ends_at_the_last_feature_map() -> None:

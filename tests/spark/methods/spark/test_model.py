@@ -12,7 +12,8 @@ from torch import Tensor
 from spark.backbones.timm_pyramid import build_pyramid
 from spark.errors import UserError
 from spark.masking import random_mask
-from spark.methods.spark.model import Output, SparK
+from spark.methods.base import Output
+from spark.methods.spark.model import SparK
 from spark.methods.targets import normalize_patches
 from spark.sparse.patches import put_patches, take_patches
 from spark.visualize.grid import GRAY, reconstruction_grid

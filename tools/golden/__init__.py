@@ -1,0 +1,1 @@
+"""Checks against numbers that original implementations computed: a module for each kind of case."""
