@@ -17,7 +17,7 @@ from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import FinetuneConfig
 from eval_suite.classification.finetuning import Finetuning
 from eval_suite.classification.initialize import build_classifier, starting_weights
-from eval_suite.classification.labeled import LabeledSource, identity_of, limited, open_splits
+from eval_suite.classification.labeled import LabeledSource, checksums_of, identity_of, limited, open_splits
 from eval_suite.classification.run import Evaluation, own_source, prepared, run_evaluation
 from eval_suite.task import FORWARD_AND_BACKWARD, Cost, Prepared, Task, Work
 from spark.backbones.batch_norms import carries_start
@@ -105,6 +105,7 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
         task=task, task_version=VERSIONS[task], model=config.model.name, init=start.record,
         metrics={name: Metric(value, "%") for name, value in {**learner.results, **best}.items()},
         main_metric="top1_last", protocol=protocol, epochs=config.train.epochs,
+        checksums=checksums_of(data.train.images, data.val.images),
         wall_seconds=learner.stopwatch.seconds, images_per_second=learner.images_per_second(training.step),
     )
 

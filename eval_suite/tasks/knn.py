@@ -19,7 +19,7 @@ from eval_suite.classification.backbone_cost import backbone_cost
 from eval_suite.classification.data import UNLABELED, LabeledImages, plain_loader
 from eval_suite.classification.frozen import LAST, FrozenEncoder, some_images
 from eval_suite.classification.initialize import build_encoder, starting_weights
-from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
+from eval_suite.classification.labeled import LabeledSource, checksums_of, identity_of, open_splits
 from eval_suite.classification.probe_config import KnnConfig
 from eval_suite.classification.run import Evaluation, prepared, run_evaluation
 from eval_suite.task import Cost, Prepared, Task, Work
@@ -110,8 +110,8 @@ def _classify(config: KnnConfig, evaluation: Evaluation) -> ResultRecord | None:
     ranks.log(f"{counted(len(queries), 'image')} by {len(bank)}: {metrics[main].value:.2f} % top-1 in {seconds:.1f} s")
     return evaluation.record(
         task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
-        metrics=metrics, main_metric=main, protocol=protocol, epochs=0, wall_seconds=seconds,
-        images_per_second=(len(bank) + len(queries)) / seconds, log=None, checkpoint=None,
+        metrics=metrics, main_metric=main, protocol=protocol, checksums=checksums_of(train, val), epochs=0,
+        wall_seconds=seconds, images_per_second=(len(bank) + len(queries)) / seconds, log=None, checkpoint=None,
     )
 
 

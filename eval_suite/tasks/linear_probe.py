@@ -18,7 +18,7 @@ from eval_suite.classification.data import Data, LabeledImages
 from eval_suite.classification.finetune_config import AugmentConfig
 from eval_suite.classification.frozen import FrozenEncoder, some_images
 from eval_suite.classification.initialize import build_encoder, starting_weights
-from eval_suite.classification.labeled import LabeledSource, identity_of, open_splits
+from eval_suite.classification.labeled import LabeledSource, checksums_of, identity_of, open_splits
 from eval_suite.classification.probe_config import ProbeConfig
 from eval_suite.classification.probing import Head, Probing, choose
 from eval_suite.classification.run import Evaluation, own_source, prepared, run_evaluation
@@ -104,6 +104,7 @@ def _probe(config: ProbeConfig, evaluation: Evaluation) -> ResultRecord | None:
         task=TASK, task_version=TASK_VERSION, model=config.model.name, init=start.record,
         metrics={name: Metric(value, "%") for name, value in metrics.items()}, main_metric="top1",
         protocol=evaluation.protocol(splits.data.identity), epochs=config.train.epochs,
+        checksums=checksums_of(splits.train, splits.data.val.images),
         wall_seconds=learner.stopwatch.seconds, images_per_second=learner.images_per_second(training.step),
     )
 

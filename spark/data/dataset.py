@@ -68,7 +68,7 @@ class ImagePool(Dataset[Sample]):
 
     @property
     def checksum(self) -> str | None:
-        """A hash of the images' content, where it can be had in seconds."""
+        """A hash of the images' content, or of a sample of it."""
         return self.source.checksum
 
     def name(self, index: int) -> str:

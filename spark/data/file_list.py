@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from spark.data.sampled_checksum import sampled_checksum
 from spark.errors import UserError
 from spark.utils.files import open_regular
 from spark.utils.provenance import content_hash
@@ -48,9 +50,10 @@ class FileSource:
         """A hash of the names. Not of the sizes: asking for a million of them takes minutes on a network disk."""
         return content_hash(list(self._names))
 
-    @property
-    def checksum(self) -> None:
-        """Files are not read for it."""
+    @functools.cached_property
+    def checksum(self) -> str:
+        """A hash of what the files hold; of a sample where there are many."""
+        return sampled_checksum(len(self), self.open)
 
 
 def read_list(path: Path) -> list[str]:

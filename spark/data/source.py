@@ -42,7 +42,7 @@ class ImageSource(Protocol):
 
     @property
     def checksum(self) -> str | None:
-        """A hash of the content, which the identity may know nothing of; None where it would take too long."""
+        """A hash of the content, or of a sample of it, which the identity may know nothing of; None where that does."""
 
 
 def open_source(root: str | Path, channels: int = 3) -> ImageSource:

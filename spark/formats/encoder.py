@@ -37,6 +37,7 @@ class EncoderInfo:
     options: dict[str, Any] = field(default_factory=dict)  # more that timm.create_model, or the own class, was given
     recipe_hash: str | None = None  # of settings and images of the training but for its seed, which repetitions share
     resolved: dict[str, str] = field(default_factory=dict)  # what settings that say `auto` came to, by dotted key
+    images_checksum: str | None = None  # of what the training images held, or a sample of them; unknown of older ones
     source: str | None = None  # of an own network: the file that its class came from, and the hash of its content
 
 

@@ -70,6 +70,7 @@ class ResultRecord:
     log: str | None = None
     checkpoint: str | None = None
     resolved: dict[str, str] = field(default_factory=dict)  # resolved values of `auto` settings, by dotted key
+    checksums: dict[str, str] = field(default_factory=dict)  # of the images' content, or of a sample of it, by split
     schema_version: int = SCHEMA_VERSION
     protocol_id: str = field(default="")
 

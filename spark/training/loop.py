@@ -257,7 +257,7 @@ class Training:
         before, now = checkpoint.get(CHECKSUM_OF_IMAGES), self._learner.images.checksum
         if None not in (before, now) and before != now and checkpoint["step"] < self.total_steps:
             raise UserError(f"the content of the images has changed since the run in '{self._run}' began, though their "
-                            "names and sizes have not: restore them, or pass another out=…, or resume=never")
+                            "names have not: restore them, or pass another out=…, or resume=never")
         self.load_state_dict(checkpoint)
         if not 0 <= self.step <= self.total_steps:
             raise MisfitError(f"it has {self.step} of {self.total_steps} steps")

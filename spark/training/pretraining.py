@@ -271,7 +271,7 @@ class Pretraining(Learner):
             epochs=steps // self.steps_per_epoch, config_hash=deciding_hash(config, config.FREE, **beside),
             code_version=code_version(), options=dict(config.model.options),
             recipe_hash=deciding_hash(config, config.FREE | {"seed"}, images=self._pool.identity, **beside),
-            source=self._source, resolved=dict(self.resolved),
+            source=self._source, resolved=dict(self.resolved), images_checksum=self._pool.checksum,
         )
         return Encoder(self._model.encoder_state(), info)
 

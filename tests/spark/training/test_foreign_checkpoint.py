@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tarfile
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from PIL import Image
 
 from spark.cli import main
 from spark.data.shards import read_index
+from spark.data.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +85,33 @@ def test_it_is_refused_in_a_line(
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_shards_whose_content_changed_are_told_from_those_that_the_run_began_with(
-    run: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["shards", "a list"])
+def test_images_whose_content_changed_are_told_from_those_that_the_run_began_with(
+    kind: str, run: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, command = run
-    shard = tmp_path / "a.tar"
-    with tarfile.open(shard, "w") as tar:
-        for photo in sorted((folder.parent / "photos").iterdir()):
-            tar.add(photo, photo.name)
-    command = [*command, f"data.root={shard}", f"out={tmp_path / 'run'}"]
+    photos = sorted((folder.parent / "photos").iterdir())
+    root, damaged = tmp_path / "a.tar", tmp_path / "a.tar"
+    if kind == "shards":
+        with tarfile.open(root, "w") as tar:
+            for photo in photos:
+                tar.add(photo, photo.name)
+        at = read_index(root)[0].offset + 60
+    else:
+        for photo in photos:
+            shutil.copy(photo, tmp_path)
+        root, damaged, at = tmp_path / "list.txt", tmp_path / photos[0].name, 60
+        root.write_text("".join(f"{photo.name}\n" for photo in photos))
+    command = [*command, f"data.root={root}", f"out={tmp_path / 'run'}"]
     assert main(command) == 0
-    damaged = bytearray(shard.read_bytes())
-    damaged[read_index(shard)[0].offset + 60] ^= 1
-    shard.write_bytes(damaged)
+    info = tmp_path / "run" / "encoder.json"
+    told = json.loads(info.read_text())["images_checksum"]
+    assert told == open_source(root).checksum
+    content = bytearray(damaged.read_bytes())
+    content[at] ^= 1
+    damaged.write_bytes(content)
     assert main(command) == 0  # what is finished stays so
+    assert json.loads(info.read_text())["images_checksum"] == told != open_source(root).checksum
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     saved = torch.load(last, weights_only=True)
     del saved["checksum"]
