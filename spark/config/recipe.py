@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, reduce
@@ -28,6 +29,7 @@ from spark.utils.files import write_text
 
 Config = TypeVar("Config")
 BASE = "base"  # a recipe's key that names the recipe it differs from
+_REFERENCE = re.compile(r"(\\*)\$\{")
 NULLS = ("", "null", "Null", "NULL", "~")
 MOST_OF_A_KEY = 200  # characters that are compared with the known ones
 
@@ -87,11 +89,27 @@ def value_in(key: str, recipe: str | Path | None, overrides: Sequence[str], defa
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return a copy of a dataclass with other values at some dotted keys."""
-    changed = OmegaConf.structured(config)
+    """Return a copy of a dataclass with other values at some dotted keys; its own are taken as they stand."""
+    changed = OmegaConf.structured(literal(config))
     for key, value in values.items():
-        OmegaConf.update(changed, key, value, merge=False)
+        OmegaConf.update(changed, key, literal(value), merge=False)
     return typing.cast(Config, OmegaConf.to_object(changed))
+
+
+def literal(value: Any) -> Any:
+    """Return values whose text OmegaConf takes as it stands, where `${oc.env:…}` would name something else.
+
+    Args:
+        value: text, lists, mappings or dataclasses of it, and other values.
+    """
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda found: 2 * found[1] + "\\${", value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{name: literal(getattr(value, name)) for name in names})
+    if isinstance(value, Mapping):
+        return {key: literal(inner) for key, inner in value.items()}
+    return type(value)(map(literal, value)) if isinstance(value, list | tuple) else value
 
 
 def value_at(config: Any, key: str) -> Any:

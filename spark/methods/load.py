@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spark.backbones.names import require_trust
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import with_values
+from spark.config.recipe import literal, with_values
 from spark.errors import UserError
 from spark.methods.base import Method
 from spark.methods.registry import build_method, config_class
@@ -70,10 +70,10 @@ def _read(path: Path) -> Any:
 
 
 def _config(saved: Any, file: Path) -> PretrainConfig:
-    """Give settings that are newer than the checkpoint their defaults."""
+    """Give settings that are newer than the checkpoint their defaults; the others are what they say, and no more."""
     try:
         schema = config_class(saved.get("method", DEFAULT_METHOD))
-        merged = OmegaConf.merge(OmegaConf.structured(schema), saved)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(saved))
     except (AttributeError, OmegaConfBaseException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"'{file}' has a configuration that this version does not know: {reason}") from None

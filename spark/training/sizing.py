@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from spark.config.pretrain import AUTO, PretrainConfig
 from spark.config.recipe import with_values
 from spark.config.yaml_text import read_yaml
 from spark.data.dataset import ImagePool
 from spark.runs.folder import CHECKPOINTS, CONFIG
+from spark.runs.record import value_below
 from spark.training.preset import PATIENCE, Choice, Cost, Facts, choose, shown
 from spark.training.rehearsal import step_cost
 from spark.utils.distributed import Ranks
@@ -52,10 +52,10 @@ def _stored(config: PretrainConfig, written: Collection[str]) -> dict[str, Any] 
     run = Path(config.out)
     if config.resume == "never" or not (run / CHECKPOINTS).is_dir() or not (run / CONFIG).is_file():
         return None
-    before = OmegaConf.create(read_yaml(run / CONFIG, "configuration"))
-    if OmegaConf.select(before, "train.preset") != AUTO:
+    before = read_yaml(run / CONFIG, "configuration")
+    if value_below(before, "train", "preset") != AUTO:
         return None
-    stored = {key: OmegaConf.select(before, key) for key in SIZED}
+    stored = {key: value_below(before, *key.split(".")) for key in SIZED}
     return {key: value for key, value in stored.items() if key not in written}
 
 

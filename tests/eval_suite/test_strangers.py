@@ -76,6 +76,20 @@ def test_a_checkpoint_runs_nothing_that_it_names(name: str, capsys: pytest.Captu
     assert not executed()
 
 
+def test_a_checkpoint_reads_no_variable_that_it_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    config = dataclasses.asdict(PretrainConfig(out="x"))
+    config["model"].update(name="${oc.env:PASSWORD}", options={"a": "${oc.env:PASSWORD}"})
+    config["data"]["root"] = "photos"
+    torch.save({"model": {}, "config": config, "step": 1, "optimizer": {}}, "last.pt")
+    assert spark(["visualize", "reconstruct", "last.pt", "picture.png"]) == 2
+    said = capsys.readouterr()
+    assert "${oc.env:PASSWORD}" in said.err
+    assert "hunter2" not in said.err + said.out
+
+
 def test_diff_runs_nothing_that_a_run_names(capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("a", "b"):
         write_run(Path(folder), dataclasses.replace(record(50), task="evil.py:Net"))

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from spark.config.pretrain import PretrainConfig
-from spark.config.recipe import save_resolved
+from spark.config.recipe import literal, save_resolved, with_values
 from spark.errors import UserError
 from spark.methods.registry import read_recipe
 
@@ -127,3 +127,12 @@ def test_a_wrong_base_is_one_line(base: str, part: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("base: recipe.yaml\n")
     with pytest.raises(UserError, match=part):
         load(recipe=tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", r"\${seed}", r"a\\${seed} and ${seed}", r"C:\photos", "$x{"])
+def test_what_was_read_is_not_read_again(text: str) -> None:
+    config = PretrainConfig(out=text)
+    config.model.options = {"names": [text]}
+    changed = with_values(config, {"data.root": text, "seed": 3})
+    assert (changed.out, changed.data.root, changed.model.options) == (text, text, {"names": [text]})
+    assert literal({"a": (1, None)}) == {"a": (1, None)}
