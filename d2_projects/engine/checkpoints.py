@@ -127,7 +127,7 @@ def best_of(folder: Path, metric: str) -> float | None:
     except (DamagedCheckpoint, HoldsObjects) as error:
         raise UserError(f"{error}; {REMOVED}") from None
     if not isinstance(value, int | float):
-        raise UserError(f"the checkpoint '{file}' does not say its {metric}, by which this run tells the best; {REMOVED}")
+        raise UserError(f"the checkpoint '{file}' does not say its {metric}, by which the best is told; {REMOVED}")
     return float(value)
 
 
