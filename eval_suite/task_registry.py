@@ -49,7 +49,8 @@ def tasks_table() -> str:
     """Return the tasks that come with this package as a Markdown table."""
     rows = ["| task | version | what it does | several GPUs |", "|:--|:--|:--|:--|"]
     for task in map(find_task, task_names()):
-        versions = "; ".join([str(task.version), *(f"{later} for {data}" for data, later in task.version_of_some.items())])
+        later = [f"{version} for {data}" for data, version in task.version_of_some.items()]
+        versions = "; ".join([str(task.version), *later])
         rows.append(f"| `{task.name}` | {versions} | {task.purpose} | {'yes' if task.distributed else 'no'} |")
     return "\n".join(rows)
 

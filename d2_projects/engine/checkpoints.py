@@ -11,12 +11,14 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2_projects.engine.trainer import Trainer
-from spark.runs.checkpoint import load_file, load_latest, save_checkpoint
+from spark.errors import UserError
+from spark.runs.checkpoint import DamagedCheckpoint, HoldsObjects, load_file, load_latest, save_checkpoint
 from spark.runs.folder import check_still_there, told_if_gone
 from spark.utils.files import atomic_path, torch_save
 from spark.utils.state_dict import load_optimizer, load_strictly
 
 BEST = "best.pt"
+REMOVED = "remove it, and the best from here on is kept"  # the remedy, where it cannot be read
 
 
 class Checkpoints:
@@ -112,8 +114,21 @@ class BestHook(HookBase):
 
 
 def best_of(folder: Path, metric: str) -> float | None:
-    """Return the metric of the best checkpoint in a run's folder of checkpoints; None if there is no such."""
-    return float(load_file(folder / BEST)[metric]) if (folder / BEST).is_file() else None
+    """Return the metric of the best checkpoint in a run's folder of checkpoints; None if there is no such.
+
+    Raises:
+        UserError: there is a file, but it is damaged, or of something else.
+    """
+    file = folder / BEST
+    if not file.is_file():
+        return None
+    try:
+        value = _mapping(load_file(file), file).get(metric)
+    except (DamagedCheckpoint, HoldsObjects) as error:
+        raise UserError(f"{error}; {REMOVED}") from None
+    if not isinstance(value, int | float):
+        raise UserError(f"the checkpoint '{file}' does not say its {metric}, by which the best is told; {REMOVED}")
+    return float(value)
 
 
 def load_model(model: nn.Module, file: Path) -> None:
@@ -122,5 +137,11 @@ def load_model(model: nn.Module, file: Path) -> None:
     Raises:
         UserError: it is missing or damaged, or of another model.
     """
-    content = load_file(file)
+    content = _mapping(load_file(file), file)
     load_strictly(model, content.get("model", content), f"the checkpoint '{file}'", "the recipe's model")
+
+
+def _mapping(content: Any, file: Path) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise DamagedCheckpoint(f"'{file}' is no checkpoint of a run: it holds a {type(content).__name__}")
+    return content

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from d2_projects.compat import quiet_detectron2, require_detectron2
 from eval_suite.task import Prepared, Task, Work
@@ -27,7 +27,7 @@ class CocoMaskRcnn(Task):
     """`spark-eval detect`."""
 
     name, version = "coco_mask_rcnn", 1  # those of the project, which needs Detectron2
-    version_of_some = {"images that Detectron2 alone reads otherwise": 2}
+    version_of_some: ClassVar[Mapping[str, int]] = {"images that Detectron2 alone reads otherwise": 2}
     purpose = "Mask R-CNN by Detectron2 on data in COCO's layout; box and mask AP"
     distributed = lazy_config = True
 

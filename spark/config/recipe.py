@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spark.config.overrides import split_overrides
 from spark.config.values import is_optional, shown, text_is_wanted, type_hints, wrong_values
-from spark.config.yaml_text import parse_yaml, read_yaml
+from spark.config.yaml_text import parse_yaml, read_yaml, require_values
 from spark.errors import UserError, nearest
 from spark.utils.files import write_text
 
@@ -131,7 +131,9 @@ def read_text(text: str, declaration: Any = Any) -> Any:
     """
     if text_is_wanted(declaration) and text[:1] not in ("'", '"'):
         return None if is_optional(declaration) and text in NULLS else text.strip()
-    return parse_yaml(text) if text else None
+    content = parse_yaml(text) if text else None
+    require_values(content)
+    return content
 
 
 @cache
@@ -206,6 +208,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
+    try:
+        require_values(content)
+    except ValueError as error:
+        raise UserError(f"recipe '{path}': {error}") from None
     return typing.cast(dict[str, Any], content)
 
 

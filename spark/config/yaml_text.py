@@ -5,6 +5,7 @@ It reads what OmegaConf reads: `4e-4` is a number and `2024-01-01` is text; keys
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader  # what OmegaConf.load reads with; it has no public name
 
+from spark.config.values import shown
 from spark.errors import UserError
 from spark.utils.files import read_regular
 
 MOST_BYTES = 2**21
 MOST_VALUES = 100_000
 DEEPEST = 50
+GLUED = re.compile(r"([^:=]*?)\s*[:=]\s*(.+)", re.DOTALL)
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -62,6 +65,17 @@ def parse_yaml(text: str, loader: Any = None) -> Any:
 def _loader() -> Any:
     """Return OmegaConf's loader, a class that it would make anew for each text."""
     return get_yaml_loader()
+
+
+def require_values(content: Any) -> None:
+    """Raise ValueError for `{a:1}` and `{a=1}`, which to YAML are a key `a:1` without a value: nothing would be set."""
+    if isinstance(content, list | dict):
+        for inner in content.values() if isinstance(content, dict) else content:
+            require_values(inner)
+    for key in (key for key, value in content.items() if value is None) if isinstance(content, dict) else ():
+        if glued := GLUED.fullmatch(str(key)):
+            raise ValueError(f"'{shown(key)}' has no value: write '{shown(f'{glued[1]}: {glued[2]}')}', with a space "
+                             "after the colon")
 
 
 def _measure(value: Any, known: dict[int, int], depth: int) -> int:

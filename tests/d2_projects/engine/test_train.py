@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from paths import ROOT
 
 from d2_projects.engine import train as training
-from d2_projects.engine.checkpoints import BEST
+from d2_projects.engine.checkpoints import BEST, best_of
 from d2_projects.engine.evaluate import evaluate_only
 from d2_projects.engine.processes import pick_device
 from d2_projects.engine.train import Outcome, train
@@ -184,6 +184,18 @@ def test_the_best_state_is_kept_beside_the_last(whole: tuple[Path, Path, Outcome
     assert outcome.best == best["bbox/AP"] == max(found.values())
     assert found[best["iterations"]] == outcome.best
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted([BEST, LAST, PREVIOUS])
+
+
+@pytest.mark.parametrize(("content", "part"), [
+    ({"model": {}, "iterations": 2}, "does not say its bbox/AP"), ({"bbox/AP": [1]}, "does not say its bbox/AP"),
+    ([1], "holds a list"), (b"cut", "holds objects"), (b"PK", "is truncated"),
+])  # fmt: skip
+def test_a_best_state_without_its_metric_is_named(content: Any, part: str, tmp_path: Path) -> None:
+    assert best_of(tmp_path, "bbox/AP") is None
+    file = tmp_path / BEST
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(UserError, match=rf"best\.pt' .*{part}.*; remove it"):
+        best_of(tmp_path, "bbox/AP")
 
 
 @pytest.mark.parametrize("name", [LAST, BEST])

@@ -87,6 +87,19 @@ def test_a_recipe_that_is_no_mapping_is_one_line(content: str, tmp_path: Path) -
     assert str(recipe) in str(caught.value)
 
 
+@pytest.mark.parametrize("glued", ["{output_stride:16}", "{output_stride=16}", "{a: 2, output_stride :16}"])
+def test_a_colon_without_a_space_is_told(glued: str, tmp_path: Path) -> None:
+    """To YAML, that is a key without a value; nothing would be set, and no word said."""
+    hint = r"has no value: write 'output_stride: 16', with a space after the colon"
+    with pytest.raises(UserError, match=hint):
+        load(f"model.options={glued}")
+    for text in (f"model: {{options: {glued}}}\n", f"model:\n  options: {glued}\n"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match=rf"recipe\.yaml': .*{hint}"):
+            load(recipe=tmp_path / "recipe.yaml")
+    assert load("model.options={'a:1': 2, b: null}").model.options == {"a:1": 2, "b": None}
+
+
 def test_an_override_without_a_value_is_refused() -> None:
     with pytest.raises(UserError, match="write key=value"):
         load("train.batch")
