@@ -56,12 +56,16 @@ class PlaneEncoder(ABC):
         """Return what the network makes of the stem's tokens."""
 
     @abstractmethod
-    def check_size(self, height: int, width: int, cell: int) -> None:
-        """Make sure that images of a size can be masked in cells of so many patches a side.
+    def check_size(self, height: int, width: int, cell: int, patch: int = 1) -> None:
+        """Make sure that images of a size can be masked in cells of so many patches a side, of so many pixels.
 
         Raises:
             UserError: they cannot; the message names a size that can.
         """
+
+    def describe(self) -> list[str]:
+        """Return lines for people on what is not exact on a plane; none where all is."""
+        return []
 
     def prepare(self) -> None:
         """Initialize the network for pre-training, and fix what is not to be trained."""

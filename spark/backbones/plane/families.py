@@ -6,9 +6,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from timm.models.vision_transformer import VisionTransformer
 
 from spark.backbones.plane.encoder import PlaneEncoder
+from spark.backbones.plane.swin import SwinPlane
+from spark.backbones.plane.swinv2 import SwinV2Plane
+from spark.backbones.plane.swinv2_cr import SwinV2CrPlane
 from spark.backbones.plane.um import UMPlane
 from spark.backbones.plane.um_pvt import UMPVT
 from spark.backbones.plane.um_swin import UMSwin
@@ -18,6 +24,9 @@ from spark.errors import RefusedError
 FAMILIES: Mapping[type, Callable[[Any], PlaneEncoder]] = MappingProxyType({
     UMSwin: UMPlane,
     UMPVT: UMPlane,
+    SwinTransformer: SwinPlane,
+    SwinTransformerV2: SwinV2Plane,
+    SwinTransformerV2Cr: SwinV2CrPlane,
     VisionTransformer: ViTPlane,
 })
 """By exact type: a subclass may compute something else."""

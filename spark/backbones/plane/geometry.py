@@ -40,6 +40,9 @@ class Layout(Protocol):
     def positions(self, stride: int, height: int, width: int, device: torch.device) -> Positions:
         """Return where tokens of a stride came from, given a map of them."""
 
+    def inside(self, stride: int) -> int:
+        """Return how many tokens of a stride a side of what stays together has: a patch of a plane; 1 or more."""
+
     def reach(self, stride: int, window: int, shift: int) -> int:
         """Return the furthest true distance, in units of `positions`, in one direction within a window of tokens."""
 
@@ -54,6 +57,10 @@ class Whole:
         """Return the places in the map itself: [1, height, width, 2]."""
         axes = torch.arange(height, device=device), torch.arange(width, device=device)
         return Positions(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None], 1)
+
+    def inside(self, stride: int) -> int:
+        """Return 1: all stays together."""
+        return 1
 
     def reach(self, stride: int, window: int, shift: int) -> int:
         """Return the distance from one end of a window to the other."""
@@ -135,6 +142,10 @@ class Geometry:
         first = (places * inside).repeat_interleave(inside, 1).repeat_interleave(inside, 2)
         within = Whole().positions(stride, height, width, device).rows_columns % inside
         return Positions(first + within, 1)
+
+    def inside(self, stride: int) -> int:
+        """Return the side of a patch in tokens of a stride; 1 where they are coarser."""
+        return max(1, self.patch // stride)
 
     def reach(self, stride: int, window: int, shift: int) -> int:
         """Return the furthest distance, in units of `positions`."""

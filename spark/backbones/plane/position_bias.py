@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spark.backbones.plane.windows import Sides, pair
+
 
 class Offsets(NamedTuple):
     """Where keys are as their queries see them.
@@ -30,7 +32,7 @@ class Offsets(NamedTuple):
         return functional.embedding(self.pairs, table_TH).movedim(-1, 2)
 
 
-def offsets_within(windows_BnN2: Tensor, per_token: int, reach: int, dtype: torch.dtype) -> Offsets:
+def offsets_within(windows_BnN2: Tensor, per_token: int, reach: Sides, dtype: torch.dtype) -> Offsets:
     """Return the offsets (key minus query) between the tokens of each window.
 
     Args:
@@ -40,8 +42,11 @@ def offsets_within(windows_BnN2: Tensor, per_token: int, reach: int, dtype: torc
             windows, which attention masks, counts as just so far.
         dtype: of `distinct`.
     """
-    offset = (windows_BnN2[:, :, None] - windows_BnN2[:, :, :, None]).clamp(-reach, reach) + reach
-    axis = torch.arange(-reach, reach + 1, device=offset.device)
-    distinct = torch.cartesian_prod(axis, axis).to(dtype) / per_token
-    pairs = offset[..., 0] * (2 * reach + 1) + offset[..., 1]
+    down, across = pair(reach)
+    offset = windows_BnN2[:, :, None] - windows_BnN2[:, :, :, None]
+    device = offset.device
+    axes = torch.arange(-down, down + 1, device=device), torch.arange(-across, across + 1, device=device)
+    distinct = torch.cartesian_prod(*axes).to(dtype) / per_token
+    row, column = offset[..., 0].clamp(-down, down) + down, offset[..., 1].clamp(-across, across) + across
+    pairs = row * (2 * across + 1) + column
     return Offsets(pairs.int(), distinct)  # they are kept for the backward pass

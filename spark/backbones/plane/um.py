@@ -30,7 +30,7 @@ class UMPlane(PlaneEncoder):
         tokens = self.network.norm(self.network.stages(x_BHWC, layout)[-1])
         return Latent(tokens, tokens.new_zeros(len(tokens), 0, self.width))
 
-    def check_size(self, height: int, width: int, cell: int) -> None:
+    def check_size(self, height: int, width: int, cell: int, patch: int = 1) -> None:
         """Make sure that windows fit the plane."""
         self.network.check_plane(height // cell, width // cell, cell)
 

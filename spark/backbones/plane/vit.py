@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spark.backbones.plane.encoder import Latent, PlaneEncoder
 from spark.backbones.plane.geometry import Layout
 from spark.backbones.plane.sincos import sincos_table
+from spark.errors import UserError
 
 TOKEN_STD = 0.02
 
@@ -70,8 +71,12 @@ class ViTPlane(PlaneEncoder):
             network.pos_embed.copy_(sincos_table(self.width, *self._grid, prefix=prefix)[None])
         network.pos_embed.requires_grad_(False)
 
-    def check_size(self, height: int, width: int, cell: int) -> None:
-        """Accept all that its position table is made for."""
+    def check_size(self, height: int, width: int, cell: int, patch: int = 1) -> None:
+        """Make sure that images have the grid of the position table."""
+        if (height // self.stride, width // self.stride) != tuple(self._grid):
+            made = "x".join(str(side * self.stride) for side in self._grid)
+            raise UserError(f"the network's table of positions is for images of {made}, not {height}x{width}; leave "
+                            "img_size out of model.options, or set it to data.input_size")
 
     @property
     def _grid(self) -> tuple[int, int]:

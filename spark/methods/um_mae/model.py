@@ -100,7 +100,7 @@ class UMMAE(Method):
                 f"input size {height}x{width} is not divisible by {unit}, {self.cell} times the network's stride: the "
                 f"kept patches must make a picture; use e.g. {_rounded(height, unit)}x{_rounded(width, unit)}"
             )
-        self.plane.check_size(height, width, self.cell)
+        self.plane.check_size(height, width, self.cell, self.patches.size)
         return self.patches.grid(height, width)
 
     def check_batch(self, images: int, grid: tuple[int, int], processes: int = 1) -> None:
