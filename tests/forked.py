@@ -29,19 +29,16 @@ class Ended(NamedTuple):
     def fault(self) -> str | None:
         """Return what no file may do to a program; None if it answered as programs should."""
         errors = [line for line in self.told.splitlines() if line.startswith("error:")]
-        if self.code is None:
-            return "hangs"
-        if self.signal:
-            return f"ended by {signal.Signals(self.signal).name}"
-        if "Traceback" in self.told:
-            return f"traceback: {self.told[-1500:]}"
-        if self.left_running:
-            return "left a process running"
-        if self.code not in (0, 2) or (self.code == 2) != (len(errors) == 1):
-            return f"told badly: exit code {self.code}, {self.told[-400:]!r}"
-        if errors and not 20 < len(errors[0]) < 1500:
-            return f"told at odd length: {errors[0][:300]!r}"
-        return None
+        faults = {
+            "hangs": self.code is None,
+            f"ended by signal {self.signal}": bool(self.signal),
+            f"traceback: {self.told[-1500:]}": "Traceback" in self.told,
+            "left a process running": self.left_running,
+            f"told badly: exit code {self.code}, {self.told[-400:]!r}": (
+                self.code not in (0, 2) or (self.code == 2) != (len(errors) == 1)),
+            f"told at odd length: {errors[:1]!r:.400}": any(not 20 < len(line) < 1500 for line in errors),
+        }
+        return next((told for told, holds in faults.items() if holds), None)
 
 
 def run(program: Program, words: Sequence[str], folder: Path, seconds: float) -> Ended:

@@ -79,7 +79,7 @@ def other_kind(rng: random.Random, path: Path) -> None:
     """Put something else under the name."""
     path.write_bytes(rng.choice([
         b"<!DOCTYPE html><html><body>404 Not Found</body></html>", b"null\n", b"[" * 100_000, b"{}", b"9" * 5000,
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"\xff\xfe" + "a: 1\n".encode("utf-16-le"),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a: 1\n".encode("utf-16"),
         b'{"a": "\xff"}\n', b"\0" * 5000, b"PK\x03\x04", pickle.dumps(payload()), pickle.dumps({"model": 1}),
     ]))  # fmt: skip
 
@@ -142,7 +142,8 @@ def of_json_lines(rng: random.Random, path: Path) -> None:
 def of_yaml(rng: random.Random, path: Path) -> None:
     command = f"!!python/object/apply:os.system ['touch {os.environ[EXECUTED]}']"
     line = rng.choice([
-        f"more: {command}", f"out: {command}", "a: &a [*a]", "model: {name: 'subprocess:Popen', options: {args: [touch]}}",
+        f"more: {command}", f"out: {command}", "a: &a [*a]",
+        "model: {name: 'subprocess:Popen', options: {args: [touch]}}",
         "x: " + "[" * 2000, "base: /dev/zero", f"base: {path.name}", "model: {name: 'os:system'}", "? [a, b]\n: c",
         "train: {epochs: 9" + "9" * 5000 + "}", "b: &b [1,1,1]\n" + "".join(
             f"k{n}: &k{n} [*{'b' if not n else f'k{n - 1}'},*{'b' if not n else f'k{n - 1}'}]\n" for n in range(40)),
@@ -222,7 +223,8 @@ def of_pickle(rng: random.Random, path: Path) -> None:
         pickle.dumps({"model": {"a": command}}), pickle.dumps({"model": {"a": array}}),
         pickle.dumps(command, protocol=0), b"cos\nsystem\n(S'touch x'\ntR.", b"\x80\x02]q\x00j\xff\xff\xff\x7f.",
         b"\x80\x04\x8e" + (2**40).to_bytes(8, "little"), b"(" * 100_000 + b".", b"\x80\x02r\xff\xff\xff\xffN.",
-        b"cnumpy\nndarray\n(I-1\ntR.", b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntS'b'\ntR.",
+        b"cnumpy\nndarray\n(I-1\ntR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntS'b'\ntR.",
         pickle.dumps({"model": {"a": np.zeros(3, "datetime64[s]")}}), pickle.dumps({"model": {"stem": "text"}}),
     ])  # fmt: skip
     path.write_bytes(written)
@@ -251,7 +253,7 @@ def of_image(rng: random.Random, path: Path) -> None:
     chunk = b"IHDR" + size + b"\x08\x02\0\0\0"
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(bytes(10**6))
-    huge_gif = b"GIF89a\xff\xff\xff\xff\x80\0\0" + b"\0\0\0\xff\xff\xff" + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x16\x8c-\0;"
+    huge_gif = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x16\x8c-\0;"
     path.write_bytes(rng.choice([
         bomb + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)), huge_gif,
         _array_of_objects(), _array_of_size("(60000, 60000, 3)"), b"<svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -271,8 +273,10 @@ def of_shard(rng: random.Random, path: Path) -> None:
     """Write a tar whose members lead elsewhere, or are no pictures."""
     with tarfile.open(path, "w") as tar:
         for number in range(3):
-            member = tarfile.TarInfo(rng.choice([f"{number}.png", "../../out.png", "/etc/x.png", "a\nb.png", "\udcff.png"]))
-            member.type = rng.choice([tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.REGTYPE])
+            names = f"{number}.png", "../../out.png", "/etc/x.png", "a\nb.png", "\udcff.png"
+            member = tarfile.TarInfo(rng.choice(names))
+            kinds = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.REGTYPE
+            member.type = rng.choice(kinds)
             member.linkname = "/etc/passwd"
             member.pax_headers = rng.choice([{}, {"path": "x" * 5000 + ".png"}, {"comment": "\n"}])
             content = rng.choice([b"", b"no picture", bytes(100)])

@@ -181,7 +181,7 @@ def _read_json(file: Path) -> Content:
         raise UserError(f"annotation file '{file}' does not exist")
     try:
         content = json.loads(file.read_bytes(), parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is not valid JSON: {error}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):

@@ -18,6 +18,7 @@ from spark.runs.folder import CHECKPOINTS, CONFIG
 from spark.runs.metrics import FILE_NAME as METRICS
 from spark.runs.record import FILE_NAME as RESULT
 from spark.utils.files import write_json, write_text
+from spark.utils.json_text import read_json
 
 IDENTITY = "identity.json"
 EVALUATION, EVALUATED = "evaluation.json", "evaluation"  # of eval_only=true: the numbers, and a folder with the rest
@@ -36,7 +37,7 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
         remove_run(out, config.project.outputs)
     identity = json.loads(json.dumps(identity, default=vars))
     if (out / IDENTITY).is_file():
-        before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
+        before = _identity_in(out)
         changed = [key for key, value in identity.items() if before.get(key) != value]
         if changed:
             gpus = "" if "protocol" not in changed else (
@@ -53,11 +54,22 @@ def finished(config: DetectConfig, identity: dict[str, Any]) -> bool:
 
 def begun_as(config: DetectConfig, protocol: str) -> bool:
     """Whether the folder holds a run of a protocol, by its hash, and this is to go on with it."""
-    file = config.out / IDENTITY
-    if config.resume == "never" or not file.is_file():
+    if config.resume == "never" or not (config.out / IDENTITY).is_file():
         return False
-    before = json.loads(file.read_text(encoding="utf-8"))
-    return isinstance(before, dict) and before.get("protocol") == protocol
+    return _identity_in(config.out).get("protocol") == protocol
+
+
+def _identity_in(out: Path) -> dict[str, Any]:
+    """Return what tells whose a run's folder is.
+
+    Raises:
+        UserError: that is damaged.
+    """
+    file = out / IDENTITY
+    before = read_json(file, "identity of a run")
+    if not isinstance(before, dict):
+        raise UserError(f"'{file}' does not say whose run it is; pass another out=…, or resume=never to replace it")
+    return before
 
 
 @contextlib.contextmanager

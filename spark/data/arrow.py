@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from spark.errors import UserError
+from spark.utils.files import open_regular
+from spark.utils.json_text import read_json
 from spark.utils.optional import optional_package
 from spark.utils.provenance import content_hash
 
+Entry = TypeVar("Entry")
 STATE, SPLITS = "state.json", "dataset_dict.json"
 COLUMN, SPLIT = "image", "train"  # preferred where there are several
 
@@ -45,7 +47,7 @@ class ArrowSource:
         image = self._rows[index][self._column]
         if image is None:
             raise ValueError("the row has no image")
-        return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
+        return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open_regular(image["path"])
 
     def name(self, index: int) -> str:
         """Return the folder and the row."""
@@ -54,8 +56,7 @@ class ArrowSource:
     @property
     def identity(self) -> str:
         """A hash of the fingerprint by which `datasets` knows the rows, their number, and the column."""
-        state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
-        return content_hash([state["_fingerprint"], len(self), self._column])
+        return content_hash([_entry(self._folder / STATE, "_fingerprint", str), len(self), self._column])
 
     @property
     def checksum(self) -> None:
@@ -71,10 +72,23 @@ def _split(folder: Path) -> Path:
     """Return the folder of the split to train on."""
     if not (folder / SPLITS).is_file():
         return folder
-    splits = json.loads((folder / SPLITS).read_text(encoding="utf-8"))["splits"]
+    splits = [str(name) for name in _entry(folder / SPLITS, "splits", list)]
     if SPLIT not in splits and len(splits) != 1:
         raise UserError(f"'{folder}' has the splits {', '.join(splits)}; choose one by data.root={folder}/<split>")
     return folder / (SPLIT if SPLIT in splits else splits[0])
+
+
+def _entry(file: Path, key: str, kind: type[Entry]) -> Entry:
+    """Return what `save_to_disk` wrote under a key.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    content = read_json(file, "description of a data set")
+    value = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(value, kind):
+        raise UserError(f"description of a data set '{file}' is damaged: it has no {key}")
+    return value
 
 
 def _image_column(features: Any, datasets: Any, folder: Path) -> str:

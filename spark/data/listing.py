@@ -6,8 +6,6 @@ of its last change, which differ after any file is added, removed or renamed. Ea
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spark.errors import UserError
-from spark.utils.files import user_cache, write_text
+from spark.utils.cache import keep, recall, user_cache
 from spark.utils.provenance import content_hash
 
 NOT_DATA = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")  # that systems leave beside files
@@ -89,11 +87,7 @@ class _Known:
 
     def __init__(self, root: Path) -> None:
         self._file = user_cache("listings") / f"{content_hash(os.path.abspath(root))}.json"
-        try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
-            self._before = {prefix: Folder(*entry) for prefix, entry in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # not there, or torn
-            self._before = {}
+        self._before = {prefix: Folder(*entry) for prefix, entry in (recall(self._file) or {}).items()}
         self._now: dict[str, Folder] = {}
         self._changed = False
 
@@ -116,8 +110,7 @@ class _Known:
         """Write down what was found, if that is worth while."""
         worth = sum(len(folder.files) for folder in self._now.values()) >= WORTH_KEEPING
         if worth and (self._changed or self._now.keys() != self._before.keys()):
-            with contextlib.suppress(UserError):  # a cache that cannot be written is no reason to stop
-                write_text(self._file, json.dumps(self._now))
+            keep(self._file, self._now)
 
 
 def _listed(path: str) -> tuple[list[str], list[str]]:

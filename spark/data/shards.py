@@ -7,12 +7,10 @@ goes on with the very next image. The price is reading every header once; what w
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import itertools
-import json
 import math
 import re
 import tarfile
@@ -25,7 +23,7 @@ import numpy as np
 from spark.data.sampled_checksum import sampled_checksum
 from spark.errors import UserError
 from spark.faults import fault
-from spark.utils.files import user_cache, write_text
+from spark.utils.cache import keep, recall, user_cache
 from spark.utils.provenance import content_hash
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -175,14 +173,12 @@ def read_index(shard: Path) -> list[Member]:
     """
     status = shard.stat()
     key = content_hash([_SCAN, str(shard.resolve()), status.st_size, status.st_mtime_ns])
-    cache = user_cache("shards")
-    try:
-        return [Member(*entry) for entry in json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):  # not there, or torn
-        members = list(_scan(shard))
-    with contextlib.suppress(UserError):  # a cache that cannot be written is no reason to stop
-        write_text(cache / f"{key}.json", json.dumps(members))
-    return members
+    file = user_cache("shards") / f"{key}.json"
+    known = recall(file)
+    if known is None:
+        known = list(_scan(shard))
+        keep(file, known)
+    return [Member(*entry) for entry in known]
 
 
 def _scan(shard: Path) -> Iterator[Member]:

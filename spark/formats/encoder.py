@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from spark.backbones.options import require_own_options
+from spark.config.values import Channels, Level, Pixels, Place, Positive, wrong_values
 from spark.errors import UserError
 from spark.utils.files import write_json
+from spark.utils.json_text import as_instance, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,11 @@ CHECKSUM = "tensors_sha256"  # key of the description; exports of older versions
 class EncoderInfo:
     """What one must know to use an exported encoder."""
 
-    model: str  # timm name, or path/to/file.py:ClassName of a user's own network
-    in_chans: int
-    input_size: tuple[int, int]  # height, width in pixels
-    mean: tuple[float, ...]  # of images scaled to 0..1
-    std: tuple[float, ...]
+    model: Place  # timm name, or path/to/file.py:ClassName of a user's own network
+    in_chans: Channels
+    input_size: tuple[Pixels, Pixels]  # height, width in pixels
+    mean: tuple[Level, ...]  # of images scaled to 0..1
+    std: tuple[Positive, ...]
     method: str  # "spark", "supervised", "imported" (nobody said how it was trained)
     epochs: int | None
     config_hash: str | None
@@ -80,16 +81,7 @@ def load_encoder(path: Path | str) -> Encoder:
     for file in (weights, info):
         if not file.is_file():
             raise UserError(f"'{file}' does not exist; an exported encoder is {WEIGHTS} beside {INFO}")
-    try:
-        content = json.loads(info.read_text(encoding="utf-8"))
-        for name in ("input_size", "mean", "std"):
-            content[name] = tuple(content[name])
-        expected = content.pop(CHECKSUM, None)
-        description = EncoderInfo(**content)
-        _check_types(description)
-        require_own_options(description.options)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
+    description, expected = _described(info)
     try:
         state = load_file(weights)
     except SafetensorError as error:
@@ -100,20 +92,22 @@ def load_encoder(path: Path | str) -> Encoder:
     return Encoder(state, description)
 
 
-def _check_types(info: EncoderInfo) -> None:
-    """Raise TypeError where a file that somebody edited says what cannot be."""
+def _described(info: Path) -> tuple[EncoderInfo, Any]:
+    """Return the description of an export, and the checksum of its tensors if it says one.
 
-    def numbers(values: tuple[Any, ...]) -> bool:
-        return len(values) > 0 and all(isinstance(value, int | float) for value in values)
-
-    sound = {
-        "model": isinstance(info.model, str),
-        "in_chans": isinstance(info.in_chans, int),
-        "input_size": len(info.input_size) == 2 and all(isinstance(side, int) for side in info.input_size),
-        "options": isinstance(info.options, dict),
-        "resolved": isinstance(info.resolved, dict),
-        "mean": numbers(info.mean),
-        "std": numbers(info.std),
-    }
-    if unsound := [name for name, holds in sound.items() if not holds]:
-        raise TypeError(f"{unsound[0]}={getattr(info, unsound[0])!r}")
+    Raises:
+        UserError: the file is none, or tells of what cannot be.
+    """
+    content = read_json(info, "description of an export")
+    expected = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    try:
+        description = as_instance(EncoderInfo, content)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{info}' does not describe an exported encoder: {error}") from None
+    wrong = list(wrong_values(description))
+    if not (description.mean and description.std):
+        wrong.append("mean and std must be of at least one channel")
+    if wrong:
+        raise UserError(f"'{info}' does not describe an exported encoder: {'; '.join(wrong)}")
+    require_own_options(description.options)
+    return description, expected

@@ -108,11 +108,6 @@ def create_whole(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def user_cache(name: str) -> Path:
-    """Return the folder of the user's cache for things of a kind; it need not be there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spark-transfer" / name
-
-
 def write_text(destination: Path | str, text: str) -> None:
     """Atomically write `text` as UTF-8; bytes of files' names that are none are written as escapes."""
     with atomic_path(destination) as temporary:

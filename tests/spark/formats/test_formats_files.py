@@ -131,13 +131,15 @@ def test_variants_with_the_names_of_another_network_are_refused(
 @pytest.mark.parametrize(("change", "complaint"), [
     ({"model": "resnet18x"}, "unknown model 'resnet18x'"),
     ({"model": "resnet34"}, "is not a resnet34"),
-    ({"model": None}, "model=None"),
+    ({"model": None}, "model should be str, and is null"),
     ({"in_chans": 1}, "1 of another shape"),
-    ({"options": None}, "options=None"),
+    ({"options": None}, "options should be dict"),
     ({"options": {"color": 3}}, "cannot build 'resnet18'.*color"),
-    ({"input_size": [64]}, r"input_size=\(64,\)"),
-    ({"input_size": ["a", "b"]}, "input_size="),
-    ({"mean": ["dark"]}, "mean="),
+    ({"input_size": [64]}, "input_size should have 2 entries"),
+    ({"input_size": ["a", "b"]}, "input_size should be int"),
+    ({"input_size": [0, 64]}, r"input_size=.* must be at least 1"),
+    ({"mean": ["dark"]}, "mean should be float"),
+    ({"std": [0.0, 1.0, 1.0]}, r"std=.* must be positive"),
 ])
 def test_an_export_that_somebody_edited_is_one_line(
     change: dict[str, object], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
