@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from spark.data.sampled_checksum import sampled_checksum
-from spark.config.values import shown
 from spark.errors import UserError
 from spark.utils.files import open_regular
 from spark.utils.provenance import content_hash
@@ -76,7 +75,7 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f"file list '{path}' names no images: one path a line, or a column '{COLUMN}', is expected")
     if not any(os.path.isfile(path.parent / name) for name in names[:LOOKED_FOR]):
         raise UserError(
-            f"file list '{path}': '{shown(path.parent / names[0], 300)}' does not exist, nor do the next; "
+            f"file list '{path}': '{path.parent / names[0][:200]}' does not exist, nor do the next; "
             "paths are relative to the list's folder"
         )
     return names
