@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -183,9 +184,14 @@ def _another_root(rng: random.Random, content: Any, path: Path) -> None:
 
 def _deep(rng: random.Random, content: Any, path: Path) -> None:
     tree: Any = []
-    for _ in range(900):
+    for _ in range(2000):
         tree = [tree]
-    torch.save({**content, "config": tree}, path)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        torch.save({**content, "config": tree}, path)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 CHECKPOINTS = (_more_objects, _more_objects, _other_values, _other_values, _other_tensors, _other_tensors,

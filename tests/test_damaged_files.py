@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import pickle
 import random
@@ -33,6 +32,7 @@ import eval_suite.cli
 import spark.cli
 from spark.formats.encoder import WEIGHTS
 from spark.formats.reader import read
+from spark.utils.cache import keep
 from spark.utils.provenance import content_hash
 
 SEED = 12
@@ -101,9 +101,8 @@ READERS = (
            (hostile.of_shard,), weight=3),
     *(Reader(name, ("photos", name), ([*BENCH, f"data.root={name}"],), (hostile.of_list,))
       for name in ("list.txt", "list.csv")),
-    Reader("cache/spark-transfer/shards", ("shard.tar", "cache"), ([*BENCH, "data.root=shard.tar"],),
-           (hostile.of_json,), weight=2),
-    Reader("cache/spark-transfer/listings", ("photos",), ([*BENCH, "data.root=photos"],), (hostile.of_json,), weight=2),
+    Reader("cache/spark-transfer/shards", ("shard.tar", "cache"), ([*BENCH, "data.root=shard.tar"],), weight=2),
+    Reader("cache/spark-transfer/listings", ("photos",), ([*BENCH, "data.root=photos"],), weight=2),
     *(Reader(f"coco/{name}", ("coco",), (["eval", *DETECTION, "out=run"],), (damage,), weight=weight)
       for name, damage, weight in (("annotations/instances_train2017.json", hostile.of_json, 3),
                                    ("annotations/instances_val2017.json", hostile.of_json, 1),
@@ -257,9 +256,8 @@ def _victim(case: Path, pattern: str) -> Path:
         photos = case / "photos"
         status = photos.stat()
         path = case / pattern / f"{content_hash(os.path.abspath(photos))}.json"
-        path.parent.mkdir(parents=True)
         changed = [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        path.write_text(json.dumps({"": [changed, [], sorted(entry.name for entry in photos.iterdir())]}))
+        keep(path, {"": [changed, [], sorted(entry.name for entry in photos.iterdir())]})
         return path
     return sorted(case.glob(pattern if not pattern.endswith("shards") else f"{pattern}/*.json"))[0]
 

@@ -16,9 +16,23 @@ WORDS = {int: "whole number", float: "number"}
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are our errors: a line without the usage, which `--help` shows."""
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; settings may stand behind options, too: RECIPE --dry-run key=value."""
+        options, others = self.parse_known_args(args, namespace)
+        if isinstance(settings := getattr(options, "overrides", None), list):
+            settings += [word for word in others if _is_setting(word)]
+            others = [word for word in others if not _is_setting(word)]
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return options
+
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def number(declaration: Any) -> Callable[[str], Any]:

@@ -202,7 +202,8 @@ def _scan(shard: Path) -> Iterator[Member]:
     except Exception as error:  # what is damaged makes `tarfile` stumble in any way
         if (told := fault(error)) is not None:
             raise UserError(f"shard '{shard}' cannot be read: {told}") from None
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = "a header has a number beyond all files" if isinstance(error, OverflowError) else (
+            " ".join(str(error).split()) or type(error).__name__)
         raise UserError(f"shard '{shard}' is damaged, cut short or compressed ({why}); get it anew") from None
 
 

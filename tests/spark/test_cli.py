@@ -174,3 +174,12 @@ def test_one_image_is_enough(workplace: Path) -> None:
         other.unlink()
     assert main(pretrain("train.batch=1", "data.input_size=[64,64]", "train.preset=auto")) == 0
     assert (workplace / "run" / "encoder.safetensors").is_file()
+
+
+def test_settings_may_stand_behind_options(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--dry-run", "recipe.yaml", "seed=1", "--dry-run", *SMALL, "mask.ratio=2"]) == 2
+    assert "mask.ratio=2" in capsys.readouterr().err
+    assert main(["pretrain", "recipe.yaml", "--dry-run", "--fast", "seed=1"]) == 2
+    assert "unrecognized arguments: --fast; see spark --help" in capsys.readouterr().err
+    assert main(["check", "resnet18", "--engine", "compact", "seed=1"]) == 2
+    assert "unrecognized arguments: seed=1" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Callable
@@ -73,6 +74,27 @@ def test_a_damaged_shard_is_refused(damage: str, shard: Path) -> None:
     shard.write_bytes(DAMAGES[damage](shard.read_bytes()))
     with pytest.raises(UserError, match=r"a\.tar' is damaged, cut short or compressed \(.+\); get it anew"):
         open_source(shard)
+
+
+def test_a_number_beyond_all_is_told_in_words(shard: Path) -> None:
+    shard.write_bytes(DAMAGES["a pax record of any length"](shard.read_bytes()))
+    with pytest.raises(UserError, match="a header has a number beyond all files"):
+        open_source(shard)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"\xff", b"[[true,1,2]]", b'["a"]', b"[" * 100_000])
+def test_a_damaged_cache_is_as_good_as_none(damage: bytes, shard: Path, tmp_path: Path) -> None:
+    known = read_index(shard)
+    (cache,) = (tmp_path / "cache").rglob("*.json")
+    whole = cache.read_bytes()
+    cache.write_bytes(damage)
+    assert read_index(shard) == known
+    assert cache.read_bytes() == whole
+    cache.write_bytes(whole.replace(b"000.png", b"00x.png"))  # a bit or two, and JSON still
+    assert read_index(shard) == known
+    cache.unlink()
+    os.mkfifo(cache)
+    assert read_index(shard) == known
 
 
 def test_no_flipped_bit_makes_images_vanish(shard: Path) -> None:
