@@ -111,9 +111,12 @@ def test_it_is_sized_summarized_benchmarked_and_studied(
     assert (summary.method, summary.engine, summary.mask_ratio) == ("toy", "", 0.5)
     assert summary.encoder_flops == summary.dense_flops
     assert method_class("toy").verify("test_resnet", None) == []
-    bench = ["--batch", "2", "--input-size", "64", "--rounds", "1", "--device", "cpu", "--ratios", "0.5"]
-    assert main(["bench", "test_resnet", "--method", "toy", *bench, "--out", str(tmp_path / "bench")]) == 0
+    bench = ["bench", "test_resnet", "--method", "toy", "--batch", "2", "--input-size", "64", "--rounds", "1",
+             "--device", "cpu", "--out", str(tmp_path / "bench")]
+    assert main(bench) == 0
     assert "| step " in next((tmp_path / "bench").glob("*.md")).read_text()
+    assert main([*bench, "--mask-ratio", "0.5"]) == 2
+    assert "method toy: Key 'mask' not in 'ToyConfig'" in capsys.readouterr().err
     work = Work(str(photos.parent / "toy.yaml"), tmp_path / "node", {"data.root": str(photos), "model.name": "x"})
     task = find_task("pretrain")
     ids = [task.prepare(Work(work.recipe, work.out, {**work.settings, **more})).settings
