@@ -11,6 +11,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("lamb", "adamw")
 DEFAULT_COURSE = "spark"
-COURSES = (DEFAULT_COURSE, "mae")  # of the learning rate
+COURSES = (DEFAULT_COURSE, "mae", "simmim", "simmim_steps")  # of the learning rate
 ON_DIVERGENCE = ("stop", "rollback")
 FORMATS = ("timm", "torchvision", "detectron2", "mmpretrain", "official-convnext", "original-fcmae", "original-spark")

@@ -73,7 +73,8 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.04
     weight_decay_end: NotNegative = 0.2
     clip_grad_norm: NotNegative = 5.0  # of all gradients together; 0: no clipping
-    # Of the learning rate: spark: linearly from .005 of the peak, then a cosine to .001 of it; mae: from 0, and to 0.
+    # Of the learning rate: spark: linearly from .005 of the peak, then a cosine to .001 of it; mae: from 0, and to 0;
+    # simmim: from .005, and to .05; simmim_steps: from .005, and down to .1 at seven eighths of the training.
     schedule: str = added(DEFAULT_COURSE)
 
 

@@ -32,5 +32,5 @@ class MAESettings(PretrainConfig):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="vit_base_patch16_224", drop_path=0.0))
     data: DataConfig = field(default_factory=lambda: DataConfig(min_scale=0.2))
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig("adamw", 1.5e-4, [0.9, 0.95], 0.05, 0.05)
+        default_factory=lambda: OptimizerConfig("adamw", 1.5e-4, [0.9, 0.95], 0.05, 0.05, 0.0, "mae")
     )

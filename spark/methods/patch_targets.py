@@ -50,6 +50,11 @@ class Patches(NamedTuple):
         flat_BLn = split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         return flat_BLn.gather(1, places_BN[..., None].expand(-1, -1, self.values))
 
+    def in_a_row(self, values_BNn: Tensor) -> Tensor:
+        """Return patches side by side, as pictures of one row of them: [B, C, size, N * size]."""
+        inner_BNhwC = values_BNn.unflatten(2, (self.size, self.size, self.channels))
+        return inner_BNhwC.permute(0, 4, 2, 1, 3).flatten(3)
+
     def put(self, values_BNn: Tensor, places_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return images of these patches, zero elsewhere: [B, C, H, W]."""
         flat_BLn = values_BNn.new_zeros(len(values_BNn), grid[0] * grid[1], self.values)

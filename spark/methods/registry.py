@@ -43,6 +43,8 @@ METHODS: Mapping[str, Entry] = MappingProxyType({
                    "spark.methods.spark.original:variants"),
     "fcmae": Entry("spark.methods.fcmae.config:FCMAEConfig", "spark.methods.fcmae.model:FCMAE"),
     "um_mae": Entry("spark.methods.um_mae.config:UMMAEConfig", "spark.methods.um_mae.model:UMMAE"),
+    "mae": Entry("spark.methods.mae.config:MAEConfig", "spark.methods.mae.model:MAE"),
+    "simmim": Entry("spark.methods.simmim.config:SimMIMConfig", "spark.methods.simmim.model:SimMIM"),
 })
 
 

@@ -55,28 +55,37 @@ def cosine(progress: float, start: float, end: float) -> float:
 
 
 class Course(NamedTuple):
-    """The course of the learning rate: a linear warm-up to the peak, then half a cosine down.
+    """The course of the learning rate: a linear warm-up to the peak, then half a cosine down, or a step.
 
     Attributes:
         start: of the first step, relative to the peak, if there is a warm-up.
-        end: where the cosine ends, relative to the peak.
+        end: where the cosine ends, relative to the peak; or the rate behind the step.
         after: how many steps after the last one it ends there.
+        step: share of the training behind which the rate falls, all at once; None: a cosine.
     """
 
     start: float
     end: float
-    after: int
+    after: int = 0
+    step: float | None = None
 
 
-COURSES: Mapping[str, Course] = MappingProxyType({"spark": Course(0.005, 0.001, 0), "mae": Course(0.0, 0.0, 1)})
+COURSES: Mapping[str, Course] = MappingProxyType({
+    "spark": Course(0.005, 0.001),
+    "mae": Course(0.0, 0.0, after=1),
+    "simmim": Course(0.005, 0.05),
+    "simmim_steps": Course(0.005, 0.1, step=7 / 8),
+})
 """By the name of the method that they come from. MAE's last step still has a learning rate."""
 
 
 def learning_rate_at(step: int, total: int, warmup: int, peak: float, course: str = DEFAULT_COURSE) -> float:
     """Return the learning rate of a step, counted from 0."""
-    start, end, after = COURSES[course]
+    start, end, after, fall = COURSES[course]
     if step < warmup:
         return peak * (start + (1 - start) * step / warmup)
+    if fall is not None:
+        return peak if step < fall * total else end * peak
     progress = (step - warmup) / max(total - 1 + after - warmup, 1)
     return cosine(progress, peak, end * peak)
 

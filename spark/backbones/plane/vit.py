@@ -6,15 +6,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from spark.backbones.plane.encoder import Latent, PlaneEncoder
-from spark.backbones.plane.geometry import Layout
+from spark.backbones.plane.encoder import Latent
+from spark.backbones.plane.set_encoder import SetEncoder
 from spark.backbones.plane.sincos import sincos_table
 from spark.errors import UserError
 
 TOKEN_STD = 0.02
 
 
-class ViTPlane(PlaneEncoder):
+class ViTPlane(SetEncoder):
     """Tokens with their entries of the position table, behind the class token."""
 
     def __init__(self, network: VisionTransformer) -> None:
@@ -30,14 +30,6 @@ class ViTPlane(PlaneEncoder):
         """Normalize them, where the network does."""
         return self.network.patch_embed.norm(x_BHWC)
 
-    def body(self, x_BHWC: Tensor, layout: Layout) -> Latent:
-        """Return the tokens behind the last norm."""
-        height, width = x_BHWC.shape[1:3]
-        places = layout.positions(self.stride, height, width, x_BHWC.device).rows_columns
-        index = places[..., 0] * self._grid[1] + places[..., 1]
-        latent = self.attend(x_BHWC.flatten(1, 2), index.flatten(1))
-        return Latent(latent.tokens.unflatten(1, (height, width)), latent.prefix)
-
     def attend(self, x_BNC: Tensor, places_BN: Tensor) -> Latent:
         """Return what becomes of any tokens [B, N, C], given their places along rows of the grid."""
         network = self.network
@@ -47,6 +39,7 @@ class ViTPlane(PlaneEncoder):
         if prefix:
             first = torch.cat(prefix, 1) + prefix_C
             x_BNC = torch.cat([first.expand(len(x_BNC), -1, -1), x_BNC], 1)
+        x_BNC = network.norm_pre(network.pos_drop(x_BNC))
         for block in network.blocks:
             x_BNC = block(x_BNC)
         x_BNC = network.norm(x_BNC)
@@ -67,24 +60,25 @@ class ViTPlane(PlaneEncoder):
             if token is not None:
                 nn.init.normal_(token, std=TOKEN_STD)
         with torch.no_grad():
-            prefix = network.pos_embed.shape[1] - self._grid[0] * self._grid[1]
-            network.pos_embed.copy_(sincos_table(self.width, *self._grid, prefix=prefix)[None])
+            prefix = network.pos_embed.shape[1] - self.grid[0] * self.grid[1]
+            network.pos_embed.copy_(sincos_table(self.width, *self.grid, prefix=prefix)[None])
         network.pos_embed.requires_grad_(False)
 
     def check_size(self, height: int, width: int, cell: int, patch: int = 1) -> None:
         """Make sure that images have the grid of the position table."""
-        if (height // self.stride, width // self.stride) != tuple(self._grid):
-            made = "x".join(str(side * self.stride) for side in self._grid)
+        if (height // self.stride, width // self.stride) != tuple(self.grid):
+            made = "x".join(str(side * self.stride) for side in self.grid)
             raise UserError(f"the network's table of positions is for images of {made}, not {height}x{width}; leave "
                             "img_size out of model.options, or set it to data.input_size")
 
     @property
-    def _grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the table of positions."""
         return self.network.patch_embed.grid_size
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """Split the positions into those of the prefix (none: 0) and those of places [L, C]."""
         table = self.network.pos_embed[0]
-        count = len(table) - self._grid[0] * self._grid[1]
+        count = len(table) - self.grid[0] * self.grid[1]
         prefix = table[:count] if count else table.new_zeros(self.network.num_prefix_tokens, self.width)
         return prefix, table[count:]

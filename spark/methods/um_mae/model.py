@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spark.backbones.plane.encoder import Latent, PlaneEncoder
-from spark.backbones.plane.families import plane_encoder
+from spark.backbones.plane.encoder import Latent
 from spark.backbones.plane.geometry import Geometry
-from spark.backbones.timm_pyramid import TimmPyramid, build_sized, dense_part
+from spark.backbones.timm_pyramid import TimmPyramid, build_sized
 from spark.errors import UserError
-from spark.methods.base import Method, Output
+from spark.methods.base import Output
 from spark.methods.patch_targets import Patches
+from spark.methods.plane_method import PlaneMethod
 from spark.methods.token_decoder import TOKEN_STD, TokenDecoder
 from spark.methods.um_mae.config import UMMAEConfig
 from spark.methods.um_mae.sampling import draw
@@ -22,7 +22,7 @@ from spark.methods.um_mae.sampling import draw
 LARGEST_CELL = 8
 
 
-class UMMAE(Method):
+class UMMAE(PlaneMethod):
     """Masked modeling for a pyramid transformer.
 
     Args:
@@ -49,10 +49,8 @@ class UMMAE(Method):
         secondary: float = 0.25, pool: bool = False, legacy_positions: bool = False, normalize_targets: bool = True,
         decoder: tuple[int, int, int] = (512, 2, 16), recompute_decoder: bool = False,
     ) -> None:
-        super().__init__()
-        self.encoder, self.mask_ratio, self.secondary, self._pool = pyramid, mask_ratio, secondary, pool
-        self.cell = cell_of(mask_ratio)
-        self.patches = Patches(patch_size, pyramid.in_chans, normalize_targets)
+        super().__init__(pyramid, mask_ratio, Patches(patch_size, pyramid.in_chans, normalize_targets))
+        self.cell, self.secondary, self._pool = cell_of(mask_ratio), secondary, pool
         plane = self.plane
         if patch_size % plane.stride or plane.total_stride % patch_size:
             raise UserError(
@@ -62,7 +60,6 @@ class UMMAE(Method):
         expand = plane.total_stride // patch_size
         self._legacy_positions = legacy_positions and expand > 1  # the original's ViT has its tokens in one order
         grid = self.grid(*size)
-        plane.prepare()
         width, depth, heads = decoder
         self.decoder = TokenDecoder(plane.width, grid, self.patches.values, width, depth, heads, expand)
         self.decoder.recompute = recompute_decoder
@@ -87,11 +84,6 @@ class UMMAE(Method):
             recompute_decoder=decoder.recompute,
         )
 
-    @property
-    def plane(self) -> PlaneEncoder:
-        """The network, as what encodes planes."""
-        return plane_encoder(self.encoder.network)
-
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches; UserError if the plane of kept ones is not whole tokens and windows."""
         unit = self.cell * self.plane.total_stride
@@ -102,9 +94,6 @@ class UMMAE(Method):
             )
         self.plane.check_size(height, width, self.cell, self.patches.size)
         return self.patches.grid(height, width)
-
-    def check_batch(self, images: int, grid: tuple[int, int], processes: int = 1) -> None:
-        """Accept any: no norm looks across images."""
 
     def draw_mask(
         self, batch: int, grid: tuple[int, int], generator: torch.Generator | None = None,
@@ -149,19 +138,6 @@ class UMMAE(Method):
         """Return the mean squared error over the values of dropped patches."""
         dropped = self._geometry(mask).dropped
         return functional.mse_loss(self.patches.take(prediction, dropped), self.patches.target(images, dropped))
-
-    def reconstruct(self, images: Tensor, output: Output) -> Tensor:
-        """Return the prediction in the images' units, kept patches pasted (the replaced ones, too)."""
-        return self.patches.reconstruct(images, output.prediction, output.mask)
-
-    def encoder_state(self) -> dict[str, Tensor]:
-        """Return the network's state, in its own naming."""
-        return dense_part(self.encoder).state_dict()
-
-    @property
-    def trivial_loss(self) -> float | None:
-        """The loss of predicting each patch's mean."""
-        return self.patches.trivial_loss
 
     def _geometry(self, mask: Tensor) -> Geometry:
         return Geometry.of(mask, self.cell, self.patches.size)

@@ -1,0 +1,1 @@
+"""SimMIM: a simple framework for masked image modeling (arXiv 2111.09886)."""
