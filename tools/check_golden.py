@@ -17,11 +17,12 @@ from typing import Any
 
 import golden.fcmae
 import golden.spark
+import golden.um
 import torch
 
 from spark.errors import UserError, exits_cleanly
 
-KINDS = (golden.spark, golden.fcmae)
+KINDS = (golden.spark, golden.fcmae, golden.um)
 
 
 @exits_cleanly

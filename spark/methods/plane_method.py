@@ -16,14 +16,14 @@ from spark.utils.weight_decay import decayed_by_shape
 
 
 class Places(NamedTuple):
-    """Where an image's patches are, counted along rows, each ascending: of V visible ones and M hidden ones."""
+    """Where an image's patches are, counted along rows: of V visible ones and M hidden ones."""
 
     visible_BV: Tensor
     hidden_BM: Tensor
 
     @classmethod
     def of(cls, mask: Tensor, per_image: int) -> Places:
-        """Read a mask [B, 1, rows, columns] of which every image shows `per_image` patches."""
+        """Read a mask [B, 1, rows, columns] of which every image shows `per_image` patches: each ascending."""
         # A stable sort instead of nonzero(): shapes do not depend on values.
         order = (mask == 0).flatten(1).to(torch.uint8).argsort(dim=1, stable=True)
         return cls(order[:, :per_image], order[:, per_image:])

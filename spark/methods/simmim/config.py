@@ -1,4 +1,4 @@
-"""The settings of SimMIM; the defaults are the paper's for Swin-B and 100 epochs, but for its 192 pixels (and windows of 6)."""
+"""The settings of SimMIM; the defaults are the paper's for Swin-B and 100 epochs, but at 224 pixels, not 192."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimMIM: put a token in place of what is hidden -> encode the whole -> one linear layer -> L1 loss (arXiv 2111.09886)."""
+"""SimMIM: a token in place of what is hidden -> encode all -> one linear layer -> L1 loss (arXiv 2111.09886)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from spark.backbones.timm_pyramid import TimmPyramid, build_sized
 from spark.errors import UserError
 from spark.methods.base import Output
 from spark.methods.patch_targets import Patches
-from spark.methods.plane_method import PlaneMethod
+from spark.methods.plane_method import Places, PlaneMethod
 from spark.methods.token_decoder import TOKEN_STD, TokenDecoder
 from spark.methods.um_mae.config import UMMAEConfig
 from spark.methods.um_mae.sampling import draw
@@ -127,17 +127,20 @@ class UMMAE(PlaneMethod):
 
     def decode(self, features: list[Tensor], mask: Tensor, per_image: int) -> Tensor:
         """Return the prediction of dropped patches, zero where patches are kept: [B, C, H, W]."""
-        geometry = self._geometry(mask)
-        kept, dropped = geometry.kept, geometry.dropped
-        if self._legacy_positions:
-            kept = kept.sort(1).values
-        values = self.decoder(Latent(*features), kept, dropped, geometry.grid)
-        return self.patches.put(values, dropped, geometry.grid)
+        places, grid = self.places(mask), (mask.shape[2], mask.shape[3])
+        values = self.decoder(Latent(*features), *places, grid)
+        return self.patches.put(values, places.hidden_BM, grid)
 
     def loss(self, prediction: Tensor, images: Tensor, mask: Tensor, per_image: int) -> Tensor:
         """Return the mean squared error over the values of dropped patches."""
         dropped = self._geometry(mask).dropped
         return functional.mse_loss(self.patches.take(prediction, dropped), self.patches.target(images, dropped))
+
+    def places(self, mask: Tensor) -> Places:
+        """Return where the decoder has the kept patches, in the order of cells, and the dropped ones, along rows."""
+        geometry = self._geometry(mask)
+        kept = geometry.kept
+        return Places(kept.sort(1).values if self._legacy_positions else kept, geometry.dropped)
 
     def _geometry(self, mask: Tensor) -> Geometry:
         return Geometry.of(mask, self.cell, self.patches.size)

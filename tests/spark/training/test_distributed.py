@@ -12,6 +12,7 @@ import pytest
 import torch
 from paths import ROOT
 from torch import nn
+from two_ranks import start_torchrun, torchrun
 
 from spark.data.samplers import EpochSampler, ShareSampler
 from spark.errors import UserError
@@ -34,23 +35,6 @@ def settings(photos: Path, out: Path, *more: str) -> list[str]:
         "model.drop_path=0", "decoder.width=32", "train.batch=8", f"train.epochs={STEPS}", "train.warmup_epochs=2",
         "optimizer.base_lr=0.003", "train.picture_epochs=100", *more,
     ]  # fmt: skip
-
-
-def torchrun(recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    process = start_torchrun(recipe, *overrides)
-    told = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, *told)
-
-
-def start_torchrun(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
-    code = "import sys; from spark.cli import main; sys.exit(main())"
-    script = recipe.with_name("spark_main.py")
-    script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    recipe.write_text("{}\n")
-    command += ["pretrain", str(recipe), *overrides]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def begin(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
