@@ -31,6 +31,14 @@ def check(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
         pytest.param("fcmae/fcmae_atto_96", "masked", marks=pytest.mark.slow),
         pytest.param("fcmae/fcmae_tiny_64", "compact", marks=pytest.mark.slow),
         pytest.param("fcmae/fcmae_tiny_64", "masked", marks=pytest.mark.slow),
+        ("um/um_vit_mini_96", "auto"),
+        ("um/um_swin_pixel_nosm_128_w4", "auto"),
+        ("um/mae_vit_mini_96", "auto"),
+        ("um/simmim_swin_tiny_128_w8", "auto"),
+        ("um/simmim_official_swin_tiny_128_w4", "auto"),
+        pytest.param("um/um_swin_tiny_128_w4", "auto", marks=pytest.mark.slow),
+        pytest.param("um/um_pvt_small_128", "auto", marks=pytest.mark.slow),
+        pytest.param("um/simmim_pvt_small_128", "auto", marks=pytest.mark.slow),
     ],
 )
 def test_our_numbers_are_the_originals(name: str, engine: str) -> None:

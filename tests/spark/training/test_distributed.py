@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT
 from torch import nn
 from two_ranks import start_torchrun, torchrun
 
