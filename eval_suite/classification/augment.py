@@ -7,7 +7,7 @@ pairs are blended one of (seed, step, position in the batch).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +20,8 @@ from eval_suite.classification.config import DataConfig
 from eval_suite.classification.finetune_config import AugmentConfig
 from spark.data.samplers import mixed_seed
 
+# timm's names of policies; RandAugment is that of MAE, BEiT and their relatives.
+TIMM_POLICIES: Mapping[str, str] = {"autoaugment": "v0", "rand": "rand-m9-mstd0.5-inc1"}
 MIX = 5  # keeps the seeds of blending apart from those of `spark.data.samplers`
 
 
@@ -28,7 +30,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Compose:
     crop, policy, finish = create_transform(
         data.input_size, is_training=True, separate=True, interpolation="bicubic",
         scale=(augment.min_crop, 1.0), hflip=augment.flip, color_jitter=None,
-        auto_augment="v0" if augment.policy == "autoaugment" else None,
+        auto_augment=TIMM_POLICIES.get(augment.policy),
         re_prob=augment.random_erasing, re_mode="pixel", mean=tuple(data.mean), std=tuple(data.std),
     )
     if augment.policy == "trivial":

@@ -18,6 +18,7 @@ from eval_suite.classification.config import (
     not_one_of,
     those_that_hold,
 )
+from eval_suite.classification.layer_decay import LAYERS, STAGES
 from spark.backbones.names import is_reference
 from spark.config.choices import ON_DIVERGENCE, OPTIMIZERS
 from spark.config.identity import added, deciding
@@ -37,7 +38,7 @@ from spark.config.values import (
 )
 from spark.errors import UserError
 
-LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "none")
+LOSSES, POLICIES = ("bce", "soft_target_ce"), ("trivial", "autoaugment", "rand", "none")
 
 
 @dataclass
@@ -58,7 +59,8 @@ class AugmentConfig:
 
     min_crop: Share = 0.08  # smallest area of a random crop, as a fraction of the image
     flip: Probability = 0.5
-    policy: str = "trivial"  # trivial (TrivialAugmentWide) | autoaugment (from 384 pixels on) | none
+    # trivial (TrivialAugmentWide) | autoaugment (from 384 pixels on) | rand (RandAugment, as MAE has it) | none
+    policy: str = "trivial"
     random_erasing: Probability = 0.25
     mixup: NotNegative = 0.1
     cutmix: NotNegative = 1.0
@@ -74,6 +76,9 @@ class OptimizerConfig:
     name: str = "lamb"  # lamb | adamw
     base_lr: Positive = 0.002  # for a batch of 256; the rate is base_lr * batch / 256
     layer_decay: Share = 0.7  # 1 for none
+    # What has a rate of its own: stages (SparK's and ConvNeXt's recipes) | blocks (those of MAE and its relatives:
+    # every block; tables of positions and class tokens get no weight decay).
+    layers: str = added(STAGES)
     weight_decay: NotNegative = 0.02
     clip: NotNegative = 0.0  # global gradient norm; 0 for none
 
@@ -159,6 +164,7 @@ class FinetuneConfig(EvaluationConfig):
         augment, train = self.augment, self.train
         return super().problems() + self.labels.problems(self.seed) + [
             *not_one_of("optimizer.name", self.optimizer.name, OPTIMIZERS),
+            *not_one_of("optimizer.layers", self.optimizer.layers, LAYERS),
             *not_one_of("train.loss", train.loss, LOSSES),
             *not_one_of("train.on_divergence", train.on_divergence, ON_DIVERGENCE),
             *not_one_of("augment.policy", augment.policy, POLICIES),

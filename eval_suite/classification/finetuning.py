@@ -164,7 +164,8 @@ def schedule_of(config: FinetuneConfig) -> Schedule:
 
 def build_optimizer(config: FinetuneConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return LAMB or AdamW over layer-wise groups; LAMB as in the original, always adapting, unclipped."""
-    groups = parameter_groups(model, config.optimizer.weight_decay, config.optimizer.layer_decay)
+    settings = config.optimizer
+    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay, settings.layers)
     if config.optimizer.name == "lamb":
         return Lamb(groups, lr=0.0, max_grad_norm=None, always_adapt=True, bias_correction=False)
     return torch.optim.AdamW(groups, lr=0.0)

@@ -28,8 +28,7 @@ def timm_layers(
     Raises:
         UserError: timm does not say which layers the network has.
     """
-    if not hasattr(network, "group_matcher"):
-        raise UserError(f"nothing says which layers {type(network).__name__} has; {remedy}")
+    _check_grouped(network, remedy)
     stages, blocks = (
         {
             name: group
@@ -41,6 +40,28 @@ def timm_layers(
     layers = stages if max(stages.values()) != STAGES else _third_stage_split(stages, blocks)
     after = max(layers.values()) + 1
     return {name: layers.get(name, after) for name, _ in network.named_parameters()}
+
+
+def block_layers(network: Any, remedy: str = "train all layers at one rate") -> dict[str, int]:
+    """Return the layer of each parameter where every block is one: 0 for the stem, the last for what follows.
+
+    So it is in the fine-tuning recipes of MAE and its relatives.
+
+    Args:
+        network: of timm, with or without a classifier.
+        remedy: for the message, where there are no layers.
+
+    Raises:
+        UserError: timm does not say which layers the network has.
+    """
+    _check_grouped(network, remedy)
+    layers: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    return {name: layers[name] for name, _ in network.named_parameters()}
+
+
+def _check_grouped(network: Any, remedy: str) -> None:
+    if not hasattr(network, "group_matcher"):
+        raise UserError(f"nothing says which layers {type(network).__name__} has; {remedy}")
 
 
 def _third_stage_split(stages: dict[str, int], blocks: dict[str, int]) -> dict[str, int]:

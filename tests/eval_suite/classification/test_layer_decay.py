@@ -10,10 +10,18 @@ import timm
 import torch
 from paths import ROOT
 
+from eval_suite.classification.finetune_config import FinetuneConfig, OptimizerConfig
 from eval_suite.classification.layer_decay import layer_ids, parameter_groups
+from spark.backbones.timm_model import create_timm
 from spark.errors import UserError
 
 GOLDEN = json.loads((ROOT / "tests/golden/finetune_layer_ids.json").read_text())
+
+UM_GOLDEN = json.loads((ROOT / "tests/golden/um/um_finetune_layer_ids.json").read_text())
+UM_MODELS = {
+    "pvt_small_256": "um_pvt_small", "swin_tiny_256": "um_swin_tiny", "swin_large_256": "um_swin_large",
+    "vit_base_patch16": "vit_base_patch16_224",
+}
 
 
 def official_to_timm(name: str) -> str:
@@ -79,3 +87,26 @@ def test_a_model_without_layers_is_refused_unless_there_is_no_decay() -> None:
     with pytest.raises(UserError, match=r"optimizer\.layer_decay=1"):
         parameter_groups(model, 0.05, 0.7)
     assert {group["lr_scale"] for group in parameter_groups(model, 0.05, 1.0)} == {1.0}
+
+
+@pytest.mark.parametrize("original", sorted(UM_GOLDEN))
+def test_blocks_are_the_layers_of_um_maes_recipes(original: str) -> None:
+    expected, name = UM_GOLDEN[original], UM_MODELS[original]
+    options = {"global_pool": "avg"} if name.startswith("vit") else {}
+    model = create_timm(name, classes=1000, drop_path=0.0, options=options)
+    names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
+    ids = layer_ids(model, "blocks")
+    found = {
+        names[id(parameter)]: [ids[names[id(parameter)]], group["lr_scale"], group["weight_decay"]]
+        for group in parameter_groups(model, expected["weight_decay"], expected["layer_decay"], "blocks")
+        for parameter in group["params"]
+    }
+    assert found == {parameter: pytest.approx(row, rel=1e-12) for parameter, row in expected["params"].items()}
+
+
+def test_the_way_to_make_layers_is_one_of_those_known() -> None:
+    (problem,) = [
+        problem for problem in FinetuneConfig(optimizer=OptimizerConfig(layers="block")).problems()
+        if problem.startswith("optimizer.layers")
+    ]
+    assert problem == "optimizer.layers='block' is not one of stages, blocks. Did you mean blocks?"
