@@ -29,15 +29,15 @@ def backbone_cost(
 @lru_cache(maxsize=64)
 def _counted(model: str, size: int, options: str) -> BackboneCost | None:
     import torch  # takes seconds, and most reports do without
-    from torch.utils.flop_counter import FlopCounterMode
 
     from spark.backbones.timm_pyramid import build_pyramid, dense_part
+    from spark.utils.flops import flop_counter
 
     with torch.device("meta"):  # shapes are all that is needed
         try:
             pyramid: Any = build_pyramid(model, options=json.loads(options))
             channels = pyramid.example().shape[1]
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with flop_counter() as counter, torch.no_grad():
                 pyramid.eval()(torch.empty(1, channels, size, size))
         except (UserError, RuntimeError, TypeError, ValueError):  # records may tell of networks that cannot be
             return None

@@ -11,12 +11,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from spark.config.choices import DEFAULT_METHOD
 from spark.config.pretrain import PretrainConfig
@@ -26,6 +24,7 @@ from spark.methods.variant import Variant
 from spark.sparse.patches import patches_per_image
 from spark.training.optim import build_optimizer, parameter_groups, set_schedule
 from spark.utils.device import autocast, choose_device
+from spark.utils.flops import flop_counter
 from spark.utils.memory import kept_for_backward
 from spark.utils.provenance import code_version, environment, hardware
 
@@ -196,24 +195,13 @@ def count_flops(step: TrainingStep) -> dict[str, int]:
     flops: dict[str, int] = {}
 
     def around(part: str, function: Callable[[], Any]) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=dict(CONVOLUTION_BACKWARD)) as counter:
+        with flop_counter() as counter:
             result = function()
         flops[part] = counter.get_total_flops()
         return result
 
     step.run(around)
     return flops
-
-
-def _convolution_backward_flops(
-    grad_shape: list[int], x_shape: list[int], weight_shape: list[int], _bias: Any, _stride: Any, _padding: Any,
-    _dilation: Any, transposed: bool, _output_padding: Any, _groups: int, wanted: list[bool], **_: Any,
-) -> int:
-    """As many as the forward pass for each gradient; torch's own formula forgets the groups of the weight's."""
-    return conv_flop_count(x_shape, weight_shape, grad_shape, transposed) * sum(wanted[:2])
-
-
-CONVOLUTION_BACKWARD = MappingProxyType({torch.ops.aten.convolution_backward: _convolution_backward_flops})
 
 
 def kept_bytes(step: TrainingStep) -> tuple[int, int]:

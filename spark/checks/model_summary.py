@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from spark.config.pretrain import PretrainConfig
 from spark.methods.base import Method
 from spark.methods.registry import build_method
 from spark.sparse.patches import patches_per_image
+from spark.utils.flops import flop_counter
 from spark.utils.memory import kept_for_backward
 
 BATCH = 2
@@ -96,9 +96,9 @@ def _forward_costs(model: Method, images: Tensor) -> tuple[int, int, int]:
     mask = model.draw_mask(len(images), grid, torch.Generator().manual_seed(0))
     per_image = patches_per_image(mask != 0)
     with kept_for_backward(model) as kept:
-        with FlopCounterMode(display=False) as encoder:
+        with flop_counter() as encoder:
             features = model.encode(images, mask, per_image)
-        with FlopCounterMode(display=False) as decoder:
+        with flop_counter() as decoder:
             prediction = model.decode(features, mask, per_image)
         _loss = model.loss(prediction, images, mask, per_image)  # it holds on to what is kept, until that is counted
     return encoder.get_total_flops(), decoder.get_total_flops(), sum(kept.values())
@@ -106,6 +106,6 @@ def _forward_costs(model: Method, images: Tensor) -> tuple[int, int, int]:
 
 def _dense_flops(encoder: nn.Module, image: Tensor) -> int:
     """Without a mask the encoder is dense again, and without memory its shapes are all that is computed."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         encoder.to("meta")(image.to("meta"))
     return counter.get_total_flops()

@@ -38,18 +38,6 @@ def test_flops_of_a_part_are_those_of_its_convolutions() -> None:
     assert dense["encoder backward"] == 2 * dense["encoder forward"] - stem
 
 
-def test_flops_of_a_depthwise_convolution_count_its_groups() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from spark.benchmark.step import CONVOLUTION_BACKWARD
-
-    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-    x = torch.randn(1, 8, 5, 5, requires_grad=True)
-    with FlopCounterMode(display=False, custom_mapping=dict(CONVOLUTION_BACKWARD)) as counter:
-        conv(x).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * 8 * 9 * 25
-
-
 def test_kept_bytes_fall_with_what_is_visible() -> None:
     variants = WORKLOAD.variants("float32")[1:]
     masked, compact = (kept_bytes(TrainingStep(WORKLOAD, variant, None)) for variant in variants)
