@@ -41,8 +41,10 @@ class Entry(NamedTuple):
 METHODS: Mapping[str, Entry] = MappingProxyType({
     "spark": Entry("spark.methods.spark.config:SparKConfig", "spark.methods.spark.model:SparK",
                    "spark.methods.spark.original:variants"),
-    "fcmae": Entry("spark.methods.fcmae.config:FCMAEConfig", "spark.methods.fcmae.model:FCMAE"),
-    "um_mae": Entry("spark.methods.um_mae.config:UMMAEConfig", "spark.methods.um_mae.model:UMMAE"),
+    "fcmae": Entry("spark.methods.fcmae.config:FCMAEConfig", "spark.methods.fcmae.model:FCMAE",
+                   "spark.methods.fcmae.variants:variants"),
+    "um_mae": Entry("spark.methods.um_mae.config:UMMAEConfig", "spark.methods.um_mae.model:UMMAE",
+                    "spark.methods.um_mae.variants:variants"),
     "mae": Entry("spark.methods.mae.config:MAEConfig", "spark.methods.mae.model:MAE"),
     "simmim": Entry("spark.methods.simmim.config:SimMIMConfig", "spark.methods.simmim.model:SimMIM"),
 })

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,3 +33,8 @@ class Variant:
     compile: bool = False
     baseline: bool = False
     own_weights: bool = False
+
+
+def with_engine(build: Callable[[Any], Any], engine: str) -> Callable[[Any], Any]:
+    """Return what builds a run's model with another engine than the run's."""
+    return lambda config: build(dataclasses.replace(config, engine=engine))

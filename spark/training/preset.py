@@ -97,7 +97,7 @@ def choose(
     draft = _Draft(config, written)
     batch = draft.take("train.batch", *_batch(facts))
     cost = _fit(draft, facts, math.ceil(batch / facts.processes), measure)
-    name = draft.take("optimizer.name", *_optimizer(batch))
+    name = draft.take("optimizer.name", *_optimizer(config.optimizer.name, batch))
     draft.take("optimizer.base_lr", *_base_lr(name, batch))
     steps = max(facts.images // batch, 1)
     seconds = cost.seconds * batch / facts.processes
@@ -191,7 +191,9 @@ def _fitting(cost: Cost, facts: Facts) -> int:
     return _power_of_two((MEMORY * facts.memory - cost.fixed) / max(cost.per_image, 1))
 
 
-def _optimizer(batch: int) -> tuple[str, str]:
+def _optimizer(usual: str, batch: int) -> tuple[str, str]:
+    if usual != "lamb":
+        return usual, "what the method's authors use"
     if batch >= LARGE_BATCH:
         return "lamb", f"the paper's, made for large batches: {LARGE_BATCH} or more"
     return "adamw", f"in batches below {LARGE_BATCH} it learns faster than LAMB, which was made for large ones"

@@ -47,13 +47,13 @@ def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_everything_shipped_is_pinned() -> None:
-    shipped = recipes("configs/pretrain/*.yaml", "configs/finetune/*.yaml", "configs/probe/*.yaml",
+    shipped = recipes("configs/pretrain/**/*.yaml", "configs/finetune/*.yaml", "configs/probe/*.yaml",
                       "configs/studies/*.yaml", "d2_projects/*mask_rcnn/*.py")
     assert shipped == sorted(PINNED)
     assert CHANGED.keys() <= PINNED.keys()
 
 
-@pytest.mark.parametrize("recipe", recipes("configs/pretrain/*.yaml"))
+@pytest.mark.parametrize("recipe", recipes("configs/pretrain/**/*.yaml"))
 def test_pretraining(recipe: str) -> None:
     config = read_recipe(recipe, PLACES)
     protocol = deciding_hash(config, config.FREE)

@@ -8,7 +8,7 @@ decoder runs layer by layer. Everything else is the masked engine's, and so are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import timm.layers
@@ -20,7 +20,7 @@ from spark.backbones.timm_pyramid import build_pyramid
 from spark.methods.spark.config import SparKConfig
 from spark.methods.spark.decoder import DecoderBlock
 from spark.methods.spark.model import SparK
-from spark.methods.variant import Variant
+from spark.methods.variant import Variant, with_engine
 from spark.sparse import masked
 from spark.sparse.rule import Dense, LayerRule, unchanged
 from spark.sparse.state import VisiblePatches
@@ -75,15 +75,10 @@ def build_original(config: SparKConfig) -> SparK:
 
 def variants(precision: str, compile: bool) -> list[Variant]:
     """Return the original's scheme, the masked engine tuned, and the compact one, for benchmarks."""
-    compact = Variant("compact", _with_engine("compact"), precision=precision)
+    compact = Variant("compact", with_engine(SparK.from_config, "compact"), precision=precision)
     return [
         Variant("original", build_original, torch.contiguous_format, foreach=False, baseline=True),
-        Variant("masked", _with_engine("masked"), precision=precision),
+        Variant("masked", with_engine(SparK.from_config, "masked"), precision=precision),
         compact,
         *([dataclasses.replace(compact, label="compact compiled", compile=True)] if compile else []),
     ]
-
-
-def _with_engine(engine: str) -> Callable[[SparKConfig], SparK]:
-    """Return what builds a run's model with another engine than the run's."""
-    return lambda config: SparK.from_config(dataclasses.replace(config, engine=engine))

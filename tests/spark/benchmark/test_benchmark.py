@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from spark.benchmark.report import markdown, ratio_to, save
 from spark.benchmark.step import PARTS, TrainingStep, Workload, benchmark, count_flops, kept_bytes

@@ -13,8 +13,10 @@ from spark.backbones.timm_pyramid import build_pyramid
 from spark.config.pretrain import PretrainConfig
 from spark.methods.registry import read_recipe
 
-RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
-BUDGETS = [path for path in RECIPES if path.stem.endswith(("_300e", "_800e"))]
+FOLDER = ROOT / "configs" / "pretrain"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+NAMES = {path: str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES}
+BUDGETS = [path for path in FOLDER.glob("*.yaml") if path.stem.endswith(("_300e", "_800e"))]
 BN, LN = [0.9, 0.95], [0.9, 0.999]
 
 
@@ -98,22 +100,72 @@ def test_every_model_has_both_budgets() -> None:
     assert {path.stem for path in BUDGETS} == wanted
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES.get)
 def test_a_head_tells_what_why_how_and_how_much(recipe: Path) -> None:
     text = head(recipe)
     places = [text.index(label) for label in ("Reproduces:", "Command:", "Expected:", "Cost:")]
     assert places == sorted(places)
-    assert f"spark pretrain configs/pretrain/{recipe.name}" in text
+    assert f"spark pretrain {recipe.relative_to(ROOT)}" in text
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES.get)
 def test_the_network_exists(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    model = load(recipe).model
+    config = load(recipe)
+    model = config.model
+    assert config.method == (recipe.parent.name if recipe.parent != FOLDER else "spark")
     if ":" in model.name:
         build_pyramid(model.name, model.in_chans, model.drop_path, model.options)
     else:
         assert timm.is_model(model.name)
+
+
+MAE = ("adamw", 1.5e-4, [0.9, 0.95], 0.05, 0.05, 0.0, "mae")
+PUBLISHED = {
+    "um_mae/swin_tiny": ("um_swin_tiny", MAE, 4096, 200, 10, "82.04"),
+    "um_mae/pvt_small": ("um_pvt_small", MAE, 4096, 200, 10, "79.31"),
+    "um_mae/swin_large": ("um_swin_large", MAE, 4096, 800, 40, "85.2"),
+    "um_mae/vit_base": ("vit_base_patch16_224", MAE, 4096, 200, 10, "82.88"),
+    "simmim/um_swin_tiny": ("um_swin_tiny", MAE, 4096, 200, 10, "82.20"),
+    "simmim/um_pvt_small": ("um_pvt_small", MAE, 4096, 200, 10, "79.28"),
+    "mae/um_vit_base": ("vit_base_patch16_224", MAE, 4096, 200, 10, "82.88"),
+    "mae/vit_base_1600e": ("vit_base_patch16_224", MAE, 4096, 1600, 40, "83.6"),
+    "simmim/swin_base": (
+        "swin_base_patch4_window7_224", ("adamw", 1e-4, [0.9, 0.999], 0.05, 0.05, 5.0, "simmim"), 2048, 100, 10, "82.8"
+    ),
+    "simmim/swin_base_800e": (
+        "swin_base_patch4_window7_224", ("adamw", 5e-5, [0.9, 0.999], 0.05, 0.05, 5.0, "simmim_steps"), 2048, 800, 10,
+        "84.0",
+    ),
+    "simmim/swin_large_800e": (
+        "swin_large_patch4_window12_384", ("adamw", 5e-5, [0.9, 0.999], 0.05, 0.05, 5.0, "simmim_steps"), 2048, 800, 10,
+        "85.4",
+    ),
+    **{
+        f"fcmae/convnextv2_{size}": (f"convnextv2_{size}", MAE, 4096, 1600, 40, top1)
+        for size, top1 in {"atto": "76.7", "femto": "78.5", "pico": "80.3", "nano": "81.9", "tiny": "83.0",
+                           "base": "84.9", "large": "85.8"}.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows_of_the_other_methods_have_their_settings(name: str) -> None:
+    recipe = FOLDER / f"{name}.yaml"
+    config = load(recipe)
+    model, optimizer, batch, epochs, warmup, top1 = PUBLISHED[name]
+    assert (config.model.name, config.model.drop_path) == (model, 0)
+    assert tuple(vars(config.optimizer).values()) == optimizer
+    assert (config.train.batch, config.train.epochs, config.train.warmup_epochs) == (batch, epochs, warmup)
+    assert f"{top1} % top-1" in head(recipe)
+
+
+def test_um_maes_recipes_are_as_published_and_repaired() -> None:
+    published, repaired = (load(FOLDER / f"um_mae/{name}.yaml") for name in ("swin_tiny", "swin_tiny_repaired"))
+    assert (published.sampling, published.decoder_positions) == ("pool", "legacy")
+    assert (repaired.sampling, repaired.decoder_positions) == ("independent", "true")
+    repaired.sampling, repaired.decoder_positions = published.sampling, published.decoder_positions
+    assert repaired == published
 
 
 def test_cifar_images_are_whole_patches_of_eight_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

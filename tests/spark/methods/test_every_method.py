@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,27 @@ def test_it_resumes_exactly_and_exports_what_timm_loads(
     assert not found.unexpected_keys
     assert all("norm" in key for key in found.missing_keys)
     assert model.encoder_state().keys() == load_file(whole / "encoder.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "labels"),
+    [
+        ("um_mae", "um_swin_tiny", ["simmim", "um_mae", "um_mae, decoder recomputed"]),
+        ("fcmae", "convnextv2_atto", ["masked", "compact"]),
+        ("mae", "vit_tiny_patch16_224", ["step"]),
+    ],
+)
+def test_its_step_is_compared_with_the_others_of_its_kind(
+    method: str, model: str, labels: list[str], tmp_path: Path
+) -> None:
+    words = ["bench", model, "--method", method, "--batch", "1", "--rounds", "1", "--device", "cpu"]
+    assert main([*words, "--input-size", "256" if method == "um_mae" else "224", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("*.json")
+    measured = {entry["variant"]: entry for entry in json.loads(file.read_text())["variants"]}
+    assert list(measured) == labels
+    kept = [entry["step_activations"] for entry in measured.values()]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == len(kept)
 
 
 @pytest.mark.parametrize("method", sorted(SMALL.keys() - {"spark"}))  # of which tests/spark/training knows more
