@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,13 @@ from spark.backbones.timm_model import create_timm
 from spark.backbones.timm_pyramid import build_pyramid, dense_part
 from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
+from spark.formats.fitting import fitted
 from spark.formats.reader import optional
 from spark.formats.weights import Weights, read_weights, same_network, same_numbers
 from spark.utils.state_dict import load_strictly
+
+Network = TypeVar("Network")
+FREE_OPTIONS = frozenset({"img_size", "window_size", "global_pool"})  # weights are fitted to these, or have none of it
 
 
 class OwnClassifier(nn.Module):
@@ -49,39 +54,72 @@ def starting_weights(init: str, model: ModelConfig | EncoderConfig, data: DataCo
     return read_weights(init, model.name, check=lambda info: _check_fits(init, info, model, data))
 
 
-def build_classifier(model: ModelConfig, classes: int, start: Weights, seed: int) -> nn.Module:
+def build_classifier(
+    model: ModelConfig, classes: int, start: Weights, seed: int, side: int | None = None
+) -> nn.Module:
     """Return a classifier on the CPU whose backbone begins as `start` says, and its head at random.
+
+    Args:
+        model: what to build.
+        classes: of the classifier.
+        start: the weights.
+        seed: of what begins at random.
+        side: of images in pixels, for networks that are built for a size; None: for their usual one.
 
     Raises:
         UserError: there is no such model, it cannot be built so, or the weights are not of it.
     """
-    torch.manual_seed(seed)
     if is_reference(model.name):
+        torch.manual_seed(seed)
         network = build_own(model.name, 3, model.drop_path, model.options)
         _load(cast(nn.Module, network), start)
         return OwnClassifier(network, classes)
-    classifier = create_timm(model.name, classes=classes, drop_path=model.drop_path, options=model.options)
+    classifier = _sized(
+        lambda options: create_timm(model.name, classes=classes, drop_path=model.drop_path, options=options),
+        model.options, seed, side,
+    )
     _load(classifier, start, classifier_names(classifier))
     return classifier
 
 
-def build_encoder(model: EncoderConfig, start: Weights, seed: int) -> Any:
+def build_encoder(model: EncoderConfig, start: Weights, seed: int, side: int | None = None) -> Any:
     """Return a dense feature pyramid on the CPU that begins as `start` says.
+
+    Args:
+        model: what to build.
+        start: the weights.
+        seed: of what begins at random.
+        side: as for `build_classifier`.
 
     Raises:
         UserError: as for `build_classifier`.
     """
-    torch.manual_seed(seed)
-    pyramid: Any = build_pyramid(model.name, 3, 0.0, model.options)
+    pyramid: Any = _sized(lambda options: build_pyramid(model.name, 3, 0.0, options), model.options, seed, side)
     _load(dense_part(pyramid), start)
     return pyramid
+
+
+def _sized(
+    build: Callable[[Mapping[str, Any]], Network], options: Mapping[str, Any], seed: int, side: int | None
+) -> Network:
+    """Build a network of a seed, for images of a size if it wants to know."""
+    torch.manual_seed(seed)
+    if side is not None:
+        try:
+            return build({"img_size": side, **options})
+        except UserError as error:
+            if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error.__cause__)):
+                raise
+        torch.manual_seed(seed)
+    return build(options)
 
 
 def _load(model: nn.Module, start: Weights, heads: tuple[str, ...] = ()) -> None:
     """Copy weights into a model, of which only what begins with one of `heads` may stay as it is."""
     if start.state is not None:
         source = f"init '{start.record.checkpoint}'"
-        load_strictly(model, start.state, source, may_lack=lambda name: name.startswith(heads) or optional(name))
+        state = fitted(start.state, model)
+        load_strictly(model, state, source, may_lack=lambda name: name.startswith(heads) or optional(name))
 
 
 def _check_fits(init: str, info: EncoderInfo, model: ModelConfig | EncoderConfig, data: DataConfig) -> None:
@@ -89,7 +127,7 @@ def _check_fits(init: str, info: EncoderInfo, model: ModelConfig | EncoderConfig
     problems = []
     if not same_network(info.model, model.name):
         problems.append(f"it is a {info.model}: pass model.name={info.model}")
-    elif dict(info.options) != dict(model.options):
+    elif _deciding(info.options) != _deciding(model.options):
         problems.append(f"it was built with other options: pass model.options='{dict(info.options)}'")
     if info.in_chans != 3:
         problems.append(f"it takes {info.in_chans} channels, but the images have 3")
@@ -98,3 +136,7 @@ def _check_fits(init: str, info: EncoderInfo, model: ModelConfig | EncoderConfig
             problems.append(f"it was trained with another {key}: pass data.{key}={list(expected)}")
     if problems:
         raise UserError(f"init '{init}' does not fit this run: {'; '.join(problems)}")
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in FREE_OPTIONS}

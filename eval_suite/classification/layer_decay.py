@@ -44,7 +44,10 @@ def layer_ids(model: nn.Module, layers: str = STAGES) -> dict[str, int]:
 def classifier_names(model: Any) -> tuple[str, ...]:
     """Return how the names of a timm classifier's own tensors begin, those that a feature extractor does without."""
     named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{name.partition('.')[0]}." for name in ([named] if isinstance(named, str) else named))
+    names = [named] if isinstance(named, str) else list(named)
+    if isinstance(getattr(model, "fc_norm", None), nn.LayerNorm):  # in front of the classifier, and as new as it
+        names.append("fc_norm")
+    return tuple(f"{name.partition('.')[0]}." for name in names)
 
 
 def parameter_groups(

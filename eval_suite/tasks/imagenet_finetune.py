@@ -86,7 +86,9 @@ def _finetune(config: FinetuneConfig, evaluation: Evaluation) -> ResultRecord | 
     ranks = evaluation.ranks
     data = ranks.on_all(lambda: open_data(config))
     start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
-    model = ranks.on_all(lambda: build_classifier(config.model, data.classes, start, config.seed))
+    model = ranks.on_all(lambda: build_classifier(
+        config.model, data.classes, start, config.seed, config.data.input_size
+    ))
     steps = config.train.epochs * (len(data.train) // config.train.batch)
     evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: carries_start(model, steps))
     origin = {"data": data.identity, "init": dataclasses.asdict(start.record), **own_source(config.model.name)}

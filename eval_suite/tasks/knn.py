@@ -85,7 +85,8 @@ def _classify(config: KnnConfig, evaluation: Evaluation) -> ResultRecord | None:
     train, val = open_splits(config.data.train_root, config.data.val_root)
     start = starting_weights(config.init, config.model, config.data)
     encoder = FrozenEncoder(
-        build_encoder(config.model, start, config.seed), ranks.device, evaluation.resolved["precision"]
+        build_encoder(config.model, start, config.seed, config.data.input_size), ranks.device,
+        evaluation.resolved["precision"],
     )
     evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: encoder.carries_start)
     protocol = evaluation.protocol(identity_of(train, train, val))

@@ -89,7 +89,9 @@ def _probe(config: ProbeConfig, evaluation: Evaluation) -> ResultRecord | None:
     splits = ranks.on_all(lambda: _open(config))
     start = ranks.on_all(lambda: starting_weights(config.init, config.model, config.data))
     frozen = ranks.on_all(lambda: FrozenEncoder(
-        build_encoder(config.model, start, config.seed), ranks.device, evaluation.resolved["precision"]))
+        build_encoder(config.model, start, config.seed, config.data.input_size), ranks.device,
+        evaluation.resolved["precision"],
+    ))
     evaluation = evaluation.recalibrating(config.model.recalibrate, lambda: frozen.carries_start)
     learner = ranks.on_all(lambda: _learner(config, splits, start, frozen, evaluation))
     training = Training("probe", config, learner.schedule, learner, ranks, (RESULT, HEADS))

@@ -52,7 +52,9 @@ class UMNetwork(nn.Module, ABC):
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.num_features = self.head_hidden_size = self.widths[-1]
         self.in_chans, self.num_classes = in_chans, num_classes
-        self.pretrained_cfg = {"architecture": type(self).__name__, "input_size": (in_chans, *self.img_size)}
+        self.pretrained_cfg = {
+            "architecture": type(self).__name__, "input_size": (in_chans, *self.img_size), "classifier": "head",
+        }
         self.patch_embed = PatchEmbed(in_chans, self.widths[0], self.build_stem_norm(self.widths[0]))
         rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
         first = [0, *accumulate(depths)]
