@@ -123,14 +123,15 @@ def test_the_task_of_few_labels_needs_a_limit(recipe: str, tmp_path: Path) -> No
 
 
 def test_an_own_network_is_fine_tuned(recipe: str, tmp_path: Path) -> None:
-    own = [f"model.name={OWN}", "model.options={width: 4, blocks: 1}"]
+    # Not 4 channels: torch 2.14.1 corrupts memory in their gradients on some AMD processors.
+    own = [f"model.name={OWN}", "model.options={width: 8, blocks: 1}"]
     with pytest.raises(UserError, match=r"optimizer\.layer_decay must be 1"):
         imagenet_finetune.finetune(recipe, own)
     result = imagenet_finetune.finetune(recipe, [*own, "optimizer.layer_decay=1"])
     assert result
     record = load_record(result)
     assert record.model == OWN
-    assert record.protocol["model"]["options"] == {"width": 4, "blocks": 1}
+    assert record.protocol["model"]["options"] == {"width": 8, "blocks": 1}
 
 
 def test_a_run_does_not_go_on_with_another_source_of_its_own_network(recipe: str, tmp_path: Path) -> None:
