@@ -123,7 +123,7 @@ def test_the_task_of_few_labels_needs_a_limit(recipe: str, tmp_path: Path) -> No
 
 
 def test_an_own_network_is_fine_tuned(recipe: str, tmp_path: Path) -> None:
-    # Not 4 channels: torch 2.14.1 corrupts memory in their gradients on some AMD processors.
+    # With 4 channels the backward pass crashed on an AMD processor; why is not known.
     own = [f"model.name={OWN}", "model.options={width: 8, blocks: 1}"]
     with pytest.raises(UserError, match=r"optimizer\.layer_decay must be 1"):
         imagenet_finetune.finetune(recipe, own)
