@@ -138,7 +138,7 @@ def test_a_run_does_not_go_on_with_another_source_of_its_own_network(recipe: str
     file = tmp_path / "mine.py"
     code = Path(OWN.rpartition(":")[0]).read_text()
     file.write_text(code)
-    own = [f"model.name={file}:CifarResNet", "model.options={width: 4, blocks: 1}", "optimizer.layer_decay=1"]
+    own = [f"model.name={file}:CifarResNet", "model.options={width: 8, blocks: 1}", "optimizer.layer_decay=1"]
     result = imagenet_finetune.finetune(recipe, own)
     assert result
     before = result.read_bytes()
