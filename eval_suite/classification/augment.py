@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from eval_suite.classification.finetune_config import AugmentConfig
 from spark.data.samplers import mixed_seed
 
 # timm's names of policies; RandAugment is that of MAE, BEiT and their relatives.
-TIMM_POLICIES: Mapping[str, str] = {"autoaugment": "v0", "rand": "rand-m9-mstd0.5-inc1"}
+TIMM_POLICIES: Mapping[str, str] = MappingProxyType({"autoaugment": "v0", "rand": "rand-m9-mstd0.5-inc1"})
 MIX = 5  # keeps the seeds of blending apart from those of `spark.data.samplers`
 
 

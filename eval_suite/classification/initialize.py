@@ -15,7 +15,7 @@ from eval_suite.classification.probe_config import EncoderConfig
 from spark.backbones.names import is_reference
 from spark.backbones.own_network import build_own
 from spark.backbones.timm_model import create_timm
-from spark.backbones.timm_pyramid import build_pyramid, dense_part
+from spark.backbones.timm_pyramid import build_pyramid, dense_part, for_size
 from spark.errors import UserError
 from spark.formats.encoder import EncoderInfo
 from spark.formats.fitting import fitted
@@ -94,7 +94,8 @@ def build_encoder(model: EncoderConfig, start: Weights, seed: int, side: int | N
     Raises:
         UserError: as for `build_classifier`.
     """
-    pyramid: Any = _sized(lambda options: build_pyramid(model.name, 3, 0.0, options), model.options, seed, side)
+    asked = None if is_reference(model.name) else side  # a user's own class is given its own options, no others
+    pyramid: Any = _sized(lambda options: build_pyramid(model.name, 3, 0.0, options), model.options, seed, asked)
     _load(dense_part(pyramid), start)
     return pyramid
 
@@ -103,15 +104,11 @@ def _sized(
     build: Callable[[Mapping[str, Any]], Network], options: Mapping[str, Any], seed: int, side: int | None
 ) -> Network:
     """Build a network of a seed, for images of a size if it wants to know."""
-    torch.manual_seed(seed)
-    if side is not None:
-        try:
-            return build({"img_size": side, **options})
-        except UserError as error:
-            if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error.__cause__)):
-                raise
+    def seeded(chosen: Mapping[str, Any]) -> Network:
         torch.manual_seed(seed)
-    return build(options)
+        return build(chosen)
+
+    return seeded(options) if side is None else for_size(seeded, side, options)
 
 
 def _load(model: nn.Module, start: Weights, heads: tuple[str, ...] = ()) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from spark.backbones.pyramid import Pyramid
 from spark.backbones.timm_model import create_timm
 from spark.errors import UserError
 
+Built = TypeVar("Built")
 SCALES = 4
 """SparK decodes from strides 4, 8, 16, 32: the coarsest stride and three halvings. So a dilated network of stride 16 is
 decoded from 2, 4, 8, 16, and one of stride 8 from 2, 4, 8: pixels themselves are never taken."""
@@ -108,12 +109,25 @@ def build_sized(
     Raises:
         UserError: there is no such network, or it cannot be built so.
     """
+    return for_size(lambda chosen: TimmPyramid(name, in_chans, drop_path, chosen), size, options)
+
+
+def for_size(
+    build: Callable[[Mapping[str, Any]], Built], size: int | tuple[int, int], options: Mapping[str, Any]
+) -> Built:
+    """Build a timm network for images of a size, if it takes one.
+
+    Args:
+        build: builds it, given options of `timm.create_model`; called a second time where there is no `img_size`.
+        size: side, or height and width, in pixels.
+        options: the others; `img_size` among them goes before.
+    """
     try:
-        return TimmPyramid(name, in_chans, drop_path, {"img_size": size, **options})
+        return build({"img_size": size, **options})
     except UserError as error:
         if not (isinstance(error.__cause__, TypeError) and "img_size" in str(error.__cause__)):
             raise
-    return TimmPyramid(name, in_chans, drop_path, options)
+    return build(options)
 
 
 def as_pyramid(network: Pyramid | nn.Module | str) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from spark.training.optim import set_schedule
 
 Numbers = dict[str, Any]
 """What a golden file says of a tensor, or of a whole computation."""
@@ -86,3 +88,20 @@ def dict_error(numbers: Mapping[str, Numbers], expected: Mapping[str, Numbers]) 
 def worst(errors: Iterable[float]) -> float:
     """Return the maximum, where NaN counts as infinite."""
     return max((math.inf if math.isnan(error) else error for error in errors), default=0.0)
+
+
+def take_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Numbers, images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+) -> tuple[list[float], list[float]]:
+    """Train a model for a case's steps; return the loss and the norm of the gradients of each."""
+    losses, norms = [], []
+    for image, mask, rate in zip(images, masks, settings["lr_per_step"], strict=True):
+        set_schedule(optimizer, rate, settings["weight_decay"])
+        optimizer.zero_grad()
+        loss = model(image, mask).loss
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), math.inf).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms

@@ -19,6 +19,7 @@ from golden.compare import (
     standard_normal,
     summaries,
     summary,
+    take_steps,
     tensor_error,
 )
 from spark.backbones.timm_pyramid import TimmPyramid
@@ -26,7 +27,7 @@ from spark.errors import UserError
 from spark.formats import original_fcmae
 from spark.methods.fcmae.model import FCMAE
 from spark.methods.patch_targets import Patches
-from spark.training.optim import build_optimizer, parameter_groups, set_schedule
+from spark.training.optim import build_optimizer, parameter_groups
 
 TOLERANCES = {"float64": 1e-9, "float32": 2e-4}
 IMAGE = "grn_image"  # the variant whose response norms are over each image
@@ -97,15 +98,7 @@ def _step_errors(
     groups = parameter_groups(model, model.decayed)
     decaying = {parameter for group in groups if group["decays"] for parameter in group["params"]}
     optimizer = build_optimizer("adamw", groups, tuple(settings["betas"]))
-    losses, norms = [], []
-    for image, mask, rate in zip(images, masks, settings["lr_per_step"], strict=True):
-        set_schedule(optimizer, rate, settings["weight_decay"])
-        optimizer.zero_grad()
-        loss = model(image, mask).loss
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf).item())
-        optimizer.step()
-        losses.append(loss.item())
+    losses, norms = take_steps(model, optimizer, settings, images, masks)
     own = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     final = original_fcmae.from_ours(own)
     decayed = {name for ours, name in final.mapped.items() if model.get_parameter(ours) in decaying}

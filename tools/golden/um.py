@@ -18,6 +18,7 @@ from golden.compare import (
     relative,
     summaries,
     summary,
+    take_steps,
     tensor_error,
     worst,
 )
@@ -29,7 +30,7 @@ from spark.methods.plane_method import Places
 from spark.methods.simmim.config import OFFICIAL, UM
 from spark.methods.simmim.model import SimMIM
 from spark.methods.um_mae.model import UMMAE
-from spark.training.optim import build_optimizer, parameter_groups, set_schedule
+from spark.training.optim import build_optimizer, parameter_groups
 
 TOLERANCES = {"float64": 1e-9, "float32": 2e-4}
 PATCH, UNIT = 16, 32  # sides of patches in pixels: of all, and of the official SimMIM
@@ -152,15 +153,7 @@ def step_errors(case: Mapping[str, Any], model: Any, images: list[Tensor], masks
     groups = parameter_groups(model, model.decayed)
     still = {parameter for group in groups if not group["decays"] for parameter in group["params"]}
     optimizer = build_optimizer("adamw", groups, tuple(settings["betas"]))
-    losses, norms = [], []
-    for image, mask, rate in zip(images, masks, settings["lr_per_step"], strict=True):
-        set_schedule(optimizer, rate, settings["weight_decay"])
-        optimizer.zero_grad()
-        loss = model(image, mask).loss
-        loss.backward()
-        norms.append(nn.utils.clip_grad_norm_(model.parameters(), math.inf).item())
-        optimizer.step()
-        losses.append(loss.item())
+    losses, norms = take_steps(model, optimizer, settings, images, masks)
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     names = FROM_ORIGINAL[case["method"]]
     undecayed = to_original({name: value for name, value in model.named_parameters() if value in still}, names)
