@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from spark.backbones.plane.encoder import PlaneEncoder
 from spark.backbones.plane.families import plane_encoder
-from spark.backbones.timm_pyramid import TimmPyramid, dense_part
+from spark.backbones.timm_pyramid import TimmPyramid, build_sized, dense_part
+from spark.config.pretrain import PretrainConfig
 from spark.methods.base import Method, Output
 from spark.methods.patch_targets import Patches
 from spark.utils.weight_decay import decayed_by_shape
@@ -74,3 +75,14 @@ class PlaneMethod(Method):
     def describe(self) -> list[str]:
         """Say what of the network is not exact in this."""
         return self.plane.describe()
+
+
+def network_of(config: PretrainConfig) -> tuple[TimmPyramid, tuple[int, int]]:
+    """Build a run's network for the size of its images; return both.
+
+    Raises:
+        UserError: the network is unknown, or cannot be built so.
+    """
+    network, (height, width) = config.model, config.data.input_size
+    size = (height, width)
+    return build_sized(network.name, size, network.in_chans, network.drop_path, network.options), size

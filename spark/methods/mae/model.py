@@ -11,12 +11,12 @@ from torch.nn import functional
 from spark.backbones.plane.encoder import Latent
 from spark.backbones.plane.families import plane_encoder
 from spark.backbones.plane.set_encoder import SetEncoder
-from spark.backbones.timm_pyramid import TimmPyramid, build_sized
+from spark.backbones.timm_pyramid import TimmPyramid
 from spark.errors import RefusedError
 from spark.masking import random_mask
 from spark.methods.mae.config import MAEConfig
 from spark.methods.patch_targets import Patches
-from spark.methods.plane_method import Places, PlaneMethod
+from spark.methods.plane_method import Places, PlaneMethod, network_of
 from spark.methods.token_decoder import TokenDecoder
 
 
@@ -55,10 +55,9 @@ class MAE(PlaneMethod):
         Raises:
             UserError: the network is unknown or refused, or a size does not fit another.
         """
-        network, decoder = config.model, config.decoder
-        size = (config.data.input_size[0], config.data.input_size[1])
+        decoder = config.decoder
         return cls(
-            build_sized(network.name, size, network.in_chans, network.drop_path, network.options), size,
+            *network_of(config),
             mask_ratio=config.mask.ratio, normalize_targets=config.normalize_targets,
             decoder=(decoder.width, decoder.depth, decoder.heads), recompute_decoder=decoder.recompute,
         )

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spark.backbones.plane.geometry import Whole
-from spark.backbones.timm_pyramid import TimmPyramid, build_sized
+from spark.backbones.timm_pyramid import TimmPyramid
 from spark.errors import UserError
 from spark.masking import enlarge, random_mask
 from spark.methods.patch_targets import Patches
-from spark.methods.plane_method import Places, PlaneMethod
+from spark.methods.plane_method import Places, PlaneMethod, network_of
 from spark.methods.simmim.config import OFFICIAL, UM, SimMIMConfig
 
 TOKEN_STD = 0.02
@@ -91,10 +91,9 @@ class SimMIM(PlaneMethod):
         Raises:
             UserError: the network is unknown or refused, or a size does not fit another.
         """
-        network, mask = config.model, config.mask
-        size = (config.data.input_size[0], config.data.input_size[1])
+        mask = config.mask
         return cls(
-            build_sized(network.name, size, network.in_chans, network.drop_path, network.options), size,
+            *network_of(config),
             mask_ratio=mask.ratio, patch_size=mask.patch_size, normalize_targets=config.normalize_targets,
             reading=config.reading,
         )

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from spark.backbones.plane.encoder import Latent
 from spark.backbones.plane.geometry import Geometry
-from spark.backbones.timm_pyramid import TimmPyramid, build_sized
+from spark.backbones.timm_pyramid import TimmPyramid
 from spark.errors import UserError
 from spark.methods.base import Output
 from spark.methods.patch_targets import Patches
-from spark.methods.plane_method import Places, PlaneMethod
+from spark.methods.plane_method import Places, PlaneMethod, network_of
 from spark.methods.token_decoder import TOKEN_STD, TokenDecoder
 from spark.methods.um_mae.config import UMMAEConfig
 from spark.methods.um_mae.sampling import draw
@@ -74,10 +74,9 @@ class UMMAE(PlaneMethod):
         Raises:
             UserError: the network is unknown or refused, or a size does not fit another.
         """
-        network, mask, decoder = config.model, config.mask, config.decoder
-        size = (config.data.input_size[0], config.data.input_size[1])
+        mask, decoder = config.mask, config.decoder
         return cls(
-            build_sized(network.name, size, network.in_chans, network.drop_path, network.options), size,
+            *network_of(config),
             mask_ratio=mask.ratio, patch_size=mask.patch_size, secondary=mask.secondary,
             pool=config.sampling == "pool", legacy_positions=config.decoder_positions == "legacy",
             normalize_targets=config.normalize_targets, decoder=(decoder.width, decoder.depth, decoder.heads),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from spark.backbones.timm_pyramid import build_sized
+from spark.methods.plane_method import network_of
 from spark.methods.simmim.config import UM
 from spark.methods.simmim.model import SimMIM
 from spark.methods.um_mae.config import UMMAEConfig
@@ -25,10 +25,8 @@ def variants(precision: str, compile: bool) -> list[Variant]:
 
 def build_simmim(config: UMMAEConfig) -> SimMIM:
     """Build SimMIM for the network, the images and the patches of a UM-MAE run."""
-    network, mask = config.model, config.mask
-    size = (config.data.input_size[0], config.data.input_size[1])
-    pyramid = build_sized(network.name, size, network.in_chans, network.drop_path, network.options)
-    return SimMIM(pyramid, size, mask_ratio=mask.ratio, patch_size=mask.patch_size, reading=UM)
+    mask = config.mask
+    return SimMIM(*network_of(config), mask_ratio=mask.ratio, patch_size=mask.patch_size, reading=UM)
 
 
 def build_recomputing(config: UMMAEConfig) -> UMMAE:
